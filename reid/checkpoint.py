@@ -1,0 +1,239 @@
+"""The run folder `model/<name>/`: options, log, weights, what resumption needs, results.
+
+    opts.json        all options, the command line, versions, git commit, dataset fingerprint
+    log.jsonl        a line an epoch
+    net_best.pth     weights of the epoch with the lowest validation error
+    net_last.pth     weights of the newest epoch; net_<epoch>.pth: those of every tenth
+    state.pth        weights, optimiser and history, for --resume
+    train.jpg        loss and error curves
+    results.json     the last word of each script that measured this run
+
+A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix.
+"""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import torchvision
+
+from model import ft_net, ft_net_dense, read_weights
+from reid.errors import UserError
+from reid.files import cannot_write, replacing
+
+ROOT = Path(__file__).resolve().parent.parent
+# Flags that may differ when a run is resumed: they don't change what is learnt.
+FREE_ON_RESUME = {"epochs", "workers", "gpu_ids", "resume", "save_every", "model_dir"}
+
+
+class Run:
+    """A run folder: `Run("model/ft_ResNet50")`. Nothing is touched until something is saved."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def start(self, options, facts):
+        """Make the folder with its opts.json: `options` from the command line, `facts` measured.
+
+        Raises UserError where the folder holds a run already.
+        """
+        if any(self.path.glob("net_*.pth")):
+            raise UserError(
+                f"{self.path}: holds a run already; go on with it (--resume), delete it, "
+                "or take another --name"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        write_json(self.file("opts.json"), {"options": options, **facts, **provenance()})
+
+    def abandon(self):
+        """Take back `start` where training failed before its first epoch was saved."""
+        if not any(self.path.glob("net_*.pth")):
+            self.file("opts.json").unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: something of the user's is in it
+                self.path.rmdir()
+
+    def check_same(self, options):
+        """Raise UserError unless `options` are those the run was started with."""
+        before = self.opts()["options"]
+        for name in sorted(options.keys() - FREE_ON_RESUME):
+            if options[name] != before.get(name):
+                raise UserError(
+                    f"--resume: {self.path} was started with --{name} {before.get(name)}, "
+                    f"not {options[name]}; repeat its own options (see its opts.json)"
+                )
+
+    def file(self, name):
+        """Path of a file in the run folder."""
+        return self.path / name
+
+    def opts(self):
+        """The run's opts.json; empty where there is none, as in a folder of the original."""
+        path = self.file("opts.json")
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON ({error}); restore or delete it") from error
+
+    def save_weights(self, net, label):
+        """Write `net_<label>.pth`."""
+        save(self.file(f"net_{label}.pth"), plain_state(net))
+
+    def save_state(self, net, optimizer, history):
+        """Write what --resume needs; `history` is the log so far, a dict an epoch."""
+        state = {
+            "net": plain_state(net),
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+        }
+        save(self.file("state.pth"), state)
+
+    def load_state(self, net, optimizer, device):
+        """Restore network and optimiser from state.pth; returns the history."""
+        path = self.file("state.pth")
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except FileNotFoundError:
+            raise UserError(f"{path}: not there, so no epoch to resume after; start anew") from None
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise UserError(f"{path}: damaged, can't resume; start anew") from error
+        unwrap(net).load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["history"]
+
+    def write_log(self, history):
+        """Write log.jsonl: a JSON line for each epoch of `history`."""
+        with replacing(self.file("log.jsonl")) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
+
+    def weights_file(self, which_epoch):
+        """Path of `net_<which_epoch>.pth`. Raises UserError that lists the epochs there are."""
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: no such run; name one with --name (and --model_dir)")
+        path = self.file(f"net_{which_epoch}.pth")
+        if not path.exists():
+            there = sorted(p.stem.removeprefix("net_") for p in self.path.glob("net_*.pth"))
+            raise UserError(
+                f"{path}: no such weights; --which_epoch can be {', '.join(there) or 'nothing yet'}"
+            )
+        return path
+
+
+def build_network(use_dense, class_num, pretrained="none"):
+    """A new network, its backbone from ImageNet ("imagenet"), a weights file, or random ("none").
+
+    Raises UserError where the weights can't be had.
+    """
+    network = ft_net_dense if use_dense else ft_net
+    if pretrained == "none":
+        return network(class_num)
+    try:
+        return network(class_num, pretrained)
+    except ValueError as error:  # the named file is not what it should be
+        raise UserError(f"--pretrained {error}") from error
+    except (OSError, RuntimeError) as error:  # no network, a proxy, a broken download
+        raise UserError(
+            f"--pretrained imagenet: torchvision's weights can't be downloaded ({error}); "
+            "pass --pretrained FILE with a copy of them, or --pretrained none"
+        ) from error
+
+
+def load_network(path, use_dense=None):
+    """The network in a weights file, whatever its class count, with or without `module.`.
+
+    use_dense: what the caller expects, None to take what the file holds.
+    Raises UserError for a damaged file, and for another network than expected.
+    """
+    try:
+        weights = read_weights(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    dense = any(name.startswith("model.features.") for name in weights)
+    names = {True: "DenseNet-121", False: "ResNet-50"}
+    if use_dense is not None and use_dense != dense and "classifier.0.weight" in weights:
+        raise UserError(f"{path}: holds a {names[dense]}, not the expected {names[use_dense]}")
+    try:
+        net = build_network(dense, len(weights["classifier.0.weight"]))
+        net.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: not the weights of a ft_net or ft_net_dense") from error
+    return net
+
+
+def unwrap(net):
+    """The network itself, out of DataParallel."""
+    return net.module if isinstance(net, torch.nn.DataParallel) else net
+
+
+def plain_state(net):
+    """The state_dict without prefix, in the default memory layout, on the CPU."""
+    return {
+        name: value.detach().cpu().contiguous() for name, value in unwrap(net).state_dict().items()
+    }
+
+
+def save(path, content):
+    """torch.save, whole or not at all."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def write_json(path, content):
+    """Write indented JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def update_results(path, section, values):
+    """Set one section of a results.json (a dict a script), keeping the others."""
+    path = Path(path)
+    try:
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results[section] = values
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a results file ({error}); name another") from error
+    write_json(path, results)
+
+
+def provenance():
+    """Where a number comes from: command line, versions and the code's git commit."""
+    return {
+        "command": command_line(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+        "git": git_commit(),
+    }
+
+
+def command_line():
+    """The command that is running, as one would type it."""
+    return " ".join(["python", re.sub(r".*[/\\]", "", sys.argv[0]), *sys.argv[1:]])
+
+
+def git_commit():
+    """The commit of this code and whether files differ from it; None outside a git checkout."""
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,72 @@
+"""Where and how to compute: which device, how many GPUs, which arithmetic."""
+
+import torch
+from torch import nn
+
+from reid.errors import UserError
+
+
+def choose_device(gpu_ids=None):
+    """The device to compute on and the list of GPUs for DataParallel (empty: none).
+
+    gpu_ids: None chooses by itself; "-1" is the CPU, "0" one GPU, "0,1" two.
+    """
+    if gpu_ids is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0), []
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), []
+        return torch.device("cpu"), []
+    try:
+        ids = [int(text) for text in gpu_ids.split(",")]
+    except ValueError:
+        raise UserError(f"--gpu_ids {gpu_ids}: expected numbers like 0 or 0,1, or -1") from None
+    if ids == [-1]:
+        return torch.device("cpu"), []
+    found = torch.cuda.device_count()
+    for gpu in ids:
+        if not 0 <= gpu < found:
+            raise UserError(
+                f"--gpu_ids {gpu_ids}: no CUDA GPU {gpu} here ({found} found); "
+                "leave the flag out or pass -1 for the CPU"
+            )
+    return torch.device("cuda", ids[0]), ids if len(ids) > 1 else []
+
+
+def place(net, device, parallel_ids):
+    """Move a network to the device, as DataParallel where several GPUs were asked for.
+
+    channels_last is the layout in which convolutions are fastest; results are the same.
+    """
+    net = net.to(device, memory_format=torch.channels_last)
+    return nn.DataParallel(net, parallel_ids) if parallel_ids else net
+
+
+def arithmetic(device, precision="auto"):
+    """The dtype to autocast to, or None for plain fp32.
+
+    "auto" takes bf16 where the hardware multiplies in it: elsewhere it would only be slower.
+    """
+    if precision == "auto":
+        precision = "bf16" if computes_bf16(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def computes_bf16(device):
+    """Whether the device has fast bf16 arithmetic."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return False
+
+
+def autocast(device, dtype):
+    """A context that computes in `dtype` where that is safe; None changes nothing."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def to_device(images, device):
+    """Images [B, 3, H, W] on the device, in the network's memory layout."""
+    return images.to(device, non_blocking=True, memory_format=torch.channels_last)

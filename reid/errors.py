@@ -1,0 +1,27 @@
+"""A user's mistakes: one line that says what to do, exit code 2, no traceback."""
+
+import sys
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the file or flag and says what to do."""
+
+
+def run(main):
+    """Run a script's `main` as a process: exit code 2 for a UserError, 130 for Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(fail(str(error)))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message):
+    """Print the one line on standard error; returns the exit code."""
+    # A loader's worker process hands its error over as the text of a traceback; the last line
+    # is the message.
+    line = message.strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
+    print(f"error: {line}", file=sys.stderr)
+    return 2

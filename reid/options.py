@@ -1,0 +1,140 @@
+"""The command line: one parser class, the groups of flags that scripts share, typed values.
+
+Imports no torch, so that `--help` is quick. Each script keeps its paths as constants at its top
+and passes them in as defaults.
+"""
+
+import argparse
+import sys
+
+from reid.errors import fail
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with defaults in the help, no abbreviation of flags, and errors of one line."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=HelpWithDefaults
+        )
+
+    def error(self, message):
+        sys.exit(fail(f"{message} (see {self.prog} --help)"))
+
+
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default; where it is None, the help text itself says what happens."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def at_least(smallest, kind=int):
+    """An argument type: a number of `kind` that is `smallest` or more."""
+
+    def parse(text):
+        value = kind(text)
+        if not value >= smallest:  # also true for nan
+            raise argparse.ArgumentTypeError(f"{text} is under {smallest}")
+        return value
+
+    parse.__name__ = kind.__name__  # what argparse calls it: "invalid int value"
+    return parse
+
+
+def share(text):
+    """An argument type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive(text):
+    """An argument type: a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def add_device_options(parser):
+    """Where and how to compute: `--gpu_ids --precision --workers`."""
+    group = parser.add_argument_group("device")
+    group.add_argument(
+        "--gpu_ids",
+        help="GPUs to use: 0, or 0,1 for DataParallel on two, or -1 for the CPU "
+        "(default: a GPU or Apple's where there is one, else the CPU)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="auto: bf16 autocast where the hardware computes in it, else fp32",
+    )
+    group.add_argument(
+        "--workers", type=at_least(0), default=2, help="processes that read images; 0: none"
+    )
+
+
+def add_run_options(parser, name, model_dir):
+    """Which run folder: `--name --model_dir`."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--name", default=name, help="the run's name: its folder in --model_dir")
+    group.add_argument("--model_dir", default=model_dir, help="folder that holds the runs")
+
+
+def add_training_options(parser, data_dir):
+    """What train_baseline.py and train_lsro.py have in common."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data_dir", default=data_dir, help="the `pytorch` folder that prepare.py made"
+    )
+    data.add_argument(
+        "--train_all",
+        action="store_true",
+        help="train on all training images, as published tables do; none is held out to validate",
+    )
+    data.add_argument("--height", type=at_least(32), default=256, help="image height in pixels")
+    data.add_argument("--width", type=at_least(32), default=128, help="image width in pixels")
+    data.add_argument(
+        "--erasing_p", type=share, default=0.8, help="chance of random erasing for an image"
+    )
+
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--use_dense", action="store_true", help="DenseNet-121 in place of ResNet-50"
+    )
+    network.add_argument(
+        "--pretrained",
+        default="imagenet",
+        metavar="{imagenet,none,FILE}",
+        help="the backbone's start: torchvision's ImageNet weights (downloaded on first use), "
+        "none, or a weights file",
+    )
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=at_least(1), default=130, help="passes over the images")
+    recipe.add_argument("--batchsize", type=at_least(2), default=64, help="images in a step")
+    recipe.add_argument(
+        "--lr",
+        type=positive,
+        default=0.05,
+        help="learning rate of head and classifier; the backbone's is a fifth of it",
+    )
+    recipe.add_argument(
+        "--lr_step", type=at_least(1), default=40, help="epochs until the rate falls to a tenth"
+    )
+    recipe.add_argument(
+        "--warm_epoch",
+        type=at_least(0),
+        default=0,
+        help="first epochs, in which the rate rises from a tenth",
+    )
+    recipe.add_argument("--seed", type=at_least(0), default=0, help="of every random choice")
+
+    saving = parser.add_argument_group("saving")
+    saving.add_argument(
+        "--save_every", type=at_least(1), default=10, help="epochs between net_<epoch>.pth files"
+    )
+    saving.add_argument("--resume", action="store_true", help="go on with an unfinished run")

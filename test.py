@@ -1,0 +1,87 @@
+"""Extract the features of query and gallery with a trained network: writes `pytorch_result.mat`.
+
+    python test.py --name ft_ResNet50 --which_epoch best --test_dir data/Market/pytorch
+
+Which network it is, how many classes it has, and the size of its images are read from the run
+folder; nothing needs to be repeated here. (The project's tests are in tests/.)
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from reid.checkpoint import Run, load_network
+from reid.dataset import eval_loader, test_images
+from reid.device import arithmetic, choose_device, place
+from reid.errors import UserError, run
+from reid.features import FeatureSet, extract, save_mat
+from reid.options import Parser, add_device_options, add_run_options, at_least
+from reid.transforms import test_transform
+
+DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
+MODEL_DIR = "model"
+NAME = "ft_ResNet50"
+MAT = "pytorch_result.mat"
+
+
+def get_parser():
+    parser = Parser("Extract features of query and gallery into a .mat file.")
+    add_run_options(parser, NAME, MODEL_DIR)
+    parser.add_argument(
+        "--data_dir",
+        "--test_dir",
+        default=DATA_DIR,
+        help="the `pytorch` folder that prepare.py made; both flags mean the same",
+    )
+    parser.add_argument(
+        "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
+    )
+    parser.add_argument("--mat", default=MAT, help="file to write")
+    parser.add_argument(
+        "--use_dense",
+        action="store_true",
+        help="expect a DenseNet-121; not needed, the weights tell",
+    )
+    parser.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
+    parser.add_argument(
+        "--height", type=at_least(32), help="image height in training (default: the run's, or 256)"
+    )
+    parser.add_argument(
+        "--width", type=at_least(32), help="image width in training (default: the run's, or 128)"
+    )
+    add_device_options(parser)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    device, parallel_ids = choose_device(args.gpu_ids)
+    data_dir = Path(args.data_dir)
+    if not data_dir.is_dir():
+        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    splits = {name: test_images(data_dir / name) for name in ("query", "gallery")}
+
+    trained = Run(Path(args.model_dir) / args.name)
+    options = trained.opts().get("options", {})
+    weights = trained.weights_file(args.which_epoch)
+    net = load_network(weights, args.use_dense or options.get("use_dense"))
+    net = place(net, device, parallel_ids)
+    height = args.height or options.get("height", 256)
+    width = args.width or options.get("width", 128)
+    print(f"{weights}: {type(net).__name__}, images trained at {height}x{width}, on {device}")
+
+    transform = test_transform(height, width)
+    dtype = arithmetic(device, args.precision)
+    sets = {}
+    for name, entries in splits.items():
+        loader = eval_loader(entries, transform, args.batchsize, args.workers, device)
+        features = extract(net, loader, device, dtype, label=name)
+        identities = np.array([entry.identity for entry in entries])
+        cameras = np.array([entry.camera for entry in entries])
+        sets[name] = FeatureSet(features, identities, cameras)
+    save_mat(args.mat, **sets)
+    print(f"{args.mat}: {len(splits['query'])} queries, {len(splits['gallery'])} gallery images")
+
+
+if __name__ == "__main__":
+    run(main)

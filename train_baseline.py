@@ -1,0 +1,34 @@
+"""Train a re-ID network on real images with cross-entropy: the baseline.
+
+    python train_baseline.py --data_dir data/Market-1501-v15.09.15/pytorch --name ft_ResNet50
+    python train_baseline.py --use_dense --batchsize 32 --train_all --name ft_DenseNet121
+
+Writes the run folder model/<name>/ (weights, options, log, curves).
+"""
+
+from reid import engine, losses
+from reid.dataset import count_classes, training_splits
+from reid.errors import run
+from reid.options import Parser, add_device_options, add_run_options, add_training_options
+
+DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
+MODEL_DIR = "model"
+NAME = "ft_ResNet50"
+
+
+def get_parser():
+    parser = Parser("Train a re-ID network on real images with cross-entropy.")
+    add_run_options(parser, NAME, MODEL_DIR)
+    add_training_options(parser, DATA_DIR)
+    add_device_options(parser)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    train, validation = training_splits(args.data_dir, args.train_all)
+    engine.train(args, train, validation, count_classes(train + validation), losses.cross_entropy)
+
+
+if __name__ == "__main__":
+    run(main)
