@@ -1,5 +1,6 @@
 """Features of images: extraction with a trained network, and the `.mat` files they travel in."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -59,10 +60,10 @@ def load_mat(path):
 
     Raises UserError for a file that is missing, damaged, lacks a key, or does not add up.
     """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; test.py writes it")
     try:
         content = loadmat(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; test.py writes it") from None
     except Exception as error:  # SciPy raises many kinds for damaged files
         raise UserError(f"{path}: can't be read as a MATLAB v5 file; run test.py again") from error
     query, gallery = (_feature_set(content, name, path) for name in ("query", "gallery"))

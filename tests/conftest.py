@@ -1,0 +1,80 @@
+"""What several tests need: fixtures on disk, tiny datasets, scripts run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def run_script(*words, cwd=ROOT):
+    """Run a script of the root as a process; returns (exit code, stdout, stderr)."""
+    script, *flags = map(str, words)
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *flags],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def call(main, *flags):
+    """Call a script's main with flags of any type."""
+    main([str(flag) for flag in flags])
+
+
+def save_image(path, seed=0, size=(64, 128)):
+    """Write a random JPEG or PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def market(tmp_path):
+    """A raw Market-1501 folder: 3 training ids, 2 query ids, a distractor, junk, gt_bbox."""
+    names = {
+        "bounding_box_train": [
+            f"{identity}_c{camera}s1_00000{shot}_01.jpg"
+            for identity in ("0002", "0007", "0010")
+            for camera in (1, 2)
+            for shot in (1, 2)
+        ],
+        "query": ["0001_c1s1_000001_00.jpg", "0001_c2s1_000002_00.jpg", "0003_c3s1_000003_00.jpg"],
+        "bounding_box_test": [
+            "-1_c1s1_000001_01.jpg",
+            "0000_c2s1_000001_01.jpg",
+            "0001_c1s1_000004_01.jpg",
+            "0001_c2s1_000005_01.jpg",
+            "0003_c1s1_000006_01.jpg",
+        ],
+        "gt_bbox": [
+            "0001_c1s1_000001_00.jpg",
+            "0001_c1s1_000004_00.jpg",
+            "0002_c1s1_000001_00.jpg",
+        ],
+    }
+    for folder, files in names.items():
+        for number, name in enumerate(files):
+            save_image(tmp_path / "market" / folder / name, seed=number)
+    return tmp_path / "market"
+
+
+@pytest.fixture
+def prepared(market):
+    """The `pytorch` folder made from `market`, classes numbered."""
+    import changeIndex
+    import prepare
+
+    call(prepare.main, "--download_path", market)
+    call(changeIndex.main, "--data_dir", market / "pytorch")
+    return market / "pytorch"

@@ -1,0 +1,182 @@
+"""A user's mistakes: one line that names the file or flag, exit code 2, nothing left behind."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import FIXTURES, run_script, save_image
+
+import changeIndex
+import evaluate
+import evaluate_rerank
+import prepare
+import results_table
+import train_baseline
+import train_lsro
+from model import ft_net_dense
+from reid.checkpoint import Run
+from reid.errors import run
+
+CPU = ("--gpu_ids", "-1", "--workers", "0")
+SMALL = (*CPU, "--pretrained", "none", "--height", "64", "--width", "32", "--use_dense")
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def fails(tmp_path, capsys):
+    """Run a script's main as a process would; expect the one line and nothing new on disk."""
+
+    def check(main, *flags, says):
+        before = tree(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            run(lambda: main([str(flag) for flag in flags]))
+        assert stop.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        for text in says if isinstance(says, (list, tuple)) else [says]:
+            assert str(text) in lines[0]
+        assert tree(tmp_path) == before
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["prepare changeIndex train_baseline train_lsro test evaluate evaluate_rerank results_table"],
+)
+def test_every_script_as_a_process(script, tmp_path):
+    for name in script.split():
+        code, out, err = run_script(f"{name}.py", "--nonsense", cwd=tmp_path)
+        assert (code, out) == (2, ""), name
+        assert len(err.splitlines()) == 1, err
+        assert "error: " in err
+        code, out, err = run_script(f"{name}.py", "--help", cwd=tmp_path)
+        assert (code, err) == (0, "")
+        assert "usage:" in out
+    assert tree(tmp_path) == []
+
+
+def test_flags_are_not_abbreviated(fails):
+    fails(train_baseline.main, "--batch", 8, says="--batch")
+
+
+def test_values_out_of_range(fails):
+    fails(train_baseline.main, "--erasing_p", 1.5, says=["--erasing_p", "1.5"])
+    fails(train_baseline.main, "--epochs", 0, says=["--epochs", "under 1"])
+    fails(train_baseline.main, "--lr", "nan", says=["--lr", "nan"])
+    fails(train_lsro.main, "--num_generated", -3, says=["--num_generated", "under 0"])
+
+
+def test_data_folder_missing_or_empty(fails, tmp_path):
+    nowhere, empty = tmp_path / "nowhere", tmp_path / "empty"
+    empty.mkdir()
+    fails(prepare.main, "--download_path", nowhere, says=[nowhere, "--download_path"])
+    fails(prepare.main, "--download_path", empty, says="bounding_box_train: no such folder")
+    (empty / "bounding_box_train").mkdir()
+    fails(prepare.main, "--download_path", empty, says="bounding_box_train: no images")
+    for main in (changeIndex.main, train_baseline.main, train_lsro.main):
+        fails(main, "--data_dir", nowhere, says=[nowhere, "--data_dir"])
+    fails(changeIndex.main, "--data_dir", empty, says=["train", "make it with prepare.py"])
+
+
+def test_train_new_missing(fails, prepared):
+    shutil.rmtree(prepared / "train_new")
+    fails(train_baseline.main, "--data_dir", prepared, says="make it with changeIndex.py")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_prepare_stops_at_an_unreadable_image(fails, market, damage):
+    path = sorted((market / "query").iterdir())[1]
+    content = {"truncated": path.read_bytes()[:900], "text": b"no image", "empty": b""}
+    path.write_bytes(content[damage])
+    fails(prepare.main, "--download_path", market, says=[path, "can't be read as an image"])
+
+
+def test_a_name_that_does_not_parse(fails, market):
+    path = save_image(market / "bounding_box_train" / "holiday.jpg")
+    fails(prepare.main, "--download_path", market, says=[path, "0002_c1s1_000451_03.jpg"])
+
+
+def test_prepare_will_not_mix_with_other_files(fails, prepared, market):
+    (prepared / "query" / "0001" / "0001_c2s1_000002_00.jpg").unlink()
+    fails(prepare.main, "--download_path", market, says=[prepared, "--save_path"])
+
+
+def test_output_folders_that_cannot_be_written(fails, market, prepared, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    fails(
+        prepare.main, "--download_path", market, "--save_path", file / "x", says="can't be written"
+    )
+    fails(
+        train_baseline.main,
+        *("--data_dir", prepared, "--model_dir", file, *SMALL),
+        says=[file, "can't be written"],
+    )
+    fails(
+        evaluate.main,
+        FIXTURES / "retrieval.mat",
+        *("--json", file / "results.json"),
+        says="results.json",
+    )
+
+
+def test_number_of_generated_images_too_large(fails, prepared, tmp_path):
+    gen_dir = save_image(tmp_path / "gen" / "gen_00000.jpg").parent
+    flags = ("--data_dir", prepared, "--gen_dir", gen_dir, "--num_generated", 2)
+    fails(train_lsro.main, *flags, says=["--num_generated 2", "only 1 images", gen_dir])
+    flags = ("--data_dir", prepared)
+    fails(train_lsro.main, *flags, says="gen_0000: no such folder")
+
+
+def test_weights_that_are_not_there(fails, prepared, tmp_path):
+    flags = ("--data_dir", prepared, "--model_dir", tmp_path, *SMALL[:-5], "--pretrained")
+    fails(train_baseline.main, *flags, tmp_path / "no.pth", says=["--pretrained", "no.pth"])
+
+
+def test_gpu_that_is_not_there(fails, prepared, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for ids in ("0", "0,1"):
+        fails(
+            train_baseline.main, "--data_dir", prepared, "--gpu_ids", ids, says=["--gpu_ids", ids]
+        )
+    fails(train_baseline.main, "--data_dir", prepared, "--gpu_ids", "first", says="--gpu_ids first")
+
+
+def test_extraction(prepared, tmp_path):
+    """test.py: a missing run, a missing epoch, another network, a place that can't be written."""
+    Run(tmp_path / "dense").path.mkdir()
+    Run(tmp_path / "dense").save_weights(ft_net_dense(3), "last")
+    (tmp_path / "resnet").mkdir()
+    (tmp_path / "resnet" / "net_last.pth").write_bytes(b"damaged")
+    (tmp_path / "file").touch()
+    before = tree(tmp_path)
+    cases = [
+        (("--name", "none"), "none: no such run"),
+        (("--name", "dense", "--which_epoch", "59"), "--which_epoch can be last"),
+        (("--name", "resnet"), "net_last.pth: not a readable"),
+        (("--name", "dense", "--data_dir", tmp_path / "nowhere"), "nowhere: no such folder"),
+        (("--name", "dense", "--mat", tmp_path / "file" / "r.mat"), "can't be written"),
+    ]
+    for flags, says in cases:
+        flags = ("--test_dir", prepared, "--model_dir", tmp_path, *CPU, *flags)
+        code, _, err = run_script("test.py", *flags, cwd=tmp_path)
+        assert code == 2, err
+        assert len(err.splitlines()) == 1, err
+        assert says in err
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("main", [evaluate.main, evaluate_rerank.main])
+def test_scoring(fails, main, tmp_path):
+    fails(main, tmp_path / "none.mat", says=["none.mat: no such file", "test.py"])
+    (tmp_path / "text.mat").write_text("no MATLAB")
+    fails(main, tmp_path / "text.mat", says="text.mat: can't be read")
+
+
+def test_results_table_without_scores(fails, tmp_path):
+    fails(results_table.main, tmp_path, says="opts.json: no such file")

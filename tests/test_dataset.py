@@ -1,0 +1,147 @@
+"""File names, splits, class numbers, generated images."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import call, save_image
+
+import changeIndex
+import prepare
+from reid.dataset import (
+    GENERATED_LABEL,
+    count_classes,
+    fingerprint,
+    generated_images,
+    labelled_images,
+    list_images,
+    parse_name,
+    test_images,
+    training_splits,
+)
+from reid.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("0002_c1s1_000451_03.jpg", (2, 1)),
+        ("-1_c3s2_000451_03.jpg", (-1, 3)),
+        ("0000_c6s4_000451_03.jpg", (0, 6)),
+        ("123456_c12s1_000451_03.jpg", (123456, 12)),
+        ("0001_c2_f0046182.jpg", (1, 2)),
+        ("0001_c1_1.png", (1, 1)),
+        ("0000_000_01_0303morning_0015_0.jpg", (0, 1)),
+        ("0042_013_15_0303afternoon_0015_0.jpg", (42, 15)),
+        ("/data_c9/query/0002_c1s1_000451_03.jpg", (2, 1)),
+        ("C:\\data_c9\\0002\\0002_c1s1_000451_03.JPEG", (2, 1)),
+    ],
+)
+def test_parse_name(name, expected):
+    assert parse_name(name) == expected
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "c1_0002.jpg", "0002.jpg", "x0002_c1s1_1_1.jpg"])
+def test_parse_name_refuses(name):
+    with pytest.raises(UserError, match=name):
+        parse_name(f"folder/{name}")
+
+
+def names(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*"))
+
+
+def test_prepare_splits(prepared):
+    assert len(names(prepared / "train_all")) == 12
+    assert names(prepared / "val") == [
+        f"{i}/{i}_c1s1_000001_01.jpg" for i in ("0002", "0007", "0010")
+    ]
+    train, val = set(names(prepared / "train")), set(names(prepared / "val"))
+    assert not train & val
+    assert train | val == set(names(prepared / "train_all"))
+    assert "-1/-1_c1s1_000001_01.jpg" in names(prepared / "gallery")
+    # Of gt_bbox only the queries' identities: 0002 is a training one.
+    assert {name.split("/")[0] for name in names(prepared / "multi-query")} == {"0001"}
+
+
+def test_prepare_again_is_a_no_op(prepared, market, capsys):
+    call(prepare.main, "--download_path", market)
+    assert "already there and complete" in capsys.readouterr().out
+
+
+def test_prepare_without_gt_bbox(market, tmp_path):
+    for path in (market / "gt_bbox").iterdir():
+        path.unlink()
+    (market / "gt_bbox").rmdir()
+    call(prepare.main, "--download_path", market, "--save_path", tmp_path / "made")
+    assert not (tmp_path / "made" / "multi-query").exists()
+
+
+def test_class_index_follows_identity_order(prepared):
+    assert json.loads((prepared / "class_index.json").read_text()) == {
+        "0002": 0,
+        "0007": 1,
+        "0010": 2,
+    }
+    for split, size in [("train_new", 9), ("val_new", 3), ("train_all_new", 12)]:
+        samples = labelled_images(prepared / split)
+        assert len(samples) == size
+        for sample in samples:
+            assert sample.label == {2: 0, 7: 1, 10: 2}[parse_name(sample.path)[0]]
+            assert sample.generated == 0
+
+
+def test_class_index_is_numerical_not_alphabetical():
+    assert changeIndex.class_index(["10", "9", "002"]) == {"002": 0, "9": 1, "10": 2}
+
+
+def test_change_index_again_keeps_generated_images(prepared):
+    picture = save_image(prepared / "train_new" / "gen_0000" / "gen_00000.jpg")
+    call(changeIndex.main, "--data_dir", prepared)
+    assert picture.exists()
+
+
+def test_baseline_never_sees_generated_images(prepared):
+    save_image(prepared / "train_new" / "gen_0000" / "gen_00000.jpg")
+    train, _ = training_splits(prepared, train_all=False)
+    assert not any("gen" in sample.path.name for sample in train)
+
+
+def test_test_images(prepared):
+    found = {(entry.identity, entry.camera) for entry in test_images(prepared / "gallery")}
+    assert found == {(-1, 1), (0, 2), (1, 1), (1, 2), (3, 1)}
+
+
+def test_generated_images_are_chosen_by_the_seed(tmp_path):
+    for number in range(20):
+        save_image(tmp_path / f"gen_{number:05d}.png", seed=number, size=(4, 4))
+    few = generated_images(tmp_path, 7, seed=1)
+    assert len(set(few)) == 7
+    assert all(s.generated == 1 and s.label == GENERATED_LABEL for s in few)
+    assert few == generated_images(tmp_path, 7, seed=1)
+    assert few != generated_images(tmp_path, 7, seed=2)
+    assert len(generated_images(tmp_path)) == 20
+    assert generated_images("nowhere", 0) == []
+    with pytest.raises(UserError, match=r"--num_generated 21: only 20 images"):
+        generated_images(tmp_path, 21)
+
+
+def test_count_classes_names_a_gap(prepared):
+    samples = labelled_images(prepared / "train_new")
+    assert count_classes(samples) == 3
+    with pytest.raises(UserError, match="class 1 is missing"):
+        count_classes([s for s in samples if s.label != 1])
+
+
+def test_list_images_takes_every_suffix_in_any_case(tmp_path):
+    for name in ("a.JPG", "b.jpeg", "c.PNG", "d.bmp", "notes.txt", "._a.jpg"):
+        (tmp_path / name).touch()
+    assert [p.name for p in list_images(tmp_path)] == ["a.JPG", "b.jpeg", "c.PNG", "d.bmp"]
+
+
+def test_fingerprint_sees_a_changed_file(prepared):
+    samples = labelled_images(prepared / "train_new")
+    before = fingerprint(samples)
+    assert before == fingerprint(samples[::-1])
+    Path(samples[0].path).write_bytes(b"changed")
+    assert fingerprint(samples) != before

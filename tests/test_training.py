@@ -1,0 +1,158 @@
+"""The training scripts: what a run folder holds, resumption, the learning rate, best weights."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import call, save_image
+from PIL import Image
+
+import train_baseline
+import train_lsro
+from model import ft_net
+from reid import engine
+from reid.errors import UserError
+
+FLAGS = (
+    "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
+    "--precision fp32 --seed 3"
+)
+
+
+def train(main, prepared, tmp_path, name, *flags):
+    call(
+        main,
+        "--data_dir",
+        prepared,
+        "--model_dir",
+        tmp_path,
+        "--name",
+        name,
+        *FLAGS.split(),
+        *flags,
+    )
+    return tmp_path / name
+
+
+def weights(run, label="last"):
+    return torch.load(run / f"net_{label}.pth", weights_only=True)
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_run_folder(prepared, tmp_path):
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 2, "--save_every", 1)
+    there = {path.name for path in run.iterdir()}
+    expected = "opts.json log.jsonl results.json state.pth train.jpg"
+    weights_files = "net_1.pth net_2.pth net_best.pth net_last.pth"
+    assert there == {*expected.split(), *weights_files.split()}
+    opts = json.loads((run / "opts.json").read_text())
+    assert opts["options"]["batchsize"] == 4
+    assert opts["class_num"] == 3
+    assert opts["generated"] == 0
+    assert opts["dataset"]["images"] == 9
+    assert {"command", "versions", "git", "device", "arithmetic"} <= opts.keys()
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2]
+    assert {"train_loss", "train_top1err", "val_loss", "val_top1err", "lr"} <= log[0].keys()
+    assert Image.open(run / "train.jpg").size[0] > 800
+    assert not any(name.startswith("module.") for name in weights(run))
+
+
+def test_best_weights_are_of_the_best_epoch(prepared, tmp_path):
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 4, "--save_every", 1)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    best = min(log, key=lambda line: (line["val_top1err"], line["val_loss"]))["epoch"]
+    assert equal(weights(run, "best"), weights(run, best))
+    others = {1, 2, 3, 4} - {best}
+    assert not any(equal(weights(run, "best"), weights(run, other)) for other in others)
+
+
+def test_resumed_run_is_bit_identical(prepared, tmp_path):
+    whole = train(train_baseline.main, prepared, tmp_path, "whole", "--epochs", 3)
+    train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 1)
+    cut = train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 3, "--resume")
+    assert equal(weights(whole), weights(cut))
+    timing = ("seconds", "images_per_s")
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in timing}
+            for line in (run / "log.jsonl").read_text().splitlines()
+        ]
+        for run in (whole, cut)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_resume_refuses_other_options_and_a_run_is_never_overwritten(prepared, tmp_path):
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    before = weights(run)
+    with pytest.raises(UserError, match=r"was started with --lr 0\.05, not 0\.1"):
+        train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--lr", 0.1)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    assert equal(before, weights(run))
+
+
+def test_seed_decides(prepared, tmp_path):
+    runs = [
+        train(train_baseline.main, prepared, tmp_path, name, "--epochs", 1, "--seed", seed)
+        for name, seed in [("a", 5), ("b", 5), ("c", 6)]
+    ]
+    a, b, c = map(weights, runs)
+    assert equal(a, b)
+    assert not equal(a, c)
+
+
+def test_train_all_trains_on_everything_and_holds_nothing_out(prepared, tmp_path):
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1, "--train_all")
+    assert json.loads((run / "opts.json").read_text())["dataset"]["images"] == 12
+    assert "val_loss" not in json.loads((run / "log.jsonl").read_text())
+
+
+def test_lsro_uses_the_number_of_generated_images_asked_for(prepared, tmp_path):
+    for number in range(6):
+        save_image(prepared / "train_new" / "gen_0000" / f"gen_{number}.jpg", seed=number)
+    run = train(train_lsro.main, prepared, tmp_path, "r", "--epochs", 1, "--num_generated", 5)
+    opts = json.loads((run / "opts.json").read_text())
+    assert (opts["generated"], opts["dataset"]["images"], opts["class_num"]) == (5, 14, 3)
+
+
+def test_lsro_without_generated_images_is_the_baseline(prepared, tmp_path):
+    baseline = train(train_baseline.main, prepared, tmp_path, "a", "--epochs", 2)
+    none = train(train_lsro.main, prepared, tmp_path, "b", "--epochs", 2, "--num_generated", 0)
+    a, b = weights(baseline), weights(none)
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
+
+
+def test_a_failure_in_the_first_epoch_leaves_no_run(prepared, tmp_path):
+    damaged = next((prepared / "train_new").glob("*/*.jpg"))
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(UserError, match=damaged.name):
+        train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    assert not (tmp_path / "r").exists()
+
+
+def test_groups_of_the_optimiser():
+    net = ft_net(3)
+    backbone, head = engine.sgd(net, 0.05).param_groups
+    assert (backbone["lr"], head["lr"]) == (pytest.approx(0.01), 0.05)
+    assert backbone["weight_decay"] == 5e-4
+    assert backbone["nesterov"]
+    in_head = {id(p) for p in [*net.model.fc.parameters(), *net.classifier.parameters()]}
+    assert {id(p) for p in head["params"]} == in_head
+    assert len(backbone["params"]) + len(in_head) == len(list(net.parameters()))
+
+
+def test_schedule():
+    args = argparse.Namespace(lr_step=40, warm_epoch=5)
+    assert engine.rate_factor(0, args) == pytest.approx(0.1)
+    assert engine.rate_factor(2.5, args) == pytest.approx(0.55)
+    assert [engine.rate_factor(e, args) for e in (5, 39.9, 40, 80)] == pytest.approx(
+        [1, 1, 0.1, 0.01]
+    )
