@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reid.errors import run
+
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -29,6 +31,15 @@ def run_script(*words, cwd=ROOT):
 def call(main, *flags):
     """Call a script's main with flags of any type."""
     main([str(flag) for flag in flags])
+
+
+def exit_code(main, *flags):
+    """What a process that calls `main` with these flags exits with."""
+    try:
+        run(lambda: call(main, *flags))
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def save_image(path, seed=0, size=(64, 128)):

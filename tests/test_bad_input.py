@@ -1,10 +1,11 @@
 """A user's mistakes: one line that names the file or flag, exit code 2, nothing left behind."""
 
+import importlib
 import shutil
 
 import pytest
 import torch
-from conftest import FIXTURES, run_script, save_image
+from conftest import FIXTURES, exit_code, run_script, save_image
 
 import changeIndex
 import evaluate
@@ -15,7 +16,6 @@ import train_baseline
 import train_lsro
 from model import ft_net_dense
 from reid.checkpoint import Run
-from reid.errors import run
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
 SMALL = (*CPU, "--pretrained", "none", "--height", "64", "--width", "32", "--use_dense")
@@ -31,9 +31,7 @@ def fails(tmp_path, capsys):
 
     def check(main, *flags, says):
         before = tree(tmp_path)
-        with pytest.raises(SystemExit) as stop:
-            run(lambda: main([str(flag) for flag in flags]))
-        assert stop.value.code == 2
+        assert exit_code(main, *flags) == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
@@ -44,20 +42,27 @@ def fails(tmp_path, capsys):
     return check
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["prepare changeIndex train_baseline train_lsro test evaluate evaluate_rerank results_table"],
-)
-def test_every_script_as_a_process(script, tmp_path):
-    for name in script.split():
+SCRIPTS = "prepare changeIndex train_baseline train_lsro evaluate evaluate_rerank results_table"
+
+
+def test_every_script_as_a_process(tmp_path):
+    """Also for a wrong flag: one line on standard error, exit code 2."""
+    for name in [*SCRIPTS.split(), "test", "synthetic_market"]:
         code, out, err = run_script(f"{name}.py", "--nonsense", cwd=tmp_path)
         assert (code, out) == (2, ""), name
         assert len(err.splitlines()) == 1, err
-        assert "error: " in err
-        code, out, err = run_script(f"{name}.py", "--help", cwd=tmp_path)
-        assert (code, err) == (0, "")
-        assert "usage:" in out
+        assert err.startswith("error: ")
     assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS.split(), "synthetic_market"])
+def test_help_explains_every_flag_with_its_default(script):
+    parser = importlib.import_module(script).get_parser()
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default is None and not action.required:  # the text itself says what happens then
+            assert "default" in action.help or "also write" in action.help, action.dest
+    assert "(default: " in parser.format_help() or script == "results_table"
 
 
 def test_flags_are_not_abbreviated(fails):

@@ -20,8 +20,9 @@ NETWORK = ["--output_height=32", "--output_width=16", "--gf_dim=4", "--df_dim=4"
 
 def call(*args):
     """One Python process in DCGAN-tensorflow; paths and numbers become strings."""
-    return subprocess.run([sys.executable, *map(str, args)], cwd=FOLDER, capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *map(str, args)], cwd=FOLDER, capture_output=True, text=True, timeout=120
+    )
 
 
 def succeed(*args):
@@ -52,8 +53,19 @@ def place(tmp_path_factory):
     draw_people(place / "data/people", 12)
     draw_people(place / "data/people/0002", 8)
     draw_people(place / "data/people/gen_0000", 5)  # generated images: not to be trained on
-    done = succeed("main.py", "--train", "True", "--epoch", 2, "--save_every", 1, "--batch_size",
-                   8, *NETWORK, *paths(place))
+    done = succeed(
+        "main.py",
+        "--train",
+        "True",
+        "--epoch",
+        2,
+        "--save_every",
+        1,
+        "--batch_size",
+        8,
+        *NETWORK,
+        *paths(place),
+    )
     assert done.stderr == ""
     first = done.stdout.splitlines()[0]
     assert first.startswith("train: 20 images as 32x16, epochs 1..2, batch 8, generator ")
@@ -61,8 +73,16 @@ def place(tmp_path_factory):
 
 
 def paths(place, checkpoint="checkpoint", dataset="people"):
-    return ["--data_dir", place / "data", "--dataset", dataset, "--checkpoint_dir",
-            place / checkpoint, "--sample_dir", place / f"samples_{checkpoint}"]
+    return [
+        "--data_dir",
+        place / "data",
+        "--dataset",
+        dataset,
+        "--checkpoint_dir",
+        place / checkpoint,
+        "--sample_dir",
+        place / f"samples_{checkpoint}",
+    ]
 
 
 def log(place, checkpoint="checkpoint"):
@@ -85,8 +105,19 @@ def test_train_resume_generate(place):
     # that was killed before its checkpoint.
     with (run / "log.jsonl").open("a") as file:
         file.write('{"epoch": 3, "d_loss": 9, "g_loss": 9, "seconds": 9}\n{"epo')
-    done = succeed("main.py", "--train", "--epoch", 3, "--options", 5, "--sample_size", 70,
-                   "--output_path", place / "made", *paths(place))
+    done = succeed(
+        "main.py",
+        "--train",
+        "--epoch",
+        3,
+        "--options",
+        5,
+        "--sample_size",
+        70,
+        "--output_path",
+        place / "made",
+        *paths(place),
+    )
     assert "epochs 3..3" in done.stdout and "\ngenerate: 70 single images, 32x16" in done.stdout
     assert [line["epoch"] for line in log(place)] == [1, 2, 3] and log(place)[-1]["seconds"] != 9
     made = sorted((place / "made").iterdir())
@@ -95,12 +126,15 @@ def test_train_resume_generate(place):
 
     # Exactly what an uninterrupted run of three epochs arrives at; done twice changes nothing.
     straight = ["--train", "--epoch", 3, "--batch_size", 8, *NETWORK, *paths(place, "straight")]
-    done = succeed("-c", "import main, sys; main.main(sys.argv[1:]); main.main(sys.argv[1:])",
-                   *straight)
+    done = succeed(
+        "-c", "import main, sys; main.main(sys.argv[1:]); main.main(sys.argv[1:])", *straight
+    )
     assert "train: nothing to do" in done.stdout.splitlines()[-1]
     assert [line["epoch"] for line in log(place, "straight")] == [1, 2, 3]
-    one, two = (np.asarray(Image.open(place / f"samples_{name}/train_0003.png")).astype(int)
-                for name in ("checkpoint", "straight"))
+    one, two = (
+        np.asarray(Image.open(place / f"samples_{name}/train_0003.png")).astype(int)
+        for name in ("checkpoint", "straight")
+    )
     assert abs(one - two).max() <= 1
     for a, b in zip(log(place), log(place, "straight"), strict=True):
         assert a["d_loss"] == pytest.approx(b["d_loss"], rel=1e-4)
@@ -108,10 +142,23 @@ def test_train_resume_generate(place):
 
 
 def test_interrupt_saves(place):
-    args = ["main.py", "--train", "--epoch", 10000, "--batch_size", 64, *NETWORK,
-            *paths(place, "interrupted")]
-    with subprocess.Popen([sys.executable, *map(str, args)], cwd=FOLDER, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    args = [
+        "main.py",
+        "--train",
+        "--epoch",
+        10000,
+        "--batch_size",
+        64,
+        *NETWORK,
+        *paths(place, "interrupted"),
+    ]
+    with subprocess.Popen(
+        [sys.executable, *map(str, args)],
+        cwd=FOLDER,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout.readline().startswith("only 20 images: --batch_size 64 becomes 20")
         while not process.stdout.readline().startswith("epoch 3/"):
             assert process.poll() is None
@@ -220,11 +267,14 @@ def test_options_and_networks(place):
     where = paths(place)
     where.remove("--sample_dir")
     # --checkpoint_dir first, so that INSIDE can name another one after it
-    code = INSIDE.replace("main.main([*map(str, args), *where])",
-                          "main.main([*where, *map(str, args)])")
+    code = INSIDE.replace(
+        "main.main([*map(str, args), *where])", "main.main([*where, *map(str, args)])"
+    )
     succeed("-c", code, place, *where[:-1])
-    names = {option: sorted(file.name for file in (place / f"option{option}").iterdir())
-             for option in range(5)}
+    names = {
+        option: sorted(file.name for file in (place / f"option{option}").iterdir())
+        for option in range(5)
+    }
     dimensions = range(6)
     assert names[0] == ["grid.png"] and names[4] == ["sweeps.gif"]
     assert names[1] == [f"sweep_{d:03d}.png" for d in dimensions]
@@ -236,8 +286,9 @@ def test_options_and_networks(place):
     assert sum(frame.info["duration"] for frame in gif) == 14 * 120  # 8 forth, 6 back
     assert Image.open(place / "option4/sweeps.gif").size == (3 * 18 + 2, 2 * 34 + 2)
 
-    seven, other, ninety = (sorted((place / name).iterdir()) for name in ("seven", "other",
-                                                                           "ninety"))
+    seven, other, ninety = (
+        sorted((place / name).iterdir()) for name in ("seven", "other", "ninety")
+    )
     assert (len(seven), len(other), len(ninety)) == (7, 7, 90)
     contents = [file.read_bytes() for file in seven]
     assert contents == [file.read_bytes() for file in ninety[:7]]
@@ -247,24 +298,43 @@ def test_options_and_networks(place):
 def test_resize(tmp_path):
     draw_people(tmp_path / "made", 9, size=(16, 32))
     Image.new("L", (20, 20), 77).save(tmp_path / "made/grey.png")
-    done = succeed("resizeImage.py", "--input_path", tmp_path / "made", "--output_path",
-                   tmp_path / "new/gen_0000")
+    done = succeed(
+        "resizeImage.py",
+        "--input_path",
+        tmp_path / "made",
+        "--output_path",
+        tmp_path / "new/gen_0000",
+    )
     assert done.stdout.startswith("10 images of 64x128 in ") and done.stderr == ""
     files = sorted((tmp_path / "new/gen_0000").iterdir())
     assert [f.stem for f in files] == sorted(f.stem for f in (tmp_path / "made").iterdir())
     assert {(f.suffix, Image.open(f).format, Image.open(f).size) for f in files} == {
-        (".jpg", "JPEG", (64, 128))}
+        (".jpg", "JPEG", (64, 128))
+    }
     assert abs(np.asarray(Image.open(files[-1])).astype(int) - 77).max() <= 1
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["gen_0000"]  # nothing temporary
 
-    succeed("resizeImage.py", "--input_path", tmp_path / "made", "--output_path",
-            tmp_path / "small", "--width", 24, "--height", 40, "--quality", 50)
+    succeed(
+        "resizeImage.py",
+        "--input_path",
+        tmp_path / "made",
+        "--output_path",
+        tmp_path / "small",
+        "--width",
+        24,
+        "--height",
+        40,
+        "--quality",
+        50,
+    )
     assert Image.open(tmp_path / "small/grey.jpg").size == (24, 40)
 
 
 def test_help():
-    for script, flags in (("main.py", "--dataset --gf_dim --sample_dir 0.0002"),
-                          ("resizeImage.py", "--input_path 128")):
+    for script, flags in (
+        ("main.py", "--dataset --gf_dim --sample_dir 0.0002"),
+        ("resizeImage.py", "--input_path 128"),
+    ):
         done = succeed(script, "--help")
         assert all(flag in done.stdout for flag in flags.split()) and "default: " in done.stdout
     done = succeed("-X", "importtime", "main.py", "--help")
@@ -290,20 +360,50 @@ BAD = [
     ([*TRAIN, "--sample_dir", "{}/file/in"], "--sample_dir: cannot write to {}/file/in"),
     ([*TRAIN, "--options", "5", "--output_path", "{}/data/good"], "already holds files"),
     (["main.py", "--options", "5"], "no checkpoint in {}/checkpoint/good"),
-    (["main.py", "--options", "5", "--dataset", "people", "--checkpoint_dir",
-      "{place}/checkpoint", "--output_height", "64"], "--output_height 64: the checkpoint in"),
-    (["main.py", "--options", "5", "--dataset", "people", "--checkpoint_dir",
-      "{place}/checkpoint", "--output_path", "{}/file"], "--output_path: cannot write to {}/file"),
-    (["main.py", "--train", "--dataset", "people", "--checkpoint_dir", "{place}/checkpoint"],
-     "was trained on other images (20 of {place}/data/people)"),
+    (
+        [
+            "main.py",
+            "--options",
+            "5",
+            "--dataset",
+            "people",
+            "--checkpoint_dir",
+            "{place}/checkpoint",
+            "--output_height",
+            "64",
+        ],
+        "--output_height 64: the checkpoint in",
+    ),
+    (
+        [
+            "main.py",
+            "--options",
+            "5",
+            "--dataset",
+            "people",
+            "--checkpoint_dir",
+            "{place}/checkpoint",
+            "--output_path",
+            "{}/file",
+        ],
+        "--output_path: cannot write to {}/file",
+    ),
+    (
+        ["main.py", "--train", "--dataset", "people", "--checkpoint_dir", "{place}/checkpoint"],
+        "was trained on other images (20 of {place}/data/people)",
+    ),
     ([*RESIZE, "--input_path", "{}/none"], "--input_path: there is no folder {}/none"),
     ([*RESIZE, "--input_path", "{}/data/empty"], "--input_path: no jpg, jpeg, png or bmp image"),
     ([*RESIZE, "--input_path", "{}/data/damaged"], "cannot read the image {}/data/damaged/b.jpg"),
     ([*RESIZE, "--input_path", "{}/data/twins"], "would both become 0000_c1s1_000151_00.jpg"),
-    ([*RESIZE, "--input_path", "{}/data/good", "--output_path", "{}/data/good"],
-     "--output_path: {}/data/good already holds files"),
-    ([*RESIZE, "--input_path", "{}/data/good", "--output_path", "{}/file"],
-     "--output_path: cannot write"),
+    (
+        [*RESIZE, "--input_path", "{}/data/good", "--output_path", "{}/data/good"],
+        "--output_path: {}/data/good already holds files",
+    ),
+    (
+        [*RESIZE, "--input_path", "{}/data/good", "--output_path", "{}/file"],
+        "--output_path: cannot write",
+    ),
     ([*RESIZE, "--input_path", "{}/data/good", "--height", "0"], "--height: must be 1 or more"),
     ([*RESIZE, "--input_path", "{}/data/good", "--quality", "101"], "--quality: from 1 to 100"),
 ]
@@ -324,12 +424,26 @@ def bad_place(tmp_path_factory):
 
 @pytest.mark.parametrize(("args", "message"), BAD, ids=[" ".join(a[:1] + a[-2:]) for a, _ in BAD])
 def test_bad_input(place, bad_place, args, message):
-    args, message = ([text.replace("{}", str(bad_place)).replace("{place}", str(place))
-                      for text in texts] for texts in (args, [message]))
-    known = ["--output_path", bad_place / "out"] if args[0] != "main.py" else [
-        "--data_dir", bad_place / "data", "--dataset", "good", "--checkpoint_dir",
-        bad_place / "checkpoint", "--sample_dir", bad_place / "samples", "--output_path",
-        bad_place / "out"]
+    args, message = (
+        [text.replace("{}", str(bad_place)).replace("{place}", str(place)) for text in texts]
+        for texts in (args, [message])
+    )
+    known = (
+        ["--output_path", bad_place / "out"]
+        if args[0] != "main.py"
+        else [
+            "--data_dir",
+            bad_place / "data",
+            "--dataset",
+            "good",
+            "--checkpoint_dir",
+            bad_place / "checkpoint",
+            "--sample_dir",
+            bad_place / "samples",
+            "--output_path",
+            bad_place / "out",
+        ]
+    )
     before = tree(bad_place), tree(place)
     done = call(args[0], *known, *args[1:])
     assert done.returncode == 2 and done.stdout == ""

@@ -1,0 +1,296 @@
+"""The cameras of the rendered stand-in: where they hang, what stands around, what they make of it.
+
+Projects and lights the point clouds of `reid.people`, and draws backgrounds and obstacles.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from reid.people import COLOURS, SCENE, SPACING, stream, unit
+
+WIDTH, HEIGHT = 64, 128  # of a picture, pixels
+OVER = 2  # supersampling
+SCENE_W, SCENE_H = 640, 300  # a camera's whole background, in pixels of the final pictures
+AIM = 0.9  # metres above the ground: where a camera points
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Where a camera hangs and what it makes of a scene. Colours are RGB."""
+
+    pitch: float  # degrees downwards
+    distance: float  # metres
+    headings: tuple  # of the people, degrees; 0: towards the camera, 90: to the right
+    sun: tuple  # direction to the light: right, up, towards the camera
+    ambient: tuple
+    direct: tuple
+    gain: tuple  # white balance
+    gamma: float
+    contrast: float
+    saturation: float
+    lift: float  # haze, added to black
+    blur: float  # pixels
+    resolution: float  # part of the pixels that the sensor has
+    noise: float
+    quality: int  # JPEG
+    ground: str
+    ground_rgb: tuple
+    backdrop: str
+    backdrop_rgb: tuple
+    popularity: float  # how many people pass
+
+
+# fmt: off
+CAMERAS = (
+    Camera(8, 9, (0, 0, 180, 60), (-0.5, 0.8, 0.6), (0.61, 0.62, 0.64), (0.52, 0.51, 0.48),
+           (1.0, 1.0, 1.0), 1.0, 1.0, 1.0, 0.0, 0.1, 1.0, 0.010, 90,
+           "tiles", (152, 149, 144), "shop", (120, 116, 110), 6),
+    Camera(22, 7, (90, -90, 0), (0.7, 0.7, 0.2), (0.56, 0.55, 0.55), (0.62, 0.6, 0.54),
+           (1.05, 1.0, 0.92), 0.95, 1.03, 1.03, 0.0, 0.2, 0.9, 0.014, 80,
+           "lawn", (122, 132, 100), "hedge", (72, 92, 62), 5),
+    Camera(12, 12, (180, 180, 0, 130), (0.2, 0.9, 0.1), (0.66, 0.67, 0.69), (0.38, 0.39, 0.4),
+           (0.96, 0.99, 1.05), 1.0, 0.92, 0.93, 0.015, 0.25, 0.8, 0.012, 85,
+           "asphalt", (132, 132, 134), "brick", (134, 104, 90), 6),
+    Camera(30, 6, (45, -45, 180), (-0.8, 0.6, 0.2), (0.53, 0.53, 0.55), (0.52, 0.52, 0.54),
+           (0.98, 1.0, 1.02), 1.15, 1.0, 0.95, 0.0, 0.15, 0.85, 0.018, 75,
+           "tiles", (138, 135, 130), "cars", (90, 96, 104), 3),
+    Camera(16, 8, (-90, 90, -60, 60), (0.4, 0.9, 0.8), (0.6, 0.61, 0.6), (0.46, 0.47, 0.45),
+           (0.98, 1.03, 0.96), 1.03, 0.97, 0.95, 0.01, 0.3, 0.7, 0.014, 70,
+           "zebra", (122, 123, 124), "rails", (150, 152, 150), 5),
+    Camera(5, 10, (0, 180, 150, 30), (0.8, 0.5, 0.5), (0.57, 0.55, 0.55), (0.6, 0.56, 0.52),
+           (1.04, 0.98, 0.98), 1.05, 1.05, 1.05, 0.0, 0.15, 0.95, 0.012, 88,
+           "tiles", (148, 142, 136), "tents", (150, 76, 66), 7),
+)
+# fmt: on
+
+
+def project(points, camera):
+    """World points [N, 3] -> picture x and y (metres at the aim, y down), view [N, 3].
+
+    The view's axes: x to the right, y up, z towards the camera, which is at (0, 0, distance).
+    """
+    tilt = math.radians(camera.pitch)
+    cos, sin = math.cos(tilt), math.sin(tilt)
+    y, z = points[:, 1] - AIM, points[:, 2]
+    view = np.stack([points[:, 0], y * cos - z * sin, z * cos + y * sin], 1)
+    zoom = camera.distance / (camera.distance - view[:, 2])
+    return view[:, 0] * zoom, -view[:, 1] * zoom, view
+
+
+def draw_body(points, normals, colours, camera, box):
+    """Splat a body into a box (left, top, width, height; picture metres): RGBA [H, W, 4]."""
+    wide, high = WIDTH * OVER, HEIGHT * OVER
+    x, y, view = project(points, camera)
+    px, py = (x - box[0]) * (wide / box[2]), (y - box[1]) * (high / box[3])
+    tilt = math.radians(camera.pitch)
+    eye = np.float32([0, AIM + camera.distance * math.sin(tilt), camera.distance * math.cos(tilt)])
+    facing = normals @ eye > np.einsum("ij,ij->i", normals, points)
+    side = max(2, math.ceil(SPACING * 1.8 * high / box[3]))  # a point's pixels: no holes between
+    inside = (px >= 0) & (py >= 0) & (px < wide - side + 1) & (py < high - side + 1)
+    seen = np.flatnonzero(facing & inside)
+    # far to near, so that the last write stays; 16 bits make numpy's stable sort a radix sort
+    near = ((view[seen, 2] + 4) * 8000).clip(0, 65535).astype(np.uint16)
+    order = seen[np.argsort(near, kind="stable")]
+    spots = py[order].astype(np.int32) * wide + px[order].astype(np.int32)
+    owner = np.zeros(wide * high, np.int32)
+    cover = spots[:, None] + (np.arange(side) + wide * np.arange(side)[:, None]).ravel()
+    owner[cover] = np.arange(1, len(order) + 1, dtype=np.int32)[:, None]
+    normals = normals.take(order, 0)  # take and matmul: several times as fast as plain indexing
+    lit = (normals @ unit(camera.sun).astype(np.float32)).clip(0)
+    light = np.stack([lit, 0.8 + 0.2 * normals[:, 1]], 1)  # the sun's, the sky's
+    rgba = np.zeros((len(order) + 1, 4), np.float32)
+    rgba[1:, :3] = colours.take(order, 0) * (light @ np.float32([camera.direct, camera.ambient]))
+    rgba[1:, 3] = 1
+    big = rgba.take(owner, 0).reshape(HEIGHT, OVER, WIDTH, OVER, 4)
+    return sum(big[:, i, :, j] for i in range(OVER) for j in range(OVER)) / OVER**2
+
+
+def draw_shadow(points, camera, box):
+    """How dark the body's shadow makes the ground in the box: [H, W, 1] in [0, 1]."""
+    sun = unit(camera.sun)
+    x, y, _ = project(points[::5] - points[::5, 1:2] * (sun / sun[1]), camera)
+    px = ((x - box[0]) * (WIDTH / box[2])).astype(int)
+    py = ((y - box[1]) * (HEIGHT / box[3])).astype(int)
+    inside = (px >= 0) & (py >= 0) & (px < WIDTH) & (py < HEIGHT)
+    counts = np.bincount(py[inside] * WIDTH + px[inside], minlength=WIDTH * HEIGHT)
+    mask = Image.fromarray((counts.clip(0, 2) * 127).astype(np.uint8).reshape(HEIGHT, WIDTH))
+    return np.asarray(mask.filter(ImageFilter.BoxBlur(1.6)), np.float32)[..., None] / 255
+
+
+@functools.lru_cache(maxsize=len(CAMERAS))
+def tone_curve(camera):
+    """Gamma, contrast and haze as a table for `Image.point`."""
+    tone = (np.arange(256) / 255) ** camera.gamma
+    tone = (tone - 0.5) * camera.contrast + 0.5 + camera.lift
+    return [round(t) for t in 255 * tone.clip(0, 1)] * 3
+
+
+def develop(rgb, camera, mood, rng):
+    """What lens, sensor and encoder make of RGB [H, W, 3] in [0, 1]: an image."""
+    rgb = rgb * (np.float32(camera.gain) * mood)
+    grey = (rgb @ np.full(3, 1 / 3, np.float32))[..., None]
+    rgb = grey + camera.saturation * (rgb - grey)
+    rgb += rng.standard_normal(rgb.shape, np.float32) * camera.noise
+    picture = Image.fromarray((rgb * 255).clip(0, 255).astype(np.uint8))
+    picture = picture.point(tone_curve(camera))
+    size = (round(WIDTH * camera.resolution), round(HEIGHT * camera.resolution))
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    return picture.filter(ImageFilter.BoxBlur(camera.blur))
+
+
+def mottle(rng, cells, strength):
+    """Smooth noise around 1 for a scene: [SCENE_H, SCENE_W, 1]."""
+    small = rng.uniform(-1, 1, (cells // 2, cells)).astype(np.float32)
+    big = Image.fromarray(small).resize((SCENE_W, SCENE_H), Image.Resampling.BICUBIC)
+    return 1 + strength * np.asarray(big)[..., None]
+
+
+@functools.lru_cache(maxsize=len(CAMERAS))
+def make_scene(seed, number):
+    """The whole background of camera `number`: (image, row where the backdrop meets the ground)."""
+    camera, rng = CAMERAS[number], stream(seed, SCENE, number)
+    wide, high = SCENE_W * 2, SCENE_H * 2
+    base = int(high * np.interp(camera.pitch, [5, 30], [0.5, 0.2]))
+    horizon = base - int(high * np.interp(camera.pitch, [5, 30], [0.25, 0.6]))
+    picture = Image.new("RGB", (wide, high), camera.ground_rgb)
+    draw = ImageDraw.Draw(picture)
+    paint_ground(draw, camera, rng, base, horizon)
+    paint_backdrop(draw, camera, rng, base)
+    small = picture.resize((SCENE_W, SCENE_H), Image.Resampling.LANCZOS)
+    rgb = np.array(small, np.float32)
+    for cells, strength in ((8, 0.2), (40, 0.1), (200, 0.07)):
+        rgb *= mottle(rng, cells, strength)
+    rgb *= np.float32(camera.ambient) + 0.7 * np.float32(camera.direct)
+    return Image.fromarray(rgb.clip(0, 255).astype(np.uint8)), base // 2
+
+
+def shade(rgb, factor):
+    """An RGB tuple made darker or lighter."""
+    return tuple(min(255, int(c * factor)) for c in rgb)
+
+
+def paint_ground(draw, camera, rng, base, horizon):
+    """Paving, lawn, road or zebra crossing in perspective, from the row `base` down."""
+    wide, high, rgb = SCENE_W * 2, SCENE_H * 2, camera.ground_rgb
+
+    def at(x, y):
+        """The point of row y on the line from x on the lower edge to the vanishing point."""
+        return wide / 2 + (x - wide / 2) * (y - horizon) / (high - horizon), y
+
+    if camera.ground in ("tiles", "zebra"):
+        for x in range(-3 * wide, 4 * wide, 110):
+            draw.line([at(x, base), (x, high)], shade(rgb, 0.82), 3)
+        for i in range(60):
+            y = horizon + (high - horizon) / (1 + 0.11 * i)
+            draw.line([(0, y), (wide, y)], shade(rgb, 0.82), 3)
+    if camera.ground == "zebra":
+        for x in range(-2 * wide, 3 * wide, 260):
+            stripe = [at(x, base + 60), (x, high), (x + 130, high), at(x + 130, base + 60)]
+            draw.polygon(stripe, (190, 190, 186))
+    if camera.ground == "lawn":
+        for x, y in rng.uniform((0, base), (wide, high), (4000, 2)):
+            blade = (x + rng.uniform(-4, 4), y - rng.uniform(4, 12))
+            draw.line([(x, y), blade], shade(rgb, rng.uniform(0.75, 1.2)), 2)
+        path = [(0, base + 130), (wide, base + 90), (wide, base + 230), (0, base + 280)]
+        draw.polygon(path, (160, 154, 142))
+    if camera.ground == "asphalt":
+        for x in range(-wide, 2 * wide, 420):
+            draw.line([at(x, base), (x, high)], shade(rgb, 1.4), 8)
+
+
+def paint_backdrop(draw, camera, rng, base):
+    """What stands behind, above the row `base`: shops, hedge, bricks, cars, railings or tents."""
+    wide, rgb = SCENE_W * 2, camera.backdrop_rgb
+
+    def any_colour():
+        return list(COLOURS.values())[rng.integers(len(COLOURS))]
+
+    draw.rectangle([0, 0, wide, base], rgb)
+    if camera.backdrop == "shop":
+        for x in range(0, wide, 150):
+            draw.rectangle([x + 8, 30, x + 142, base - 26], shade(rgb, rng.uniform(0.4, 1)))
+            draw.polygon([(x + 20, 30), (x + 60, 30), (x + 20, base - 60)], shade(rgb, 1.3))
+            y = rng.uniform(60, base - 90)
+            draw.rectangle([x + 30, y, x + rng.uniform(60, 130), y + 60], any_colour())
+    elif camera.backdrop == "hedge":
+        for x, y in rng.uniform((0, -10), (wide, base), (2600, 2)):
+            r = rng.uniform(4, 14)
+            draw.ellipse([x - r, y - r, x + r, y + r], shade(rgb, rng.uniform(0.55, 1.5)))
+    elif camera.backdrop == "brick":
+        for row, y in enumerate(range(0, base, 16)):
+            for x in range(-30 + row % 2 * 18, wide, 36):
+                draw.rectangle([x, y, x + 33, y + 13], shade(rgb, rng.uniform(0.8, 1.15)))
+        for x in range(60, wide, 320):
+            draw.rectangle([x, 0, x + 110, base - 70], (70, 80, 92), (190, 190, 186), 6)
+    elif camera.backdrop == "cars":
+        for x in range(-60, wide, 310):
+            glass, body = [x + 40, base - 95, x + 210, base - 30], [x, base - 60, x + 260, base - 6]
+            draw.rounded_rectangle(glass, 26, (40, 46, 54))
+            draw.rounded_rectangle(body, 22, any_colour())
+            for wheel in (x + 50, x + 210):
+                draw.ellipse([wheel - 22, base - 30, wheel + 22, base + 14], (26, 26, 28))
+    elif camera.backdrop == "rails":
+        draw.rectangle([0, 0, wide, base - 60], (126, 140, 118))
+        for x in range(0, wide, 46):
+            draw.line([(x, base - 80), (x, base)], (190, 192, 190), 6)
+        for y in (base - 76, base - 40):
+            draw.line([(0, y), (wide, y)], (206, 208, 204), 7)
+    elif camera.backdrop == "tents":
+        draw.rectangle([0, 0, wide, base], (132, 128, 132))
+        for x in range(-40, wide, 210):
+            cloth = rgb if rng.random() < 0.5 else any_colour()
+            draw.polygon([(x, 70), (x + 95, 10), (x + 190, 70)], cloth)
+            draw.rectangle([x, 70, x + 190, 92], shade(cloth, 0.75))
+            draw.line([(x + 8, 90), (x + 8, base)], (210, 210, 210), 5)
+            draw.rectangle([x + 24, base - 70, x + 166, base], any_colour())
+
+
+def crop_scene(scene, spot, zoom, box, feet):
+    """The background of a box: RGB [H, W, 3] in [0, 1].
+
+    `spot` is the scene's pixel where the person stands, `feet` the same in picture metres, `zoom`
+    the scene's pixels a metre.
+    """
+    wide, high = min(box[2] * zoom, SCENE_W), min(box[3] * zoom, SCENE_H)
+    left = np.clip(spot[0] + (box[0] - feet[0]) * zoom, 0, SCENE_W - wide)
+    top = np.clip(spot[1] + (box[1] - feet[1]) * zoom, 0, SCENE_H - high)
+    part = (left, top, left + wide, top + high)
+    crop = scene.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR, part)
+    return np.asarray(crop, np.float32) / 255
+
+
+@functools.lru_cache(maxsize=2)
+def draw_obstacle(kind, colour, x):
+    """A pole or a bicycle in front of everything: premultiplied RGBA [H, W, 4]; x in pixels."""
+    k = 3
+    picture = Image.new("RGBA", (WIDTH * k, HEIGHT * k))
+    draw = ImageDraw.Draw(picture)
+    x *= k
+    if kind == "pole":
+        for i, tone in enumerate((0.55, 0.75, 1.0, 0.8)):
+            stripe = [x + (i - 2) * k, 0, x + (i - 1) * k, HEIGHT * k]
+            draw.rectangle(stripe, shade((150, 152, 150), tone))
+    else:
+        y, r = (HEIGHT - 21) * k, 17 * k
+        back, fore = (x - 22 * k, y), (x + 22 * k, y)
+        seat, bar, crank = (x - 12 * k, y - 24 * k), (x + 15 * k, y - 26 * k), (x, y)
+        for cx, cy in (back, fore):
+            draw.ellipse([cx - r, cy - r, cx + r, cy + r], outline=(24, 24, 26), width=5)
+        draw.line([crank, back, seat, crank, bar, seat], colour, 6)
+        draw.line([bar, fore], colour, 6)
+        for cx, cy in (seat, bar):
+            draw.line([(cx - 12, cy - 9), (cx + 14, cy - 9)], (20, 20, 20), 8)
+    small = picture.resize((WIDTH, HEIGHT), Image.Resampling.BOX)  # resizes premultiplied
+    rgba = np.array(small, np.float32) / 255
+    rgba[..., :3] *= rgba[..., 3:]
+    return rgba
+
+
+def over(below, above):
+    """Premultiplied RGBA [H, W, 4] over RGB [H, W, 3]."""
+    return below * (1 - above[..., 3:]) + above[..., :3]
