@@ -1,0 +1,67 @@
+"""Make generated images the size of the training images: JPEGs of 64x128 in a folder gen_0000.
+
+python resizeImage.py --input_path gen --output_path ../data/pytorch/gen_0000
+"""
+
+from pathlib import Path
+
+import utils
+
+# Edit these, or pass the flag of the same name.
+INPUT_PATH = "./generated"
+OUTPUT_PATH = "./gen_0000"
+WIDTH = 64
+HEIGHT = 128
+QUALITY = 95
+
+
+def get_parser() -> utils.Parser:
+    """All flags with their defaults."""
+    p = utils.Parser(description=__doc__.split("\n")[0])
+    size = utils.at_least(1)
+    for name, default, kind, text in (
+        ("input_path", INPUT_PATH, str, "folder of generated images"),
+        (
+            "output_path",
+            OUTPUT_PATH,
+            str,
+            "folder to make, empty or new; train_lsro.py looks for gen_0000",
+        ),
+        ("width", WIDTH, size, "in pixels"),
+        ("height", HEIGHT, size, "in pixels"),
+        ("quality", QUALITY, size, "of the JPEGs, up to 100"),
+    ):
+        p.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write every image of --input_path as a JPEG of the same name to --output_path."""
+    args = get_parser().parse_args(argv)
+    if args.quality > 100:
+        utils.fail(f"--quality: from 1 to 100, not {args.quality}")
+    output = Path(args.output_path)
+    paths = utils.find_images(Path(args.input_path), flag="--input_path")
+    stems = {}
+    for path in paths:
+        if stems.setdefault(path.stem, path) != path:
+            utils.fail(
+                f"--input_path: {stems[path.stem]} and {path} would both become "
+                f"{path.stem}.jpg; rename one"
+            )
+    utils.check_writable(output, "--output_path", new=True)
+    try:
+        with utils.new_folder(output) as folder:
+
+            def resize(path: Path) -> None:
+                image = utils.read_image(path, args.height, args.width)
+                image.save(folder / f"{path.stem}.jpg", quality=args.quality)
+
+            utils.in_threads(resize, paths, "resizing")
+    except OSError as problem:
+        utils.fail(problem)
+    print(f"{len(paths)} images of {args.width}x{args.height} in {output}")
+
+
+if __name__ == "__main__":
+    main()
