@@ -56,14 +56,49 @@ train() {
 }
 
 demo() {
-  local data=data/demo/pytorch gan="--dataset ../data/demo/bounding_box_train"
-  local size="--height 128 --width 64"
-  local recipe="--use_dense --pretrained none $size --batchsize 32 --epochs 8 --lr 0.05"
+  local data=data/demo/pytorch
+  local gan="--dataset ../data/demo/bounding_box_train --checkpoint_dir ../data/demo/gan"
+  local recipe="--data_dir $data --use_dense --pretrained none --height 96 --width 48"
+  recipe+=" --batchsize 32 --epochs 3 --lr 0.1 --lr_step 2 --erasing_p 0"
   SECONDS=0
 
-  step "[ -e data/demo/synthetic_market.json ]" "python synthetic_market.py --output_dir data/demo"
-  step "[ -d $data ]" "python prepare.py --download_path data/demo"
-  step "[ -e $data/class_index.json ]" "python changeIndex.py --data_dir $data"
+  step "[ -e data/demo/synthetic_market.json ]" \
+    "python synthetic_market.py --output_dir data/demo"
+  step "[ -d $data ]" \
+    "python prepare.py --download_path data/demo"
+  step "[ -e $data/class_index.json ]" \
+    "python changeIndex.py --data_dir $data"
+
+  # A narrow GAN at half the size: what two CPU cores train in a minute.
+  step "[ -e data/demo/samples/train_0007.png ]" \
+    "(cd DCGAN-tensorflow && python main.py --train $gan --output_height 64 --output_width 32 \
+--gf_dim 16 --df_dim 24 --batch_size 16 --epoch 7 --sample_dir ../data/demo/samples)"
+  step "[ -d data/demo/generated ]" \
+    "(cd DCGAN-tensorflow && python main.py --options 5 $gan --sample_size 300 \
+--output_path ../data/demo/generated)"
+  step "[ -d $data/train_new/gen_0000 ]" \
+    "(cd DCGAN-tensorflow && python resizeImage.py --input_path ../data/demo/generated \
+--output_path ../$data/train_new/gen_0000)"
+
+  train demo_baseline "python train_baseline.py --name demo_baseline $recipe"
+  train demo_lsro "python train_lsro.py --name demo_lsro --num_generated 300 $recipe"
+
+  local name result
+  for name in demo_baseline demo_lsro; do
+    result="model/$name/pytorch_result.mat"
+    step "[ -e $result ]" \
+      "python test.py --name $name --test_dir $data --mat $result"
+    step "scored $name evaluate" \
+      "python evaluate.py $result --json model/$name/results.json"
+    step "scored $name evaluate_rerank" \
+      "python evaluate_rerank.py $result --json model/$name/results.json"
+  done
+
+  printf '\n$ %s\n\n' "python results_table.py model/demo_baseline model/demo_lsro"
+  python results_table.py model/demo_baseline model/demo_lsro
+  printf '\n%s s. Pictures: %s\n' "$SECONDS" \
+    "data/demo/contact_sheet.jpg, data/demo/samples/*.png, model/demo_*/train.jpg"
+  echo "To start afresh: rm -r data/demo model/demo_*"
 }
 
 case "${1:-}" in

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from reid.checkpoint import Run, load_network
-from reid.dataset import eval_loader, test_images
+from reid.dataset import test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import UserError, run
 from reid.features import FeatureSet, extract, save_mat
+from reid.loading import eval_loader
 from reid.options import Parser, add_device_options, add_run_options, at_least
 from reid.transforms import test_transform
 

@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model import ft_net_dense
 from reid import metrics
-from reid.dataset import eval_loader, read_image, test_images
+from reid.dataset import read_image, test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import run
 from reid.features import FeatureSet, extract
+from reid.loading import eval_loader
 from reid.options import Parser, at_least
 from reid.transforms import test_transform
 

@@ -1,7 +1,9 @@
-"""What is on disk: file names to identity and camera, the folders of a split, image loading.
+"""What is on disk: file names to identity and camera, the folders of a split, single images.
 
 A prepared dataset is the `pytorch` folder of prepare.py: `<split>/<id>/<image>`. For training,
 changeIndex.py adds `train_new`, `train_all_new` and `val_new`, whose folders are class numbers.
+
+Imports no torch, so that prepare.py and changeIndex.py start at once.
 """
 
 import hashlib
@@ -10,9 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from reid.errors import UserError
 
@@ -185,45 +185,3 @@ def read_image(path):
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise UserError(f"{path}: can't be read as an image ({error}); replace it") from error
-
-
-class ImageDataset(Dataset):
-    """Samples or TestImages as (transformed image, *the entry's other fields)."""
-
-    def __init__(self, entries, transform):
-        self.entries = entries
-        self.transform = transform
-
-    def __len__(self):
-        return len(self.entries)
-
-    def __getitem__(self, index):
-        path, *fields = self.entries[index]
-        return self.transform(read_image(path)), *fields
-
-
-def train_loader(samples, transform, batchsize, workers, device):
-    """Shuffled batches (images, labels, generated); the incomplete last batch is left out.
-
-    Batch norm needs full batches; of a set smaller than one batch, all of it is one.
-    """
-    return DataLoader(
-        ImageDataset(samples, transform),
-        batch_size=min(batchsize, len(samples)),
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-
-
-def eval_loader(entries, transform, batchsize, workers, device):
-    """Batches in the order of `entries`, each entry once."""
-    return DataLoader(
-        ImageDataset(entries, transform),
-        batch_size=batchsize,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        # Reading order is fixed, so a generator of its own keeps the run's random numbers apart.
-        generator=torch.Generator(),
-    )

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from reid.checkpoint import Run, build_network, update_results
 from reid.curves import draw_curves
-from reid.dataset import eval_loader, fingerprint, train_loader
+from reid.dataset import fingerprint
 from reid.device import arithmetic, autocast, choose_device, place, to_device
+from reid.loading import eval_loader, train_loader
 from reid.transforms import train_transform, val_transform
 
 BACKBONE_SHARE = 0.2  # of the head's learning rate: the backbone comes trained, the head does not
