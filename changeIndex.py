@@ -11,7 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
-from reid.dataset import GENERATED_FOLDER, identity_folders, list_images
+from reid.dataset import GENERATED_FOLDER, identity_folders, is_image, list_images
 from reid.errors import UserError, run
 from reid.files import new_folder, replacing
 from reid.options import Parser
@@ -66,7 +66,7 @@ def renumber(folders, target, index):
         for path in list_images(folder)
     }
     if target.exists():
-        there = {path.relative_to(target) for path in target.glob("*/*")}
+        there = {path.relative_to(target) for path in target.glob("*/*") if is_image(path)}
         there = {path for path in there if path.parts[0] != GENERATED_FOLDER}
         if there != set(copies):
             raise UserError(f"{target}: holds something else; delete it and run this again")

@@ -7,6 +7,7 @@ python evaluate.py model/ft_ResNet50/pytorch_result.mat
 from reid import metrics, report
 from reid.errors import run
 from reid.features import load_mat
+from reid.files import check_writable
 from reid.options import Parser
 
 MAT = "pytorch_result.mat"
@@ -20,6 +21,8 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
+    if args.json:
+        check_writable(args.json)
     query, gallery = load_mat(args.mat)
     scores = metrics.evaluate(metrics.similarity_blocks(query, gallery), query, gallery)
     report.show(scores, len(gallery.identities))

@@ -10,6 +10,7 @@ from re_ranking import re_ranking
 from reid import metrics, report
 from reid.errors import run
 from reid.features import load_mat
+from reid.files import check_writable
 from reid.options import Parser, at_least, share
 
 MAT = "pytorch_result.mat"
@@ -29,6 +30,8 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
+    if args.json:
+        check_writable(args.json)
     query, gallery = load_mat(args.mat)
     started = time.perf_counter()
     q, g = query.features, gallery.features

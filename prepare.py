@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reid.dataset import list_images, parse_name, read_image
+from reid.dataset import is_image, list_images, parse_name, read_image
 from reid.errors import UserError, run
 from reid.files import new_folder
 from reid.options import Parser
@@ -98,7 +98,12 @@ def first_of_each_identity(paths):
 
 def check_complete(target, copies, splits):
     """Raise UserError unless `target` holds exactly the planned files."""
-    there = {path.relative_to(target) for name in splits for path in target.glob(f"{name}/*/*")}
+    there = {
+        path.relative_to(target)
+        for name in splits
+        for path in target.glob(f"{name}/*/*")
+        if is_image(path)
+    }
     if there != set(copies):
         raise UserError(f"{target}: holds something else; delete it or name another --save_path")
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from reid.errors import UserError, run
 from reid.files import new_folder
-from reid.options import Parser, at_least
+from reid.options import Parser, at_least, seed
 from reid.people import (
     BAG,
     COLOURS,
@@ -94,7 +94,7 @@ def get_parser():
         choices=SCALES,
         help="how many pictures: a few thousand, or as many as Market-1501",
     )
-    parser.add_argument("--seed", type=at_least(0), default=SEED, help="another seed, other people")
+    parser.add_argument("--seed", type=seed, default=SEED, help="another seed, other people")
     parser.add_argument(
         "--workers", type=at_least(0), default=WORKERS, help="processes; 0: only this one"
     )

@@ -8,13 +8,12 @@ folder; nothing needs to be repeated here. (The project's tests are in tests/.)
 
 from pathlib import Path
 
-import numpy as np
-
 from reid.checkpoint import Run, load_network
 from reid.dataset import test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import UserError, run
-from reid.features import FeatureSet, extract, save_mat
+from reid.features import extract, feature_set, save_mat
+from reid.files import check_writable
 from reid.loading import eval_loader
 from reid.options import Parser, add_device_options, add_run_options, at_least
 from reid.transforms import test_transform
@@ -56,6 +55,7 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
+    check_writable(args.mat)
     device, parallel_ids = choose_device(args.gpu_ids)
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir():
@@ -66,20 +66,18 @@ def main(argv=None):
     options = trained.opts().get("options", {})
     weights = trained.weights_file(args.which_epoch)
     net = load_network(weights, args.use_dense or options.get("use_dense"))
-    net = place(net, device, parallel_ids)
     height = args.height or options.get("height", 256)
     width = args.width or options.get("width", 128)
     print(f"{weights}: {type(net).__name__}, images trained at {height}x{width}, on {device}")
+    net = place(net, device, parallel_ids)
 
     transform = test_transform(height, width)
-    dtype = arithmetic(device, args.precision)
+    dtype = arithmetic(device, args.precision, parallel_ids)
     sets = {}
     for name, entries in splits.items():
         loader = eval_loader(entries, transform, args.batchsize, args.workers, device)
         features = extract(net, loader, device, dtype, label=name)
-        identities = np.array([entry.identity for entry in entries])
-        cameras = np.array([entry.camera for entry in entries])
-        sets[name] = FeatureSet(features, identities, cameras)
+        sets[name] = feature_set(features, entries)
     save_mat(args.mat, **sets)
     print(f"{args.mat}: {len(splits['query'])} queries, {len(splits['gallery'])} gallery images")
 

@@ -251,14 +251,15 @@ def train(args, stored: dict, run: Path) -> None:
                 utils.save_png(samples / f"train_{epoch:04d}.png", picture)
 
 
-def generate(args, run: Path) -> None:
+def generate(args, stored: dict, run: Path) -> None:
     """What --options asks for, from the last checkpoint in `run`."""
     single, n = args.options == 5, args.sample_size
     what = {0: f"a grid of {n} images", 1: "grids", 2: "GIFs", 3: "GIFs", 4: "a GIF of all sweeps"}
     what = what.get(args.options, f"{n} single images")
     print(
         f"generate: {what}, {args.output_height}x{args.output_width}, seed {args.seed}, from "
-        f"{run} to {args.output_path if single else args.sample_dir}",
+        f"{run} (trained on {stored.get('folder', args.dataset)}) to "
+        f"{args.output_path if single else args.sample_dir}",
         flush=True,
     )
     gan, _ = build(args)
@@ -296,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.train:
             train(args, stored, run)
         if args.options is not None:
-            generate(args, run)
+            generate(args, stored, run)
     except OSError as problem:  # a disk that fills up, a folder taken away
         fail(problem)
     except KeyboardInterrupt:

@@ -136,15 +136,6 @@ class DCGAN:
             d_optimizer=self.d_optimizer,
         )
 
-    def parts(self) -> dict:
-        """What a `tf.train.Checkpoint` has to hold to go on training exactly."""
-        return {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "g_optimizer": self.g_optimizer,
-            "d_optimizer": self.d_optimizer,
-        }
-
     @tf.function
     def train_step(self, real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One update of the discriminator, two of the generator, all on the same noise.

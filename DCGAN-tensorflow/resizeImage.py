@@ -1,15 +1,17 @@
 """Make generated images the size of the training images: JPEGs of 64x128 in a folder gen_0000.
 
-python resizeImage.py --input_path gen --output_path ../data/pytorch/gen_0000
+    python resizeImage.py --input_path generated \\
+        --output_path ../data/Market-1501-v15.09.15/pytorch/train_new/gen_0000
 """
 
+import sys
 from pathlib import Path
 
 import utils
 
 # Edit these, or pass the flag of the same name.
 INPUT_PATH = "./generated"
-OUTPUT_PATH = "./gen_0000"
+OUTPUT_PATH = "../data/Market-1501-v15.09.15/pytorch/train_new/gen_0000"
 WIDTH = 64
 HEIGHT = 128
 QUALITY = 95
@@ -25,7 +27,7 @@ def get_parser() -> utils.Parser:
             "output_path",
             OUTPUT_PATH,
             str,
-            "folder to make, empty or new; train_lsro.py looks for gen_0000",
+            "folder to make, empty or new; this is where train_lsro.py looks",
         ),
         ("width", WIDTH, size, "in pixels"),
         ("height", HEIGHT, size, "in pixels"),
@@ -60,6 +62,9 @@ def main(argv: list[str] | None = None) -> None:
             utils.in_threads(resize, paths, "resizing")
     except OSError as problem:
         utils.fail(problem)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
     print(f"{len(paths)} images of {args.width}x{args.height} in {output}")
 
 

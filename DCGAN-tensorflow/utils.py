@@ -38,6 +38,10 @@ def fail(message: object) -> NoReturn:
     raise SystemExit(2)
 
 
+class BadImage(Exception):
+    """A file that can't be decoded; the message names it."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose errors are one line like all others."""
 
@@ -127,13 +131,13 @@ def read_image(path: Path, height: int, width: int, crop: tuple[int, int] | None
 
     `crop` = (height, width) takes that much of the middle first (at most the whole image).
     Bicubic with antialiasing; brightness and contrast stay what they are. A file that cannot
-    be decoded to its end is an error that names it.
+    be decoded to its end raises BadImage.
     """
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except Exception as problem:  # what Pillow raises on damaged files depends on the format
-        fail(f"cannot read the image {path}: {problem}; replace or delete it")
+        raise BadImage(f"cannot read the image {path}: {problem}; replace or delete it") from None
     if crop:
         tall, wide = min(crop[0], image.height), min(crop[1], image.width)
         left, top = (image.width - wide) // 2, (image.height - tall) // 2
@@ -146,10 +150,13 @@ def in_threads(work, items, label: str) -> None:
 
     Pillow decodes, scales and encodes outside Python's lock, so threads do help.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        done = pool.map(work, items)
-        for _ in tqdm(done, total=len(items), desc=label, unit="image", disable=None):
-            pass
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            done = pool.map(work, items)
+            for _ in tqdm(done, total=len(items), desc=label, unit="image", disable=None):
+                pass
+    except BadImage as problem:  # here, not in the threads: each bad image would print its line
+        fail(problem)
 
 
 def load_images(paths: list[Path], height: int, width: int, crop=None) -> np.ndarray:

@@ -20,7 +20,7 @@ from reid import metrics
 from reid.dataset import read_image, test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import run
-from reid.features import FeatureSet, extract
+from reid.features import extract, feature_set
 from reid.loading import eval_loader
 from reid.options import Parser, at_least
 from reid.transforms import test_transform
@@ -51,18 +51,9 @@ def main(argv=None):
         return extract(net, loader, device, arithmetic(device), "untrained")
 
     for name, describe in [("stripe histogram", stripe_histograms), ("untrained", untrained)]:
-        sets = [feature_set(entries, describe(entries)) for entries in splits]
+        sets = [feature_set(describe(entries), entries) for entries in splits]
         scores = metrics.evaluate(metrics.similarity_blocks(*sets), *sets)
         print(f"{name:18} Rank@1 {100 * scores.rank(1):5.2f}  mAP {100 * scores.mean_ap():5.2f}")
-
-
-def feature_set(entries, features):
-    """Features with the identities and cameras of their images."""
-    return FeatureSet(
-        features,
-        np.array([entry.identity for entry in entries]),
-        np.array([entry.camera for entry in entries]),
-    )
 
 
 def stripe_histograms(entries):

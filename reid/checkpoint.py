@@ -13,7 +13,7 @@ A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix.
 
 import json
 import platform
-import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -27,8 +27,17 @@ from reid.errors import UserError
 from reid.files import cannot_write, replacing
 
 ROOT = Path(__file__).resolve().parent.parent
-# Flags that may differ when a run is resumed: they don't change what is learnt.
+# Flags that may differ when a run is resumed. Other workers or GPUs draw other random numbers:
+# the run then goes on, but not bit for bit as it would have.
 FREE_ON_RESUME = {"epochs", "workers", "gpu_ids", "resume", "save_every", "model_dir"}
+# Measured facts that must be the same, and what to say of each where it is not.
+SAME_ON_RESUME = {
+    "loss": "by another script",
+    "class_num": "with another number of classes",
+    "dataset": "on other images",
+    "arithmetic": "in other arithmetic (see --precision)",
+}
+STATE = "state.pth"
 
 
 class Run:
@@ -42,7 +51,8 @@ class Run:
 
         Raises UserError where the folder holds a run already.
         """
-        if any(self.path.glob("net_*.pth")):
+        original = any(self.path.glob("net_*.pth")) and not self.file("opts.json").exists()
+        if original or self.file(STATE).exists():
             raise UserError(
                 f"{self.path}: holds a run already; go on with it (--resume), delete it, "
                 "or take another --name"
@@ -54,15 +64,27 @@ class Run:
         write_json(self.file("opts.json"), {"options": options, **facts, **provenance()})
 
     def abandon(self):
-        """Take back `start` where training failed before its first epoch was saved."""
-        if not any(self.path.glob("net_*.pth")):
-            self.file("opts.json").unlink(missing_ok=True)
-            with suppress(OSError):  # not empty: something of the user's is in it
-                self.path.rmdir()
+        """Take back `start` where training failed before its first epoch was whole."""
+        if self.file(STATE).exists():
+            return
+        for name in ("opts.json", "log.jsonl", "train.jpg", "net_*.pth"):
+            for path in self.path.glob(name):
+                path.unlink()
+        with suppress(OSError):  # not empty: something of the user's is in it
+            self.path.rmdir()
 
-    def check_same(self, options):
-        """Raise UserError unless `options` are those the run was started with."""
-        before = self.opts()["options"]
+    def check_same(self, options, facts):
+        """Raise UserError unless the run was started with these options on the same data."""
+        opts = self.opts()
+        if not self.file(STATE).exists() or "options" not in opts:
+            raise UserError(
+                f"--resume: {self.path} holds no run to go on with; "
+                "check --name and --model_dir, or start it without --resume"
+            )
+        for name, what in SAME_ON_RESUME.items():
+            if opts.get(name) != facts[name]:
+                raise UserError(f"--resume: {self.path} was trained {what}")
+        before = opts["options"]
         for name in sorted(options.keys() - FREE_ON_RESUME):
             if options[name] != before.get(name):
                 raise UserError(
@@ -95,15 +117,13 @@ class Run:
             "optimizer": optimizer.state_dict(),
             "history": history,
         }
-        save(self.file("state.pth"), state)
+        save(self.file(STATE), state)
 
     def load_state(self, net, optimizer, device):
         """Restore network and optimiser from state.pth; returns the history."""
-        path = self.file("state.pth")
+        path = self.file(STATE)
         try:
             state = torch.load(path, map_location=device, weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: not there, so no epoch to resume after; start anew") from None
         except Exception as error:  # torch raises many kinds for a damaged file
             raise UserError(f"{path}: damaged, can't resume; start anew") from error
         unwrap(net).load_state_dict(state["net"])
@@ -219,7 +239,7 @@ def provenance():
 
 def command_line():
     """The command that is running, as one would type it."""
-    return " ".join(["python", re.sub(r".*[/\\]", "", sys.argv[0]), *sys.argv[1:]])
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_commit():

@@ -21,7 +21,7 @@ GENERATED_FOLDER = "gen_0000"
 GENERATED_LABEL = -1  # a marker: a generated image has no identity, and no loss may read this one
 
 # Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png
-CAMERA_AFTER_C = re.compile(r"(?P<id>-?\d+)_c(?P<camera>\d+)(?!\d)")
+CAMERA_AFTER_C = re.compile(r"(?P<id>-?\d+)_c(?P<camera>\d+)")
 # MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera
 CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_")
 
@@ -132,15 +132,7 @@ def training_splits(data_dir, train_all):
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
     if train_all:
         return labelled_images(data_dir / "train_all_new"), []
-    train = labelled_images(data_dir / "train_new")
-    validation = labelled_images(data_dir / "val_new")
-    unknown = {s.label for s in validation} - {s.label for s in train}
-    if unknown:
-        raise UserError(
-            f"{data_dir / 'val_new'}: class {min(unknown)} is not in train_new; "
-            "delete both and run changeIndex.py again"
-        )
-    return train, validation
+    return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
 
 
 def count_classes(samples):

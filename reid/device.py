@@ -42,13 +42,16 @@ def place(net, device, parallel_ids):
     return nn.DataParallel(net, parallel_ids) if parallel_ids else net
 
 
-def arithmetic(device, precision="auto"):
+def arithmetic(device, precision="auto", parallel_ids=()):
     """The dtype to autocast to, or None for plain fp32.
 
     "auto" takes bf16 where the hardware multiplies in it: elsewhere it would only be slower.
+    DataParallel's threads forget autocast's dtype and would compute in fp16: fp32 there.
     """
+    if parallel_ids and precision == "bf16":
+        raise UserError("--precision bf16: DataParallel can't; use one GPU or --precision fp32")
     if precision == "auto":
-        precision = "bf16" if computes_bf16(device) else "fp32"
+        precision = "bf16" if not parallel_ids and computes_bf16(device) else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
 
 
@@ -57,7 +60,7 @@ def computes_bf16(device):
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        found = torch.cpu.get_capabilities()
+        found = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch can't tell: fp32
         return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
     return False
 

@@ -11,6 +11,7 @@ from reid.checkpoint import Run, build_network, update_results
 from reid.curves import draw_curves
 from reid.dataset import fingerprint
 from reid.device import arithmetic, autocast, choose_device, place, to_device
+from reid.errors import UserError
 from reid.loading import eval_loader, train_loader
 from reid.transforms import train_transform, val_transform
 
@@ -27,11 +28,21 @@ def train(args, train_samples, val_samples, class_num, loss_function):
     loss_function: (logits, labels, generated) -> scalar, see `reid.losses`.
     """
     device, parallel_ids = choose_device(args.gpu_ids)
-    dtype = arithmetic(device, args.precision)
+    dtype = arithmetic(device, args.precision, parallel_ids)
+    if min(len(train_samples), args.batchsize) < 2 * max(len(parallel_ids), 1):
+        raise UserError("--batchsize: batch norm needs two images or more on each GPU")
     run = Run(Path(args.model_dir) / args.name)
     options = vars(args)
+    facts = {
+        "loss": loss_function.__name__,
+        "class_num": class_num,
+        "generated": sum(sample.generated for sample in train_samples),
+        "dataset": fingerprint(train_samples),
+        "device": str(device),
+        "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
+    }
     if args.resume:
-        run.check_same(options)
+        run.check_same(options, facts)
     torch.manual_seed(args.seed)
     net = build_network(args.use_dense, class_num, "none" if args.resume else args.pretrained)
     net = place(net, device, parallel_ids)
@@ -40,13 +51,6 @@ def train(args, train_samples, val_samples, class_num, loss_function):
         history = run.load_state(net, optimizer, device)
     else:
         history = []
-        facts = {
-            "class_num": class_num,
-            "device": str(device),
-            "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
-            "generated": sum(sample.generated for sample in train_samples),
-            "dataset": fingerprint(train_samples),
-        }
         run.start(options, facts)
 
     height, width = args.height, args.width
@@ -107,9 +111,10 @@ def train_epoch(net, batches, loss_function, optimizer, epoch, args, device, dty
         is_real = generated == 0
         wrong += ((logits.argmax(1) != labels) & is_real).sum()
         real += is_real.sum()
+    loss = loss_sum.item() / steps  # waits for the GPU, so before the clock is read
     seconds = time.perf_counter() - started
     return {
-        "train_loss": round(loss_sum.item() / steps, 5),
+        "train_loss": round(loss, 5),
         "train_top1err": round(wrong.item() / max(real.item(), 1), 5),
         "images_per_s": round(steps * batches.batch_size / seconds, 1),
     }

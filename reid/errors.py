@@ -1,5 +1,6 @@
 """A user's mistakes: one line that says what to do, exit code 2, no traceback."""
 
+import os
 import sys
 
 
@@ -11,11 +12,15 @@ def run(main):
     """Run a script's `main` as a process: exit code 2 for a UserError, 130 for Ctrl-C."""
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough; nowhere is left to say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def fail(message):

@@ -35,10 +35,20 @@ def extract(net, loader, device, dtype, label):
         for images, *_ in loader:
             images = to_device(images, device)
             with autocast(device, dtype):
-                both = sum(net(view, return_features=True) for view in (images, images.flip(3)))
-            features.append(F.normalize(both.float()).cpu())
+                both = [net(view, return_features=True) for view in (images, images.flip(3))]
+            both = both[0].float() + both[1].float()
+            features.append(F.normalize(both).cpu())
             bar.update(len(images))
     return torch.cat(features).numpy()
+
+
+def feature_set(features, entries):
+    """The features of `entries` (`reid.dataset.TestImage`) with their identities and cameras."""
+    return FeatureSet(
+        features,
+        np.array([entry.identity for entry in entries]),
+        np.array([entry.camera for entry in entries]),
+    )
 
 
 def save_mat(path, **sets):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def replacing(path):
 
     If the block fails, nothing is left. Raises UserError where `path` can't be written.
     """
-    path = Path(path)
+    check_writable(path)
+    path = Path(path).absolute()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
@@ -35,16 +37,30 @@ def new_folder(path):
 
     If the block fails, nothing is left. Raises UserError where `path` can't be made.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        if path.is_dir():
+            path.rmdir()  # an empty one; Windows can't rename onto it
         temporary.rename(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path):
+    """Raise UserError where the file `path` can't be written: better now than after the work."""
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def cannot_write(path, error):

@@ -1,6 +1,5 @@
 """From files to batches: the datasets and loaders of training and extraction."""
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from reid.dataset import read_image
@@ -43,6 +42,4 @@ def eval_loader(entries, transform, batchsize, workers, device):
         batch_size=batchsize,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        # Reading order is fixed, so a generator of its own keeps the run's random numbers apart.
-        generator=torch.Generator(),
     )

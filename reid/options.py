@@ -1,7 +1,7 @@
 """The command line: one parser class, the groups of flags that scripts share, typed values.
 
-Imports no torch, so that `--help` is quick. Each script keeps its paths as constants at its top
-and passes them in as defaults.
+Imports no torch, so that scripts without a network start at once. Each script keeps its paths as
+constants at its top and passes them in as defaults.
 """
 
 import argparse
@@ -40,6 +40,14 @@ def at_least(smallest, kind=int):
 
     parse.__name__ = kind.__name__  # what argparse calls it: "invalid int value"
     return parse
+
+
+def seed(text):
+    """An argument type: a seed that every random generator takes."""
+    value = at_least(0)(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not under 2^32")
+    return value
 
 
 def share(text):
@@ -131,7 +139,7 @@ def add_training_options(parser, data_dir):
         default=0,
         help="first epochs, in which the rate rises from a tenth",
     )
-    recipe.add_argument("--seed", type=at_least(0), default=0, help="of every random choice")
+    recipe.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
     saving = parser.add_argument_group("saving")
     saving.add_argument(

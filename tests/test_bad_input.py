@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import FIXTURES, exit_code, run_script, save_image
+from scipy.io import loadmat, savemat
 
 import changeIndex
 import evaluate
@@ -14,8 +15,10 @@ import prepare
 import results_table
 import train_baseline
 import train_lsro
-from model import ft_net_dense
+from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
+from reid.device import arithmetic, choose_device
+from reid.errors import UserError
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
 SMALL = (*CPU, "--pretrained", "none", "--height", "64", "--width", "32", "--use_dense")
@@ -131,6 +134,27 @@ def test_output_folders_that_cannot_be_written(fails, market, prepared, tmp_path
     )
 
 
+def test_change_index_into_a_folder_that_cannot_be_written(fails, prepared, monkeypatch):
+    shutil.rmtree(prepared / "val_new")
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refused)
+    fails(changeIndex.main, "--data_dir", prepared, says=["val_new", "Permission denied"])
+
+
+def test_two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device, ids = choose_device("0,1")
+    assert (str(device), ids) == ("cuda:0", [0, 1])
+    assert choose_device("1") == (torch.device("cuda", 1), [])
+    # DataParallel's threads would compute in fp16, unscaled.
+    assert arithmetic(device, "auto", ids) is None
+    with pytest.raises(UserError, match="--precision bf16"):
+        arithmetic(device, "bf16", ids)
+
+
 def test_number_of_generated_images_too_large(fails, prepared, tmp_path):
     gen_dir = save_image(tmp_path / "gen" / "gen_00000.jpg").parent
     flags = ("--data_dir", prepared, "--gen_dir", gen_dir, "--num_generated", 2)
@@ -157,14 +181,17 @@ def test_extraction(prepared, tmp_path):
     """test.py: a missing run, a missing epoch, another network, a place that can't be written."""
     Run(tmp_path / "dense").path.mkdir()
     Run(tmp_path / "dense").save_weights(ft_net_dense(3), "last")
-    (tmp_path / "resnet").mkdir()
-    (tmp_path / "resnet" / "net_last.pth").write_bytes(b"damaged")
+    Run(tmp_path / "resnet").path.mkdir()
+    Run(tmp_path / "resnet").save_weights(ft_net(3), "last")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "net_last.pth").write_bytes(b"damaged")
     (tmp_path / "file").touch()
     before = tree(tmp_path)
     cases = [
         (("--name", "none"), "none: no such run"),
         (("--name", "dense", "--which_epoch", "59"), "--which_epoch can be last"),
-        (("--name", "resnet"), "net_last.pth: not a readable"),
+        (("--name", "damaged"), "net_last.pth: not a readable"),
+        (("--name", "resnet", "--use_dense"), "holds a ResNet-50, not the expected DenseNet-121"),
         (("--name", "dense", "--data_dir", tmp_path / "nowhere"), "nowhere: no such folder"),
         (("--name", "dense", "--mat", tmp_path / "file" / "r.mat"), "can't be written"),
     ]
@@ -174,6 +201,12 @@ def test_extraction(prepared, tmp_path):
         assert code == 2, err
         assert len(err.splitlines()) == 1, err
         assert says in err
+    image = next((prepared / "query").glob("*/*.jpg"))
+    image.write_bytes(image.read_bytes()[:500])
+    flags = ("--name", "dense", "--data_dir", prepared, "--model_dir", tmp_path, *CPU[:2])
+    code, _, err = run_script("test.py", *flags, "--mat", tmp_path / "r.mat", "--workers", 1)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert image.name in err  # though a loader's process met it
     assert tree(tmp_path) == before
 
 
@@ -182,6 +215,11 @@ def test_scoring(fails, main, tmp_path):
     fails(main, tmp_path / "none.mat", says=["none.mat: no such file", "test.py"])
     (tmp_path / "text.mat").write_text("no MATLAB")
     fails(main, tmp_path / "text.mat", says="text.mat: can't be read")
+    content = loadmat(FIXTURES / "retrieval.mat")
+    del content["gallery_cam"]
+    savemat(tmp_path / "lacks.mat", {k: v for k, v in content.items() if k[0] != "_"})
+    fails(main, tmp_path / "lacks.mat", says="lacks.mat: has no gallery_cam")
+    fails(main, FIXTURES / "retrieval.mat", "--json", tmp_path, says="is a folder; name a file")
 
 
 def test_results_table_without_scores(fails, tmp_path):

@@ -85,7 +85,9 @@ def test_pipeline(data):
             assert sum(line.startswith("top1:") for line in out.splitlines()) == 1
         scores = json.loads(results.read_text())
         assert scores.keys() == {"train", "evaluate", "evaluate_rerank"}
-        assert 0 < scores["evaluate"]["mAP"] <= scores["evaluate"]["rank10"] <= 1
+        for section in ("evaluate", "evaluate_rerank"):
+            assert 0 < scores[section]["mAP"] <= 1
+            assert scores[section]["rank1"] <= scores[section]["rank5"] <= scores[section]["rank10"]
 
     table = ok("results_table.py", runs / "baseline", runs / "lsro", cwd=work).splitlines()
     assert len(table) == 2 + 4

@@ -11,8 +11,9 @@ from PIL import Image
 
 import train_baseline
 import train_lsro
-from model import ft_net
+from model import ft_net, ft_net_dense
 from reid import engine
+from reid.checkpoint import Run
 from reid.errors import UserError
 
 FLAGS = (
@@ -73,9 +74,10 @@ def test_best_weights_are_of_the_best_epoch(prepared, tmp_path):
 
 
 def test_resumed_run_is_bit_identical(prepared, tmp_path):
-    whole = train(train_baseline.main, prepared, tmp_path, "whole", "--epochs", 3)
-    train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 1)
-    cut = train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 3, "--resume")
+    workers = ("--workers", 2)  # the default: random numbers are drawn in them
+    whole = train(train_baseline.main, prepared, tmp_path, "whole", "--epochs", 2, *workers)
+    train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 1, *workers)
+    cut = train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 2, "--resume", *workers)
     assert equal(weights(whole), weights(cut))
     timing = ("seconds", "images_per_s")
     logs = [
@@ -96,6 +98,41 @@ def test_resume_refuses_other_options_and_a_run_is_never_overwritten(prepared, t
     with pytest.raises(UserError, match="holds a run already"):
         train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
     assert equal(before, weights(run))
+
+
+def test_resume_refuses_another_script_or_other_images(prepared, tmp_path):
+    train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    with pytest.raises(UserError, match="was trained by another script"):
+        train(train_lsro.main, prepared, tmp_path, "r", "--resume", "--num_generated", 0)
+    next((prepared / "train_new").glob("*/*.jpg")).unlink()
+    with pytest.raises(UserError, match="was trained on other images"):
+        train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 2)
+    with pytest.raises(UserError, match="none holds no run to go on with"):
+        train(train_baseline.main, prepared, tmp_path, "none", "--resume")
+
+
+def test_a_run_killed_while_its_first_epoch_is_saved_can_be_started_again(
+    prepared, tmp_path, monkeypatch
+):
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_state", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    assert not (tmp_path / "r").exists()
+    (tmp_path / "r").mkdir()  # and what a kill, which runs no clean-up, leaves
+    (tmp_path / "r" / "opts.json").write_text("{}")
+    Run(tmp_path / "r").save_weights(ft_net_dense(3), "last")
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    assert (run / "state.pth").exists()
+
+
+def test_reduced_precision_is_recorded_and_trains(prepared, tmp_path):
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1, "--precision", "bf16")
+    assert json.loads((run / "opts.json").read_text())["arithmetic"] == "bfloat16"
+    assert all(value.isfinite().all() for value in weights(run).values())
 
 
 def test_seed_decides(prepared, tmp_path):
