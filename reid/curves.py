@@ -19,7 +19,9 @@ def draw_curves(history, path):
                 axes.plot(epochs, values, "o-", color=colour, label=split, markersize=3)
         axes.grid(alpha=0.3)
         axes.legend()
-        axes.set_ylim(bottom=0)
+        # Validation can spike before batch norm's averages settle; that must not flatten the rest.
+        highest = max(line[f"train_{key}"] for line in history)
+        axes.set_ylim(0, 1.3 * highest + 1e-6)
         axes.xaxis.get_major_locator().set_params(integer=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="jpg", dpi=120)
