@@ -60,8 +60,8 @@ train() {
 demo() {
   local data=data/demo/pytorch
   local gan="--dataset ../data/demo/bounding_box_train --checkpoint_dir ../data/demo/gan"
-  local recipe="--data_dir $data --use_dense --pretrained none --height 96 --width 48"
-  recipe+=" --batchsize 32 --epochs 3 --warm_epoch 1 --lr_step 2 --erasing_p 0"
+  local recipe="--data_dir $data --use_dense --pretrained none --height 64 --width 32"
+  recipe+=" --batchsize 32 --epochs 4 --lr 0.1 --warm_epoch 1 --lr_step 3 --erasing_p 0"
   SECONDS=0
 
   step "[ -e data/demo/synthetic_market.json ]" \
