@@ -53,7 +53,7 @@ scored() {
 # train RUN 'COMMAND': a training step, resumed where an earlier demo was stopped in the middle.
 train() {
   local resume=""
-  if [ -e "model/$1/state.pth" ]; then resume=" --resume"; fi
+  if [ -e "model/$1/state.pth" ] && ! scored "$1" train; then resume=" --resume"; fi
   step "scored $1 train" "$2$resume"
 }
 
@@ -61,7 +61,7 @@ demo() {
   local data=data/demo/pytorch
   local gan="--dataset ../data/demo/bounding_box_train --checkpoint_dir ../data/demo/gan"
   local recipe="--data_dir $data --use_dense --pretrained none --height 64 --width 32"
-  recipe+=" --batchsize 32 --epochs 4 --lr 0.1 --warm_epoch 1 --lr_step 3 --erasing_p 0"
+  recipe+=" --batchsize 32 --epochs 5 --lr 0.1 --warm_epoch 1 --lr_step 4 --erasing_p 0"
   SECONDS=0
 
   step "[ -e data/demo/synthetic_market.json ]" \
@@ -72,18 +72,18 @@ demo() {
     "python changeIndex.py --data_dir $data"
 
   # A narrow GAN at half the size: what two CPU cores train in a minute.
-  step "[ -e data/demo/samples/train_0006.png ]" \
+  step "[ -e data/demo/samples/train_0005.png ]" \
     "(cd DCGAN-tensorflow && python main.py --train $gan --output_height 64 --output_width 32 \
---gf_dim 16 --df_dim 24 --batch_size 16 --epoch 6 --sample_dir ../data/demo/samples)"
+--gf_dim 16 --df_dim 24 --batch_size 16 --epoch 5 --sample_dir ../data/demo/samples)"
   step "[ -d data/demo/generated ]" \
-    "(cd DCGAN-tensorflow && python main.py --options 5 $gan --sample_size 300 \
+    "(cd DCGAN-tensorflow && python main.py --options 5 $gan --sample_size 200 \
 --output_path ../data/demo/generated)"
   step "[ -d $data/train_new/gen_0000 ]" \
     "(cd DCGAN-tensorflow && python resizeImage.py --input_path ../data/demo/generated \
 --output_path ../$data/train_new/gen_0000)"
 
   train demo_baseline "python train_baseline.py --name demo_baseline $recipe"
-  train demo_lsro "python train_lsro.py --name demo_lsro --num_generated 300 $recipe"
+  train demo_lsro "python train_lsro.py --name demo_lsro --num_generated 200 $recipe"
 
   local name result
   for name in demo_baseline demo_lsro; do
