@@ -12,6 +12,7 @@ Also takes DukeMTMC-reID, whose folders have the same names.
 """
 
 import shutil
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -111,15 +112,20 @@ def check_complete(target, copies, splits):
 def copy_checked(copies, target):
     """Copy {relative target: source} into the new folder `target`, each image decoded once."""
 
-    def copy(folder, relative, source):
+    targets = defaultdict(list)  # a training image goes to two places, but is decoded once
+    for relative, source in copies.items():
+        targets[source].append(relative)
+
+    def copy(folder, source):
         read_image(source)
-        shutil.copyfile(source, folder / relative)
+        for relative in targets[source]:
+            shutil.copyfile(source, folder / relative)
 
     with new_folder(target) as folder:
         for parent in {relative.parent for relative in copies}:
             (folder / parent).mkdir(parents=True)
         with ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(copy, folder, *item) for item in copies.items()]
+            jobs = [pool.submit(copy, folder, source) for source in targets]
             try:
                 for job in tqdm(jobs, desc="prepare", unit="image", disable=None):
                     job.result()

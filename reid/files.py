@@ -18,7 +18,6 @@ def replacing(path):
 
     If the block fails, nothing is left. Raises UserError where `path` can't be written.
     """
-    check_writable(path)
     path = Path(path).absolute()
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
