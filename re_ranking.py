@@ -1,77 +1,422 @@
 """k-reciprocal re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal
-Encoding", CVPR 2017).
+Encoding", CVPR 2017), exact, and without a matrix of all images by all images.
 
 Two images that are among each other's nearest neighbours are likely the same person. Each image is
 described by its k-reciprocal neighbours, and the Jaccard distance of these descriptions is mixed
-with the original distance.
+with the original distance. Neighbours are few, whatever the gallery's size: they are searched for
+in blocks and descriptions are kept sparse.
 
+    for distance in rerank(query_f, gallery_f):  # a block of queries at a time, [b, Ng]
+        ...
     distance = re_ranking(query_f @ gallery_f.T, query_f @ query_f.T, gallery_f @ gallery_f.T)
+
+Neighbours are ordered by similarity in float64 rounded to float32, ties by the lower index: the
+same on every device and with every block size.
 """
 
+import os
+import warnings
+from typing import NamedTuple
+
+# NumPy's BLAS threads wait for work by spinning, which takes the processor from torch's: sleep
+# instead (a quarter of the time on two cores). They read this when NumPy is first imported.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
 import numpy as np
+import torch
+from tqdm import tqdm
+
+K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
+# More than float32 can move a dot product of unit vectors (1e-6 was seen). Neighbours whose
+# similarities are as close as this are compared in float64.
+ROUNDING = 1e-5
+SPARE = 11  # candidates beyond those needed, so that few rows must be searched again
+SMALLEST_BLOCK, LARGEST_BLOCK = 32, 1024  # rows; larger ones are hardly faster
+WORK = 1 << 22  # elements of a temporary tensor where nothing else bounds it
+LAST = (1 << 31) - 1  # above any index
 
 
-def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=20, k2=6, lambda_value=0.3):
+def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
     """Re-ranked distances between queries and gallery, float32 [Nq, Ng]; smaller is nearer.
 
     q_g_sim [Nq, Ng], q_q_sim [Nq, Nq], g_g_sim [Ng, Ng]: cosine similarities (dot products of
-    L2-normalised features).
+    L2-normalised features), arrays or tensors.
     k1: neighbours that a reciprocal set is made of. k2: neighbours that a description is averaged
     over. lambda_value: weight of the original distance against the Jaccard distance.
 
-    Memory is about six float32 matrices of (Nq + Ng) squared: at Market-1501's size, 13 GB.
+    The three matrices need the square of the images in memory; `rerank` needs only features.
     """
-    num_query = len(q_g_sim)
-    distance = normalised_distance(q_g_sim, q_q_sim, g_g_sim)
-    # Sorted with a stable sort, so that ties go to the lower index on every machine.
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, : max(k1 + 1, k2)].astype(np.int32)
-    weights = reciprocal_weights(distance, nearest, k1)
-    if k2 != 1:
-        weights = np.stack([weights[nearest[i, :k2]].mean(axis=0) for i in range(len(weights))])
-    distance = distance[:num_query, num_query:]
-    jaccard = jaccard_distance(weights[:num_query], weights[num_query:])
-    return (1 - lambda_value) * jaccard + lambda_value * distance
+    similarity = Matrices(q_g_sim, q_q_sim, g_g_sim)
+    blocks = _rerank(similarity, len(q_g_sim), k1, k2, lambda_value, LARGEST_BLOCK, neighbours)
+    return np.concatenate(list(blocks))
 
 
-def normalised_distance(q_g_sim, q_q_sim, g_g_sim):
-    """Distances 2 - 2 f_i.f_j of queries then gallery, each row divided by its own maximum."""
-    similarity = np.block([[q_q_sim, q_g_sim], [np.transpose(q_g_sim), g_g_sim]])
-    distance = 2 - 2 * similarity.astype(np.float32)
-    return distance / distance.max(axis=1, keepdims=True)
+def rerank(
+    query_f, gallery_f, settings=(K1, K2, LAMBDA), block=LARGEST_BLOCK, device="cpu", search=None
+):
+    """Yield the re-ranked distances of a few queries at a time: float32 arrays [b, Ng].
 
-
-def reciprocal_weights(distance, nearest, k1):
-    """The description of each image: float32 [N, N], rows sum to 1 over the expanded set R*."""
-    half = round(k1 / 2)  # Python rounds halves to even, as the formula asks
-    sets = k_reciprocal(nearest, k1)
-    half_sets = k_reciprocal(nearest, half)
-    weights = np.zeros_like(distance)
-    for i, members in enumerate(sets):
-        expanded = [members]
-        for candidate in members:
-            theirs = half_sets[candidate]
-            if len(np.intersect1d(theirs, members)) > 2 / 3 * len(theirs):
-                expanded.append(theirs)
-        columns = np.unique(np.concatenate(expanded))
-        closeness = np.exp(-distance[i, columns])
-        weights[i, columns] = closeness / closeness.sum()
-    return weights
-
-
-def k_reciprocal(nearest, k):
-    """R(i, k) of each image: those of its k + 1 nearest that have it among theirs.
-
-    nearest: int [N, >= k + 1], each row an image's neighbours, nearest first, itself included.
+    query_f [Nq, D], gallery_f [Ng, D]: L2-normalised features.
+    settings: k1, k2 and lambda as in `re_ranking`.
+    block: images in a block; `largest_block` gives it for an amount of memory.
+    search: does the work of `neighbours`, where another is to do it.
     """
+    features = np.concatenate([query_f, gallery_f], dtype=np.float32)
+    similarity = Features(torch.from_numpy(features).to(device))
+    return _rerank(similarity, len(query_f), *settings, block, search or neighbours)
+
+
+def _rerank(similarity, num_query, k1, k2, lambda_value, block, search):
+    nearest, least = search(similarity, boundaries(k1, k2), block)
+    widest = (2 - 2 * least).clamp_min(ROUNDING)  # 0 only where all images are the same one
+    weights = averaged(descriptions(similarity, nearest, widest, k1), nearest[:, :k2])
+    inverted = weights.rows(num_query, similarity.size).transposed()
+    with tqdm(total=num_query, desc="distances", unit="query", disable=None) as bar:
+        rows = query_rows(block)
+        for start in range(0, num_query, rows):
+            stop = min(start + rows, num_query)
+            scale = -2 * lambda_value / widest[start:stop, None]
+            distance = similarity.block(start, stop, num_query).mul_(scale).sub_(scale)
+            # The Jaccard distance 1 - m / (2 - m) is 2 - 2 / (2 - m).
+            shared = common_weight(weights.rows(start, stop), inverted)
+            distance.sub_(shared.neg_().add_(2).reciprocal_().sub_(1), alpha=2 * (1 - lambda_value))
+            yield distance.cpu().numpy().copy()
+            bar.update(stop - start)
+
+
+# --- similarities -------------------------------------------------------------------------------
+
+
+class Features:
+    """Dot products of features [N, D], made when they are asked for."""
+
+    def __init__(self, features):
+        self.features = features
+        self.size = len(features)
+        self.device = features.device
+        self.buffer = features.new_empty(0)
+
+    def block(self, start, stop, first):
+        """Images start..stop with first..N: [stop - start, N - first], until the next call."""
+        shape = stop - start, self.size - first
+        if self.buffer.numel() < shape[0] * shape[1]:
+            self.buffer = self.features.new_empty(shape[0] * shape[1])
+        out = self.buffer[: shape[0] * shape[1]].view(shape)
+        ours, theirs = self.features[start:stop], self.features[first:]
+        if self.device.type == "cpu":
+            # NumPy's BLAS is up to twice as fast here as torch's, on AMD's processors.
+            np.matmul(ours.numpy(), theirs.numpy().T, out=out.numpy())
+            return out
+        return torch.mm(ours, theirs.T, out=out)
+
+    def exact(self, rows, columns=None):
+        """Float64 products rounded to float32, of rows [b] with columns [b, c], or with all."""
+        ours = self.features[rows].double()
+        if columns is not None:
+            return torch.bmm(self.features[columns].double(), ours[:, :, None])[:, :, 0].float()
+        parts = self.features.split(4096)
+        return torch.cat([(ours @ part.double().T).float() for part in parts], dim=1)
+
+    def pairs(self, start, starts, columns):
+        """Of image start + i with columns[starts[i]:starts[i + 1]], for each i: [len(columns)]."""
+        shape = len(starts) - 1, self.size
+        with warnings.catch_warnings(action="ignore"):  # "CSR is in beta"
+            where = torch.sparse_csr_tensor(
+                starts, columns, torch.zeros(len(columns), device=self.device), shape
+            )
+        ours = self.features[start : start + shape[0]]
+        return torch.sparse.sampled_addmm(where, ours, self.features.T, beta=0).values()
+
+
+class Matrices:
+    """The three similarity matrices as one, of queries and then gallery."""
+
+    def __init__(self, q_g, q_q, g_g):
+        self.q_g, self.q_q, self.g_g = (
+            torch.as_tensor(np.asarray(m, np.float32)) for m in (q_g, q_q, g_g)
+        )
+        self.num_query = len(self.q_g)
+        self.size = self.num_query + len(self.g_g)
+        self.device = self.q_g.device
+
+    def exact(self, rows, columns=None):
+        """Of images rows [b], sorted, with images columns [b, c], or with all."""
+        q = rows[rows < self.num_query]
+        g = rows[rows >= self.num_query] - self.num_query
+        block = torch.cat(
+            [
+                torch.cat([self.q_q[q], self.q_g[q]], dim=1),
+                torch.cat([self.q_g.T[g], self.g_g[g]], dim=1),
+            ]
+        )
+        return block if columns is None else block.gather(1, columns)
+
+    def block(self, start, stop, first):
+        """Images start..stop with first..N: [stop - start, N - first]."""
+        return self.exact(torch.arange(start, stop))[:, first:]
+
+    def pairs(self, start, starts, columns):
+        """As `Features.pairs`."""
+        block = self.exact(torch.arange(start, start + len(starts) - 1))
+        return block[row_numbers(starts), columns]
+
+
+# --- neighbours ---------------------------------------------------------------------------------
+
+
+def boundaries(k1, k2):
+    """Where lists of neighbours are cut: for R(i, k1), R(i, k1 / 2) and the average over k2."""
+    return k1 + 1, half(k1) + 1, k2
+
+
+def half(k1):
+    return round(k1 / 2)  # Python rounds halves to even, as the formula asks
+
+
+def neighbours(similarity, cuts, block):
+    """The max(cuts) nearest images of each, itself included, and each image's least similarity.
+
+    Returns int64 [N, <= max(cuts)], nearest first, and float32 [N]. Only the order across a cut
+    is certain, which is what sets of neighbours need.
+
+    Similarity is symmetric: each block is the remaining images by the remaining, and serves the
+    rows of its own images and the columns of those to come. Candidates are kept as sortable
+    int64: similarity in the upper half, index in the lower.
+    """
+    size, device = similarity.size, similarity.device
+    keep = min(size, max(cuts) + SPARE)
+    best = torch.full((size, keep), EMPTY, device=device)
+    least = torch.full((size,), torch.inf, device=device)
+    with tqdm(total=size, desc="neighbours", unit="image", disable=None) as bar:
+        for start in range(0, size, block):
+            stop = min(start + block, size)
+            scores = similarity.block(start, stop, start)
+            values, columns = scores.topk(min(keep, size - start))
+            found = torch.cat([best[start:stop], keys(values, columns + start)], dim=1)
+            best[start:stop] = found.topk(keep).values
+            torch.minimum(least[start:stop], scores.amin(1), out=least[start:stop])
+            if stop < size:
+                scores = scores[:, stop - start :]
+                torch.minimum(least[stop:], scores.amin(0), out=least[stop:])
+                width = WORK // block
+                for part, to in zip(scores.split(width, 1), best[stop:].split(width), strict=True):
+                    offer(part, start, to)
+            bar.update(stop - start)
+    settle(similarity, best, cuts)
+    return indices(best[:, : max(cuts)]), least
+
+
+def offer(scores, first, best):
+    """Put images first, first + 1, ... into the candidates of others where they are better.
+
+    scores: [images, others]. best: [others, keep], changed in place.
+    """
+    if first == 0:  # nothing to compare with yet
+        values, image = scores.topk(min(best.shape[1], len(scores)), dim=0)
+        best[:, : len(values)] = keys(values, image).T
+        return
+    image, other = (scores > similarities(best[:, -1])).nonzero(as_tuple=True)
+    if len(image) == 0:
+        return
+    # The better ones of each of the others, side by side: a table with a row for each.
+    other, order = other.sort(stable=True)
+    image = image[order]
+    counts = other.bincount(minlength=len(best))
+    place = torch.arange(len(other), device=other.device) - (counts.cumsum(0) - counts)[other]
+    table = best.new_full((len(best), int(counts.max())), EMPTY)
+    table[other, place] = keys(scores[image, other], image + first)
+    best.copy_(torch.cat([best, table], dim=1).topk(best.shape[1]).values)
+
+
+def settle(similarity, best, cuts):
+    """Compare anew, exactly, what float32 can't tell apart at a cut; changes `best` in place."""
+    value, keep = similarities(best), best.shape[1]
+    needed = min(max(cuts), keep)
+    close = torch.zeros(len(best), dtype=bool, device=best.device)
+    for cut in cuts:
+        if cut < keep:
+            close |= value[:, cut - 1] - value[:, cut] <= ROUNDING
+    # Images beyond the candidates may be as near as the last one needed: all must be looked at.
+    beyond = value[:, needed - 1] - value[:, -1] <= ROUNDING
+    if keep == similarity.size:
+        beyond[:] = False
+    for rows in (close & ~beyond).nonzero()[:, 0].split(64):
+        columns = indices(best[rows])
+        best[rows] = keys(similarity.exact(rows, columns), columns).sort(descending=True).values
+    every = torch.arange(similarity.size, device=best.device)
+    for rows in beyond.nonzero()[:, 0].split(max(1, WORK // similarity.size)):
+        best[rows] = keys(similarity.exact(rows), every).topk(keep).values
+
+
+def keys(similarity, index):
+    """Float32 similarities and indices as int64 that sort by similarity, then by lower index."""
+    bits = (similarity + 0.0).view(torch.int32)  # + 0.0 makes -0.0 the equal of 0.0
+    bits = bits ^ ((bits >> 31) & LAST)  # negative floats sort backwards
+    return (bits.long() << 32) | (LAST - index)
+
+
+def similarities(key):
+    bits = (key >> 32).int()
+    return (bits ^ ((bits >> 31) & LAST)).view(torch.float32)
+
+
+def indices(key):
+    return LAST - (key & 0xFFFFFFFF)
+
+
+EMPTY = keys(torch.tensor(-torch.inf), 0).item()
+
+
+# --- descriptions -------------------------------------------------------------------------------
+
+
+class SparseRows(NamedTuple):
+    """A sparse matrix of `width` columns; row i is columns[starts[i]:starts[i + 1]] and values."""
+
+    starts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+    width: int
+
+    def rows(self, start, stop):
+        """Rows start..stop."""
+        first, last = self.starts[start].item(), self.starts[stop].item()
+        return SparseRows(
+            self.starts[start : stop + 1] - first,
+            self.columns[first:last],
+            self.values[first:last],
+            self.width,
+        )
+
+    def transposed(self):
+        """Columns as rows: for each image, where it is part of the description."""
+        columns, order = self.columns.sort(stable=True)
+        starts = offsets(columns.bincount(minlength=self.width))
+        return SparseRows(
+            starts, row_numbers(self.starts)[order], self.values[order], len(self.starts) - 1
+        )
+
+
+def offsets(counts):
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def row_numbers(starts):
+    rows = torch.arange(len(starts) - 1, device=starts.device)
+    return rows.repeat_interleave(starts.diff())
+
+
+def reciprocal(nearest, start, stop, k):
+    """Which of the k + 1 nearest of images start..stop have them among theirs: bool [b, k + 1]."""
     nearest = nearest[:, : k + 1]
-    return [row[(nearest[row] == i).any(axis=1)] for i, row in enumerate(nearest)]
+    image = torch.arange(start, stop, device=nearest.device)
+    return (nearest[nearest[start:stop]] == image[:, None, None]).any(2)
 
 
-def jaccard_distance(queries, gallery):
-    """1 - m / (2 - m) with m = sum_j min(V_qj, V_gj): descriptions to distances [Nq, Ng]."""
-    distance = np.empty((len(queries), len(gallery)), dtype=np.float32)
-    for q, row in enumerate(queries):
-        columns = np.flatnonzero(row)  # elsewhere the minimum is zero
-        minimum = np.minimum(row[columns], gallery[:, columns]).sum(axis=1)
-        distance[q] = 1 - minimum / (2 - minimum)
-    return distance
+def descriptions(similarity, nearest, widest, k1):
+    """V of the formula: each image's weights over its expanded set R*, as SparseRows [N, N]."""
+    size = similarity.size
+    count = min(k1 + 1, size)
+    short = half(k1)
+    chunk = max(1, WORK // (count * count * (short + 1)))
+    starts = range(0, size, chunk)
+    theirs_in = torch.cat([reciprocal(nearest, s, min(s + chunk, size), short) for s in starts])
+    parts = []
+    for start in starts:
+        stop = min(start + chunk, size)
+        members = nearest[start:stop, : k1 + 1]
+        inside = reciprocal(nearest, start, stop, k1)
+        members = torch.where(inside, members, -1)
+        theirs = nearest[members, : short + 1]
+        valid = theirs_in[members] & inside[:, :, None]
+        shared = (theirs[:, :, :, None] == members[:, None, None, :]).any(3) & valid
+        take = 3 * shared.sum(2) > 2 * valid.sum(2)
+        theirs = torch.where(valid & take[:, :, None], theirs, -1)
+        expanded = torch.cat([members, theirs.flatten(1)], dim=1).sort().values
+        new = expanded >= 0
+        new[:, 1:] &= expanded[:, 1:] != expanded[:, :-1]
+        row_starts, columns = offsets(new.sum(1)), expanded[new]
+        row = row_numbers(row_starts)
+        distance = (2 - 2 * similarity.pairs(start, row_starts, columns)) / widest[start:stop][row]
+        closeness = torch.exp(-distance)
+        total = closeness.new_zeros(stop - start).index_add_(0, row, closeness)
+        parts.append((new.sum(1), columns, closeness / total[row]))
+    counts, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return SparseRows(offsets(counts), columns, values, size)
+
+
+def averaged(weights, nearest):
+    """The mean of the descriptions of each image's `nearest` [N, k2]: SparseRows [N, N]."""
+    size, k2 = nearest.shape
+    if k2 == 1:
+        return weights
+    lengths = weights.starts.diff()
+    chunk = max(1, WORK // 16 // k2)
+    parts = []
+    for rows in nearest.split(chunk):
+        starts = offsets(lengths[rows.flatten()])
+        source = row_numbers(starts)
+        entry = (
+            torch.arange(len(source), device=source.device)
+            - starts[source]
+            + weights.starts[rows.flatten()][source]
+        )
+        key = torch.div(source, k2, rounding_mode="floor") * size + weights.columns[entry]
+        key, place = key.unique(return_inverse=True)
+        values = weights.values.new_zeros(len(key)).index_add_(0, place, weights.values[entry] / k2)
+        row = torch.div(key, size, rounding_mode="floor")
+        parts.append((row.bincount(minlength=len(rows)), key - row * size, values))
+    counts, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return SparseRows(offsets(counts), columns, values, size)
+
+
+def common_weight(queries, inverted):
+    """sum_j min(V_qj, V_gj) for each query and gallery image: float32 [b, Ng].
+
+    Only pairs that share an image j have one; `inverted` lists the gallery images for each j.
+    """
+    out = queries.values.new_zeros((len(queries.starts) - 1, inverted.width))
+    lengths = inverted.starts.diff()[queries.columns]
+    row = row_numbers(queries.starts)
+    part = offsets(lengths)[:-1] // WORK  # the pairs of one part fit a temporary tensor
+    for entry in (
+        torch.arange(len(row), device=row.device).split(part.bincount().tolist())
+        if len(row)
+        else ()
+    ):
+        starts = offsets(lengths[entry])
+        source = row_numbers(starts)
+        place = torch.arange(len(source), device=row.device) - starts[source]
+        place += inverted.starts[queries.columns[entry]][source]
+        minimum = torch.minimum(queries.values[entry][source], inverted.values[place])
+        out.view(-1).index_add_(
+            0, row[entry][source] * inverted.width + inverted.columns[place], minimum
+        )
+    return out
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def query_rows(block):
+    """Queries whose distances are made at a time: three arrays of them are held, not one."""
+    return max(block // 4, 1)
+
+
+def memory_needed(num_query, num_gallery, dim, k1, k2, block):
+    """About how many GB `rerank` takes beside the features it is given."""
+    size = num_query + num_gallery
+    candidates = 2.5 * 8 * (max(boundaries(k1, k2)) + SPARE)
+    described = 3 * 12 * k2 * k1  # seen: fewer, where images of a person are each other's nearest
+    blocks = 4 * block * size + 3 * 4 * query_rows(block) * num_gallery
+    return (size * (4 * dim + candidates + described) + blocks + 40 * WORK) / 1e9
+
+
+def largest_block(memory, num_query, num_gallery, dim, k1, k2):
+    """The largest useful block with which `rerank` needs at most `memory` GB, or None."""
+    block = LARGEST_BLOCK
+    while memory_needed(num_query, num_gallery, dim, k1, k2, block) > memory:
+        block //= 2
+        if block < SMALLEST_BLOCK:
+            return None
+    return block
