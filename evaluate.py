@@ -1,13 +1,12 @@
-"""Score the features that test.py extracted: Rank@1/5/10 and mAP.
+"""Score the features that test.py extracted: Rank@1/5/10 and mAP, with error bars.
 
 python evaluate.py                                   # pytorch_result.mat in this folder
-python evaluate.py model/ft_ResNet50/pytorch_result.mat
+python evaluate.py model/lsro/pytorch_result.mat --against model/baseline/pytorch_result.mat
 """
 
-from reid import metrics, report
+from reid import report
 from reid.errors import run
-from reid.features import load_mat
-from reid.files import check_writable
+from reid.metrics import similarity_blocks
 from reid.options import Parser
 
 MAT = "pytorch_result.mat"
@@ -21,12 +20,7 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    if args.json:
-        check_writable(args.json)
-    query, gallery = load_mat(args.mat)
-    scores = metrics.evaluate(metrics.similarity_blocks(query, gallery), query, gallery)
-    report.show(scores, len(gallery.identities))
-    report.save(scores, args.json, "evaluate", {"mat": args.mat})
+    report.score(args, "evaluate", similarity_blocks, {})
 
 
 if __name__ == "__main__":

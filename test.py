@@ -12,9 +12,10 @@ from reid.checkpoint import Run, load_network
 from reid.dataset import test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import UserError, run
-from reid.features import extract, feature_set, save_mat
+from reid.features import extract
 from reid.files import check_writable
 from reid.loading import eval_loader
+from reid.mat import TestSets, feature_set, save_mat
 from reid.options import Parser, add_device_options, add_run_options, at_least
 from reid.transforms import test_transform
 
@@ -38,6 +39,11 @@ def get_parser():
     )
     parser.add_argument("--mat", default=MAT, help="file to write")
     parser.add_argument(
+        "--multi",
+        action="store_true",
+        help="also extract `multi-query`: evaluate.py then scores multi-query, too",
+    )
+    parser.add_argument(
         "--use_dense",
         action="store_true",
         help="expect a DenseNet-121; not needed, the weights tell",
@@ -60,7 +66,8 @@ def main(argv=None):
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir():
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
-    splits = {name: test_images(data_dir / name) for name in ("query", "gallery")}
+    names = ["query", "gallery", *(["multi-query"] if args.multi else [])]
+    splits = [test_images(data_dir / name) for name in names]
 
     trained = Run(Path(args.model_dir) / args.name)
     options = trained.opts().get("options", {})
@@ -73,13 +80,17 @@ def main(argv=None):
 
     transform = test_transform(height, width)
     dtype = arithmetic(device, args.precision, parallel_ids)
-    sets = {}
-    for name, entries in splits.items():
+    sets = []
+    for name, entries in zip(names, splits, strict=True):
         loader = eval_loader(entries, transform, args.batchsize, args.workers, device)
         features = extract(net, loader, device, dtype, label=name)
-        sets[name] = feature_set(features, entries)
-    save_mat(args.mat, **sets)
-    print(f"{args.mat}: {len(splits['query'])} queries, {len(splits['gallery'])} gallery images")
+        sets.append(feature_set(features, entries, data_dir))
+    query, gallery, multi = sets if args.multi else (*sets, None)
+    save_mat(args.mat, TestSets(query, gallery, multi, data_dir.resolve()))
+    counts = ", ".join(
+        f"{len(entries)} {name}" for name, entries in zip(names, splits, strict=True)
+    )
+    print(f"{args.mat}: {counts} images")
 
 
 if __name__ == "__main__":

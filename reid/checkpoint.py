@@ -12,21 +12,16 @@ A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix.
 """
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-import torchvision
 
 from model import ft_net, ft_net_dense, read_weights
 from reid.errors import UserError
-from reid.files import cannot_write, replacing
+from reid.files import cannot_write, replacing, write_json
+from reid.provenance import provenance
 
-ROOT = Path(__file__).resolve().parent.parent
 # Flags that may differ when a run is resumed. Other workers or GPUs draw other random numbers:
 # the run then goes on, but not bit for bit as it would have.
 FREE_ON_RESUME = {"epochs", "workers", "gpu_ids", "resume", "save_every", "model_dir"}
@@ -205,55 +200,3 @@ def save(path, content):
     """torch.save, whole or not at all."""
     with replacing(path) as temporary:
         torch.save(content, temporary)
-
-
-def write_json(path, content):
-    """Write indented JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def update_results(path, section, values):
-    """Set one section of a results.json (a dict a script), keeping the others."""
-    path = Path(path)
-    try:
-        results = json.loads(path.read_text()) if path.exists() else {}
-        results[section] = values
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a results file ({error}); name another") from error
-    write_json(path, results)
-
-
-def provenance():
-    """Where a number comes from: command line, versions and the code's git commit."""
-    return {
-        "command": command_line(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-        "git": git_commit(),
-    }
-
-
-def command_line():
-    """The command that is running, as one would type it."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def git_commit():
-    """The commit of this code and whether files differ from it; None outside a git checkout."""
-
-    def git(*words):
-        return subprocess.run(
-            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from reid.checkpoint import Run, build_network, update_results
+from reid.checkpoint import Run, build_network
 from reid.curves import draw_curves
 from reid.dataset import fingerprint
 from reid.device import arithmetic, autocast, choose_device, place, to_device
 from reid.errors import UserError
+from reid.files import update_results
 from reid.loading import eval_loader, train_loader
 from reid.transforms import train_transform, val_transform
 

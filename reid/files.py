@@ -1,5 +1,6 @@
 """Outputs that are whole or not there: written under a temporary name, then renamed."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -65,3 +66,20 @@ def check_writable(path):
 def cannot_write(path, error):
     """The UserError for an OSError met while writing `path`."""
     return UserError(f"{path}: can't be written ({error.strerror or error}); name another place")
+
+
+def write_json(path, content):
+    """Write indented JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def update_results(path, section, values):
+    """Set one section of a results.json (a dict a script), keeping the others."""
+    path = Path(path)
+    try:
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results[section] = values
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a results file ({error}); name another") from error
+    write_json(path, results)

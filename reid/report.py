@@ -1,49 +1,275 @@
-"""How scores are said: the printed lines, and the entry in a results.json."""
+"""What evaluate.py and evaluate_rerank.py share: their flags, and how scores are said.
 
-from reid.checkpoint import provenance, update_results
+Printed lines, a section of a results.json, a CMC curve, pictures of rankings, a comparison.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from reid import bootstrap, metrics
+from reid.errors import UserError
+from reid.files import check_writable, update_results
+from reid.mat import load_mat, load_multi
+from reid.options import at_least
+from reid.provenance import provenance
+from reid.rankings import draw_rankings
 
 RANKS = (1, 5, 10)
+CURVE = 50  # ranks in the CMC curve
+TOP = 10  # images of a ranking in its picture
+
+
+class Interval(NamedTuple):
+    """A mean over queries and its 95 % interval, NaN to NaN where there can be none."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self):
+        if np.isnan(self.low):
+            return f"{percent(self.value)} (one identity: no interval)"
+        return f"{percent(self.value)} ({100 * self.low:.2f} to {100 * self.high:.2f})"
+
+
+def percent(value):
+    return f"{100 * value:.2f} %"
 
 
 def add_options(parser, mat):
-    """What evaluate.py and evaluate_rerank.py take alike."""
+    """The flags of both scripts."""
     parser.add_argument("mat", nargs="?", default=mat, help="the file that test.py wrote")
     parser.add_argument(
+        "--multi_query",
+        metavar="FILE",
+        help="multi-query features (mquery_f, mquery_label, mquery_cam), where they are not in "
+        "the file itself (multi_query.mat of other codes)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="features of another model for the same images: is the difference more than chance?",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--json",
         metavar="FILE",
         help="also write the scores here, as a section of the file (model/<name>/results.json)",
     )
+    group.add_argument(
+        "--plot", action="store_true", help="draw the CMC curve beside the .mat file, *_cmc.jpg"
+    )
+    group.add_argument(
+        "--show",
+        type=at_least(1),
+        metavar="N",
+        help="draw the first 10 places of N queries beside the .mat file, *_rankings.jpg",
+    )
+    group.add_argument(
+        "--show_which", choices=["worst", "best"], default="worst", help="by average precision"
+    )
+    group.add_argument(
+        "--show_names", nargs="+", metavar="NAME", help="draw these queries: names of image files"
+    )
+    group.add_argument(
+        "--data_dir", help="the `pytorch` folder of the images to draw (default: the file knows)"
+    )
 
 
-def show(scores, gallery_size):
-    """Print the original's one line, then what its numbers mean."""
+def score(args, section, rank, settings):
+    """Score args.mat and say it in all the ways that were asked for.
+
+    rank: (query, gallery) FeatureSets -> blocks of similarities, see `metrics.evaluate`.
+    section, settings: what results.json calls this, and options to keep with it.
+    """
+    stem = Path(args.mat).with_suffix("")
+    suffix = "" if section == "evaluate" else "_rerank"
+    curve_path = Path(f"{stem}{suffix}_cmc.jpg") if args.plot else None
+    show = args.show or args.show_names
+    rankings_path = Path(f"{stem}{suffix}_rankings.jpg") if show else None
+    for path in (args.json, curve_path, rankings_path):
+        if path:
+            check_writable(path)
+    sets = load_mat(args.mat)
+    if args.multi_query:
+        sets = sets._replace(multi=load_multi(args.multi_query, sets.gallery))
+    if show and (sets.query.files is None or sets.gallery.files is None):
+        raise UserError(f"--show: {args.mat} doesn't name its images; write it with our test.py")
+    named = named_queries(args.show_names, sets.query.files) if args.show_names else None
+    other = other_sets(args, sets) if args.against else None
+
+    blocks = rank(sets.query, sets.gallery)
+    scores = metrics.evaluate(blocks, sets.query, sets.gallery, TOP if show else 0)
+    print("\n".join(lines(scores, sets)))
+    results = summary(scores, sets.query.identities)
+    if sets.multi is not None:
+        query = averaged_queries(sets)
+        multi = metrics.evaluate(rank(query, sets.gallery), query, sets.gallery)
+        print(f"multi-query {headline(multi)}")
+        print(f"  {intervals_line(multi, query.identities)}")
+        results["multi_query"] = summary(multi, query.identities)
+    curves = [(args.mat, scores)]
+    if other is not None:
+        blocks = rank(other.query, other.gallery)
+        other_scores = metrics.evaluate(blocks, other.query, other.gallery)
+        print(f"against {args.against}: {headline(other_scores)}")
+        results["against"] = {"mat": args.against}
+        results["against"] |= compare(scores, other_scores, sets.query.identities)
+        curves.append((args.against, other_scores))
+    if args.json:
+        source = {"mat": args.mat, **settings, **provenance()}
+        update_results(args.json, section, results | source)
+    if args.plot:
+        from reid.curves import draw_cmc  # matplotlib: half a second that others needn't wait
+
+        draw_cmc([(name, *curve(s, sets.query)) for name, s in curves], curve_path)
+        print(f"CMC curve: {curve_path}")
+    if show:
+        chosen = by_score(scores, args.show, args.show_which) if named is None else named
+        draw_rankings(chosen, scores, sets, args.data_dir or sets.data_dir, rankings_path)
+        print(f"rankings: {rankings_path}")
+
+
+def headline(scores):
+    """The original's line."""
     ranks = " ".join(f"top{k}:{scores.rank(k):.6f}" for k in RANKS)
-    print(f"{ranks} mAP:{scores.mean_ap():.6f}")
-    valid = int(scores.valid.sum())
-    print(
-        f"{len(scores.ap)} queries, {len(scores.ap) - valid} of them without a good image "
-        f"(counted as 0 above); {gallery_size} gallery images, on average {scores.junk:.1f} "
-        "junk for a query (removed)"
+    return f"{ranks} mAP:{scores.mean_ap():.6f}"
+
+
+def lines(scores, sets):
+    """The original's line, and under it what its numbers mean."""
+    queries, valid = len(scores.ap), int(scores.valid.sum())
+    yield headline(scores)
+    yield f"  {intervals_line(scores, sets.query.identities)}"
+    yield (
+        f"  mAP by trapezoids, as Market-1501's own; standard {percent(scores.mean_ap(True))}; "
+        f"mINP {percent(scores.mean_inp())}"
     )
-    ranks = " ".join(f"top{k}:{scores.rank(k, valid_only=True):.6f}" for k in RANKS)
-    print(f"over the {valid} valid queries: {ranks} mAP:{scores.mean_ap(valid_only=True):.6f}")
-    print(
-        f"mAP above by trapezoids (Market-1501's code); standard AP: {scores.mean_ap(True):.6f} "
-        f"over all, {scores.mean_ap(True, valid_only=True):.6f} over valid queries"
+    yield (
+        f"  {queries} queries, {queries - valid} without a good image (counted as 0); of "
+        f"{len(sets.gallery.identities)} gallery images {scores.junk:.1f} junk a query, removed: "
+        "its identity in its camera, and identity -1"
+    )
+    if valid < queries:
+        yield (
+            f"  the {valid} valid queries alone: Rank@1 {percent(scores.rank(1, True))}, "
+            f"mAP {percent(scores.mean_ap(False, True))}, "
+            f"standard {percent(scores.mean_ap(True, True))}, "
+            f"mINP {percent(scores.mean_inp(True))}"
+        )
+
+
+def intervals_line(scores, identities):
+    rank1, mean_ap = intervals(scores, identities)
+    return (
+        f"Rank@1 {rank1}, mAP {mean_ap}: 95 % intervals over other people "
+        f"({len(np.unique(identities))} identities resampled)"
     )
 
 
-def save(scores, path, section, settings):
-    """Set `section` of the JSON file `path` (None: nothing to do) to scores and their source."""
-    if path is None:
-        return
-    values = {f"rank{k}": scores.rank(k) for k in RANKS}
-    values |= {
+def intervals(scores, identities):
+    """Rank@1 and mAP, each an Interval."""
+    values = np.column_stack([scores.hits(1), scores.ap])
+    low, high = bootstrap.interval(values, identities)
+    return [Interval(*row) for row in zip(values.mean(axis=0), low, high, strict=True)]
+
+
+def summary(scores, identities):
+    """Scores as a dict for results.json."""
+    rank1, mean_ap = intervals(scores, identities)
+    return {f"rank{k}": scores.rank(k) for k in RANKS} | {
         "mAP": scores.mean_ap(),
+        "rank1_interval": bounds(rank1),
+        "mAP_interval": bounds(mean_ap),
         "mAP_standard": scores.mean_ap(standard=True),
+        "mINP": scores.mean_inp(),
+        "rank1_valid": scores.rank(1, valid_only=True),
         "mAP_valid": scores.mean_ap(valid_only=True),
         "mAP_standard_valid": scores.mean_ap(standard=True, valid_only=True),
+        "mINP_valid": scores.mean_inp(valid_only=True),
         "queries": len(scores.ap),
         "valid_queries": int(scores.valid.sum()),
+        "identities": len(np.unique(identities)),
     }
-    update_results(path, section, values | settings | provenance())
+
+
+def bounds(interval):
+    """[low, high], or None: JSON has no NaN."""
+    return None if np.isnan(interval.low) else [float(interval.low), float(interval.high)]
+
+
+def curve(scores, query):
+    """The CMC curve and its band: arrays [CURVE] of value, low, high."""
+    hits = np.column_stack([scores.hits(k) for k in range(1, CURVE + 1)])
+    return hits.mean(axis=0), *bootstrap.interval(hits, query.identities)
+
+
+def other_sets(args, sets):
+    """TestSets of --against. Raises UserError unless they are of the same images."""
+    other = load_mat(args.against)
+    for name in ("query", "gallery"):
+        a, b = getattr(sets, name), getattr(other, name)
+        same = np.array_equal(a.identities, b.identities) and np.array_equal(a.cameras, b.cameras)
+        if not same:
+            raise UserError(
+                f"--against {args.against}: its {name} ({len(b.cameras)} images) is not "
+                f"{args.mat}'s ({len(a.cameras)}); compare features of the same test images"
+            )
+    return other
+
+
+def compare(scores, other, identities):
+    """Print how far two models are from each other on the same queries; returns it as a dict."""
+    differences = np.column_stack([scores.hits(1) * 1.0 - other.hits(1), scores.ap - other.ap])
+    values = differences.mean(axis=0)
+    low, high = bootstrap.interval(differences, identities)
+    p = bootstrap.p_value(differences, identities)
+    result = {}
+    for i, (name, key) in enumerate([("Rank@1", "rank1"), ("mAP", "mAP")]):
+        print(
+            f"  {name} differs by {100 * values[i]:+.2f} points, 95 % interval "
+            f"{100 * low[i]:+.2f} to {100 * high[i]:+.2f}, p = {p[i]:.4f}"
+        )
+        result[f"{key}_difference"] = float(values[i])
+        result[f"{key}_interval"] = bounds(Interval(values[i], low[i], high[i]))
+        result[f"{key}_p"] = float(p[i])
+    return result
+
+
+def averaged_queries(sets):
+    """The queries, each with the mean feature of the multi-query images of its id and camera.
+
+    A query without any keeps its own feature; how many is printed.
+    """
+    query, multi = sets.query, sets.multi
+    keys = np.stack([multi.identities, multi.cameras], axis=1)
+    groups, group = np.unique(keys, axis=0, return_inverse=True)
+    sums = np.zeros((len(groups), multi.features.shape[1]), np.float32)
+    np.add.at(sums, group.reshape(-1), multi.features)
+    row = {tuple(key): i for i, key in enumerate(groups.tolist())}
+    wanted = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
+    found = np.array([row.get(key, -1) for key in wanted])
+    features = np.where((found >= 0)[:, None], sums[found], query.features)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    alone = int((found < 0).sum())
+    if alone:
+        print(f"multi-query: {alone} queries have no image in it and keep their own feature")
+    return query._replace(features=features / np.maximum(lengths, 1e-12))
+
+
+def by_score(scores, count, which):
+    """The valid queries with the lowest or highest AP."""
+    valid = np.flatnonzero(scores.valid)
+    order = np.argsort(scores.ap[valid], kind="stable")
+    return valid[order if which == "worst" else order[::-1]][:count]
+
+
+def named_queries(names, files):
+    """Indices of queries by the names of their files."""
+    index = {Path(file).name: i for i, file in enumerate(files)}
+    for name in names:
+        if Path(name).name not in index:
+            raise UserError(f"--show_names {name}: no such query; its name is like {files[0]}")
+    return [index[Path(name).name] for name in names]

@@ -1,0 +1,46 @@
+"""Where a number comes from: the command that made it, the versions, the code's git commit.
+
+Imports no torch: scoring starts at once.
+"""
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "numpy")
+
+
+def provenance():
+    """Where a number comes from: command line, versions and the code's git commit."""
+    return {
+        "command": command_line(),
+        "versions": {"python": platform.python_version()}
+        | {package: metadata.version(package) for package in PACKAGES},
+        "git": git_commit(),
+    }
+
+
+def command_line():
+    """The command that is running, as one would type it."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def git_commit():
+    """The commit of this code and whether files differ from it; None outside a git checkout."""
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
