@@ -65,20 +65,27 @@ def main(argv=None):
     settings = {"k1": args.k1, "k2": args.k2, "lambda": args.lambda_value}
     device = choose_device(args.gpu_ids)[0]
     device = device if device.type == "cuda" else "cpu"
-    search = faiss_search(args.nlist, args.nprobe) if args.knn == "faiss" else None
+    search = None
+    if args.knn == "faiss":
+        search = faiss_search(args.nlist, args.nprobe)
+        settings |= {"knn": "faiss", "nlist": args.nlist, "nprobe": args.nprobe}
 
     def rank(query, gallery):
         started = time.perf_counter()
-        block = block_size(args, query, gallery, device)
         for distance in rerank(
-            query.features, gallery.features, tuple(settings.values()), block, device, search
+            query.features,
+            gallery.features,
+            args.k1,
+            args.k2,
+            args.lambda_value,
+            block_size(args, query, gallery, device),
+            device,
+            search,
         ):
             distance *= -1  # the nearer, the more similar
             yield distance
         print(f"re-ranked and scored in {time.perf_counter() - started:.1f} s")
 
-    if args.knn == "faiss":
-        settings |= {"knn": "faiss", "nlist": args.nlist, "nprobe": args.nprobe}
     report.score(args, "evaluate_rerank", rank, settings)
 
 

@@ -53,18 +53,25 @@ def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
 
 
 def rerank(
-    query_f, gallery_f, settings=(K1, K2, LAMBDA), block=LARGEST_BLOCK, device="cpu", search=None
+    query_f,
+    gallery_f,
+    k1=K1,
+    k2=K2,
+    lambda_value=LAMBDA,
+    block=LARGEST_BLOCK,
+    device="cpu",
+    search=None,
 ):
     """Yield the re-ranked distances of a few queries at a time: float32 arrays [b, Ng].
 
     query_f [Nq, D], gallery_f [Ng, D]: L2-normalised features.
-    settings: k1, k2 and lambda as in `re_ranking`.
+    k1, k2, lambda_value: as in `re_ranking`.
     block: images in a block; `largest_block` gives it for an amount of memory.
     search: does the work of `neighbours`, where another is to do it.
     """
     features = np.concatenate([query_f, gallery_f], dtype=np.float32)
     similarity = Features(torch.from_numpy(features).to(device))
-    return _rerank(similarity, len(query_f), *settings, block, search or neighbours)
+    return _rerank(similarity, len(query_f), k1, k2, lambda_value, block, search or neighbours)
 
 
 def _rerank(similarity, num_query, k1, k2, lambda_value, block, search):
@@ -199,7 +206,7 @@ def neighbours(similarity, cuts, block):
             if stop < size:
                 scores = scores[:, stop - start :]
                 torch.minimum(least[stop:], scores.amin(0), out=least[stop:])
-                width = WORK // block
+                width = max(1, WORK // block)
                 for part, to in zip(scores.split(width, 1), best[stop:].split(width), strict=True):
                     offer(part, start, to)
             bar.update(stop - start)

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.io import loadmat, savemat
-from scipy.io.matlab import MatWriteError
 
 from reid.errors import UserError
 from reid.files import replacing
 
+LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 
 
@@ -25,6 +25,10 @@ class FeatureSet(NamedTuple):
     identities: np.ndarray
     cameras: np.ndarray
     files: np.ndarray | None = None
+
+    def take(self, rows):
+        """The FeatureSet of some rows: an index array."""
+        return FeatureSet(*(None if field is None else field[rows] for field in self))
 
 
 class TestSets(NamedTuple):
@@ -54,19 +58,18 @@ def save_mat(path, sets):
     for name, found in [("query", sets.query), ("gallery", sets.gallery), ("mquery", sets.multi)]:
         if found is None:
             continue
+        if found.features.nbytes >= LIMIT:
+            raise UserError(
+                f"{path}: a MATLAB v5 file holds 4 GB in a variable at most; the "
+                f"{len(found.features)} features of {name} are more"
+            )
         content[f"{name}_f"] = found.features
         content[f"{name}_label"] = found.identities[None]
         content[f"{name}_cam"] = found.cameras[None]
         if found.files is not None:
             content[f"{name}_files"] = found.files
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        try:
-            savemat(file, content)
-        except MatWriteError as error:
-            raise UserError(
-                f"{path}: a MATLAB v5 file holds 4 GB in a variable at most; "
-                f"{len(sets.gallery.features)} gallery features are more"
-            ) from error
+        savemat(file, content)
 
 
 def load_mat(path):

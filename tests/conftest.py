@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from reid.errors import run
+from reid.mat import FeatureSet, TestSets
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -89,3 +90,24 @@ def prepared(market):
     call(prepare.main, "--download_path", market)
     call(changeIndex.main, "--data_dir", market / "pytorch")
     return market / "pytorch"
+
+
+def random_sets(dim=4, seed=0, noise=0.5):
+    """`reid.mat.TestSets` of 12 queries, 60 gallery and 30 multi-query images of 6 identities."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(7, dim))
+
+    def some(name, count, lowest):
+        identities = rng.integers(lowest, 7, count)
+        features = centres[identities] + rng.normal(scale=noise, size=(count, dim))
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        cameras = rng.integers(1, 4, count)
+        files = [
+            f"{name}/{i:04d}/{i:04d}_c{c}_ü{n}.jpg"
+            for n, (i, c) in enumerate(zip(identities, cameras, strict=True))
+        ]
+        return FeatureSet(features.astype(np.float32), identities, cameras, np.array(files))
+
+    return TestSets(
+        some("query", 12, 1), some("gallery", 60, -1), some("multi-query", 30, 1), Path("data/x")
+    )

@@ -2,56 +2,63 @@
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, random_sets
 from scipy.io import loadmat, savemat
 
 from reid.errors import UserError
-from reid.features import FeatureSet, load_mat, save_mat
+from reid.mat import TestSets, load_mat, load_multi, save_mat, unit_length
 
 
-def sets(dim=4):
-    rng = np.random.default_rng(0)
-    return {
-        name: FeatureSet(
-            rng.normal(size=(rows, dim)).astype(np.float32),
-            rng.integers(-1, 5, rows),
-            rng.integers(1, 7, rows),
-        )
-        for name, rows in [("query", 3), ("gallery", 8)]
-    }
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_written_as_the_field_reads_it(tmp_path):
-    written = sets()
-    save_mat(tmp_path / "r.mat", **written)
+    written = random_sets()
+    save_mat(tmp_path / "r.mat", written)
     content = loadmat(tmp_path / "r.mat")
-    for name, rows in [("query", 3), ("gallery", 8)]:
+    for name, rows in [("query", 12), ("gallery", 60), ("mquery", 30)]:
         assert content[f"{name}_f"].shape == (rows, 4)
         assert content[f"{name}_f"].dtype == np.float32
         assert content[f"{name}_label"].shape == content[f"{name}_cam"].shape == (1, rows)
-        assert content[f"{name}_label"][0].tolist() == written[name].identities.tolist()
-    for found, expected in zip(load_mat(tmp_path / "r.mat"), written.values(), strict=True):
-        for a, b in zip(found, expected, strict=True):
-            assert np.array_equal(a, b)
+    assert content["query_label"][0].tolist() == written.query.identities.tolist()
+    found = load_mat(tmp_path / "r.mat")
+    assert all(same(a, b) for a, b in zip(found[:3], written[:3], strict=True))
+    assert found.data_dir == written.data_dir
 
 
 def test_a_file_of_the_original():
-    query, gallery = load_mat(FIXTURES / "retrieval.mat")
+    query, gallery, multi, data_dir = load_mat(FIXTURES / "retrieval.mat")
     assert query.features.shape == (98, 48)
     assert gallery.identities.shape == gallery.cameras.shape == (670,)
     assert gallery.identities.min() == -1  # signed, whatever MATLAB made of it
+    assert query.files is gallery.files is multi is data_dir is None
 
 
 def test_a_single_query_stays_a_row(tmp_path):
-    one = sets()
-    one["query"] = FeatureSet(*(field[:1] for field in one["query"]))
-    save_mat(tmp_path / "r.mat", **one)
-    assert load_mat(tmp_path / "r.mat")[0].features.shape == (1, 4)
+    sets = random_sets()
+    save_mat(tmp_path / "r.mat", sets._replace(query=sets.query.take([0])))
+    assert load_mat(tmp_path / "r.mat").query.features.shape == (1, 4)
+
+
+def test_multi_query_images_of_another_code(tmp_path):
+    sets = random_sets()
+    save_mat(tmp_path / "r.mat", sets)
+    content = loadmat(tmp_path / "r.mat")
+    keys = ("mquery_f", "mquery_label", "mquery_cam")
+    savemat(tmp_path / "multi_query.mat", {key: content[key] for key in keys})
+    multi = load_multi(tmp_path / "multi_query.mat", sets.gallery)
+    assert same(multi[:3], sets.multi[:3])
+    with pytest.raises(UserError, match="mquery_f has 4 columns, gallery_f 5"):
+        load_multi(tmp_path / "multi_query.mat", random_sets(dim=5).gallery)
+    save_mat(tmp_path / "none.mat", sets._replace(multi=None))
+    with pytest.raises(UserError, match=r"none\.mat: has no mquery_f"):
+        load_multi(tmp_path / "none.mat", sets.gallery)
 
 
 @pytest.mark.parametrize("key", ["query_f", "gallery_label", "query_cam"])
 def test_a_missing_key_is_named(key, tmp_path):
-    save_mat(tmp_path / "r.mat", **sets())
+    save_mat(tmp_path / "r.mat", random_sets())
     content = {k: v for k, v in loadmat(tmp_path / "r.mat").items() if k != key}
     savemat(tmp_path / "r.mat", {k: v for k, v in content.items() if not k.startswith("__")})
     with pytest.raises(UserError, match=rf"r\.mat: has no {key}"):
@@ -59,34 +66,81 @@ def test_a_missing_key_is_named(key, tmp_path):
 
 
 def test_labels_must_match_rows(tmp_path):
-    wrong = sets()
-    wrong["gallery"] = wrong["gallery"]._replace(identities=np.arange(7))
-    save_mat(tmp_path / "r.mat", **wrong)
-    with pytest.raises(UserError, match="gallery_f is 8 x 4, but there are 7 labels"):
+    wrong = random_sets()
+    gallery = wrong.gallery._replace(identities=np.arange(7))
+    save_mat(tmp_path / "r.mat", wrong._replace(gallery=gallery))
+    with pytest.raises(UserError, match="gallery_f is 60 x 4, but there are 7 labels"):
+        load_mat(tmp_path / "r.mat")
+    gallery = wrong.gallery._replace(files=wrong.gallery.files[:7])
+    save_mat(tmp_path / "r.mat", wrong._replace(gallery=gallery))
+    with pytest.raises(UserError, match="60 rows in gallery_f, but 7 gallery_files"):
         load_mat(tmp_path / "r.mat")
 
 
 def test_features_must_have_one_length(tmp_path):
-    wrong = sets()
-    wrong["query"] = sets(dim=5)["query"]
-    save_mat(tmp_path / "r.mat", **wrong)
+    wrong = random_sets()._replace(query=random_sets(dim=5).query)
+    save_mat(tmp_path / "r.mat", wrong)
     with pytest.raises(UserError, match="query_f has 5 columns, gallery_f 4"):
+        load_mat(tmp_path / "r.mat")
+
+
+@pytest.mark.parametrize("wrong", ["text", np.array([["a"]]), np.ones((2, 3, 4)), np.ones((0, 4))])
+def test_features_must_be_rows_of_numbers(wrong, tmp_path):
+    save_mat(tmp_path / "r.mat", random_sets())
+    content = loadmat(tmp_path / "r.mat") | {"query_f": wrong}
+    savemat(tmp_path / "r.mat", {k: v for k, v in content.items() if not k.startswith("__")})
+    with pytest.raises(UserError, match=r"r\.mat: query_f is "):
         load_mat(tmp_path / "r.mat")
 
 
 def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.mat: no such file"):
         load_mat(tmp_path / "none.mat")
-    save_mat(tmp_path / "r.mat", **sets())
-    (tmp_path / "cut.mat").write_bytes((tmp_path / "r.mat").read_bytes()[:200])
+    save_mat(tmp_path / "r.mat", random_sets())
+    whole = (tmp_path / "r.mat").read_bytes()
+    for cut in (0, 50, 200, len(whole) // 2, len(whole) - 9):
+        (tmp_path / "cut.mat").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"cut\.mat: "):
+            load_mat(tmp_path / "cut.mat")
     (tmp_path / "text.mat").write_text("no MATLAB")
-    for name in ("cut.mat", "text.mat"):
-        with pytest.raises(UserError, match=f"{name}: "):
-            load_mat(tmp_path / name)
+    with pytest.raises(UserError, match=r"text\.mat: "):
+        load_mat(tmp_path / "text.mat")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="can't be written"):
-        save_mat(tmp_path / "file" / "r.mat", **sets())
+        save_mat(tmp_path / "file" / "r.mat", random_sets())
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_too_large_for_the_format(tmp_path):
+    sets = random_sets()
+    huge = np.broadcast_to(np.float32(0.5), (1 << 20, 1 << 11))  # 8 GB, but takes no memory
+    sets = sets._replace(gallery=sets.gallery._replace(features=huge))
+    with pytest.raises(UserError, match=r"r\.mat: a MATLAB v5 file holds 4 GB"):
+        save_mat(tmp_path / "r.mat", sets)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+def test_rows_are_normalised_and_it_is_said(dtype, capsys):
+    rows = (10 * np.random.default_rng(0).random((6, 5)) + 1).astype(dtype)
+    found = unit_length(rows, "r.mat: query_f")
+    assert found.dtype == np.float32
+    expected = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert "r.mat: query_f: rows are " in capsys.readouterr().out
+    unit_length(found, "r.mat: query_f")
+    assert capsys.readouterr().out == ""  # nothing to say of rows of length 1
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(0, "all zeros"), (np.nan, "NaN or infinite"), (np.inf, "NaN or infinite")]
+)
+def test_a_row_without_direction_is_named(value, says, tmp_path):
+    sets = random_sets()
+    sets.gallery.features[17] = value
+    save_mat(tmp_path / "r.mat", TestSets(sets.query, sets.gallery))
+    with pytest.raises(UserError, match=rf"r\.mat: gallery_f: row 17 \(counted from 0\) .*{says}"):
+        load_mat(tmp_path / "r.mat")

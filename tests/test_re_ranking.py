@@ -1,13 +1,20 @@
-"""Re-ranking against the formula written down set by set."""
+"""Re-ranking: the plain code against the formula set by set, ours against the plain code."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
+from conftest import ROOT
 
-from re_ranking import re_ranking
+import re_ranking as ours
+from benchmarks import dense
+from re_ranking import Features, neighbours, re_ranking, rerank
 
 
 def by_the_formula(queries, gallery, k1, k2, lambda_value):
-    """The formula with Python sets and loops, nothing shared with the implementation."""
+    """The formula with Python sets and loops, nothing shared with the implementations."""
     f = np.concatenate([queries, gallery]).astype(np.float64)
     n, nq = len(f), len(queries)
     d = 2 - 2 * f @ f.T
@@ -41,6 +48,28 @@ def by_the_formula(queries, gallery, k1, k2, lambda_value):
     return final
 
 
+def people(rng, queries, gallery, dim=16, identities=6, noise=0.8):
+    """Unit features float32 of noisy identities: queries and gallery."""
+    centres = rng.normal(size=(identities, dim))
+    f = centres[rng.integers(0, identities, queries + gallery)]
+    f = f + rng.normal(scale=noise, size=f.shape)
+    f = (f / np.linalg.norm(f, axis=1, keepdims=True)).astype(np.float32)
+    return f[:queries], f[queries:]
+
+
+def exact(a, b):
+    """Similarities as re_ranking.py defines them: float64, rounded to float32."""
+    return (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.float32)
+
+
+def plainly(q, g, *settings):
+    return dense.re_ranking(exact(q, g), exact(q, q), exact(g, g), *settings)
+
+
+def at_once(q, g, *settings, **options):
+    return np.concatenate(list(rerank(q, g, *settings, **options)))
+
+
 @pytest.mark.parametrize(
     ("k1", "k2", "lambda_value", "queries", "gallery"),
     [
@@ -51,13 +80,117 @@ def by_the_formula(queries, gallery, k1, k2, lambda_value):
         (6, 2, 0.3, 4, 1),
     ],
 )
-def test_against_the_formula(k1, k2, lambda_value, queries, gallery):
-    rng = np.random.default_rng(k1)
-    centres = rng.normal(size=(6, 16))
-    f = centres[rng.integers(0, 6, queries + gallery)] + rng.normal(
-        scale=0.8, size=(queries + gallery, 16)
-    )
-    f /= np.linalg.norm(f, axis=1, keepdims=True)
-    q, g = f[:queries], f[queries:]
-    found = re_ranking(q @ g.T, q @ q.T, g @ g.T, k1, k2, lambda_value)
+def test_the_plain_code_against_the_formula(k1, k2, lambda_value, queries, gallery):
+    q, g = people(np.random.default_rng(k1), queries, gallery)
+    found = plainly(q, g, k1, k2, lambda_value)
     np.testing.assert_allclose(found, by_the_formula(q, g, k1, k2, lambda_value), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_against_the_plain_code(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    queries, gallery = (int(n) for n in rng.integers(1, (60, 200)))
+    if seed % 10 == 0:
+        queries = 1
+    if seed % 10 == 1:
+        gallery = 1
+    q, g = people(rng, queries, gallery, dim=int(rng.integers(2, 40)), noise=rng.uniform(0.1, 1.5))
+    k1, k2 = int(rng.integers(1, 30)), int(rng.integers(1, 10)) if seed % 3 else 1
+    settings = k1, k2, rng.uniform(0, 1)
+    # Blocks and chunks of every size, down to one image.
+    monkeypatch.setattr(ours, "WORK", int(2 ** rng.integers(4, 22)))
+    monkeypatch.setattr(ours, "PAIRS", int(2 ** rng.integers(1, 12)))
+    expected = plainly(q, g, *settings)
+    for block in (1, 7, 32, 1024):
+        found = at_once(q, g, *settings, block=block)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    matrices = re_ranking(exact(q, g), exact(q, q), exact(g, g), *settings)
+    np.testing.assert_allclose(matrices, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_duplicates_and_exact_ties(seed):
+    rng = np.random.default_rng(seed)
+    few = people(rng, 0, 12, dim=3)[1]  # each image comes many times
+    q, g = few[rng.integers(0, 12, 15)], few[rng.integers(0, 12, 90)]
+    settings = int(rng.integers(1, 25)), int(rng.integers(1, 8)), 0.3
+    expected = plainly(q, g, *settings)
+    for block in (4, 64):
+        np.testing.assert_allclose(at_once(q, g, *settings, block=block), expected, atol=1e-5)
+    matrices = re_ranking(exact(q, g), exact(q, q), exact(g, g), *settings)
+    np.testing.assert_allclose(matrices, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [16, 1024])
+def test_neighbours_closer_than_float32_can_tell(block):
+    rng = np.random.default_rng(3)
+    f = np.repeat(people(rng, 0, 40, dim=64)[1], 8, axis=0)
+    f = f + rng.normal(scale=2e-7, size=f.shape)  # eight near copies of each
+    f = f[rng.permutation(len(f))].astype(np.float32)
+    order = np.argsort(-exact(f, f), axis=1, kind="stable")
+    cuts = 13, 7, 4
+    nearest, least = neighbours(Features(torch.from_numpy(f)), cuts, block)
+    for cut in cuts:
+        found, expected = np.sort(nearest[:, :cut].numpy()), np.sort(order[:, :cut])
+        assert np.array_equal(found, expected)
+    np.testing.assert_allclose(least.numpy(), exact(f, f).min(axis=1), atol=1e-6)
+
+
+def test_one_image_many_times_is_no_division_by_zero():
+    q, g = np.ones((3, 4), np.float32) / 2, np.ones((30, 4), np.float32) / 2
+    assert np.isfinite(at_once(q, g, 20, 6, 0.3)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_float_types(dtype):
+    q, g = (f.astype(dtype) for f in people(np.random.default_rng(0), 10, 50))
+    expected = plainly(q.astype(np.float32), g.astype(np.float32), 20, 6, 0.3)
+    np.testing.assert_allclose(at_once(q, g, 20, 6, 0.3), expected, atol=1e-5)
+
+
+def test_arguments_stay_as_they_were():
+    q, g = people(np.random.default_rng(0), 10, 50)
+    matrices = exact(q, g), exact(q, q), exact(g, g)
+    copies = [m.copy() for m in (q, g, *matrices)]
+    at_once(q, g, 20, 6, 0.3)
+    re_ranking(*matrices)
+    for before, after in zip(copies, (q, g, *matrices), strict=True):
+        assert np.array_equal(before, after)
+
+
+MEMORY = """
+import resource, sys
+import re_ranking, numpy as np
+q, g, dim = 2000, 28000, 8
+rng = np.random.default_rng(0)
+f = rng.normal(size=(q + g, dim)).astype(np.float32)
+f /= np.linalg.norm(f, axis=1, keepdims=True)
+list(re_ranking.rerank(f[:50], f[50:200]))  # all libraries loaded
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+before = peak()
+block = int(sys.argv[1])
+for _ in re_ranking.rerank(f[:q], f[q:], block=block):
+    pass
+print(peak() - before, re_ranking.memory_needed(q, g, dim, 20, 6, block))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in KB on Linux")
+@pytest.mark.parametrize("block", [64, 1024])
+def test_memory_is_what_was_said(block):
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(block)], cwd=ROOT, capture_output=True, text=True
+    )
+    grew, said = map(float, done.stdout.split())
+    assert grew < said < 1  # a single matrix of these 30,000 images is 3.6 GB
+    assert said < 3 * grew + 0.2  # and not by wild overstatement
+
+
+def test_the_largest_block_that_fits():
+    size = 3368, 19732, 1024, 20, 6
+    for memory in (0.4, 0.5, 100):
+        block = ours.largest_block(memory, *size)
+        assert ours.memory_needed(*size, block) <= memory
+    assert ours.largest_block(100, *size) == ours.LARGEST_BLOCK
+    assert ours.largest_block(0.1, *size) is None

@@ -1,0 +1,222 @@
+"""evaluate.py and evaluate_rerank.py: lines, JSON, comparison, multi-query, pictures, FAISS."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, ROOT, call, exit_code, random_sets, save_image
+from PIL import Image
+
+import evaluate
+import evaluate_rerank
+from reid import metrics, report
+from reid.mat import TestSets, save_mat
+
+BOTH = pytest.mark.parametrize("script", [evaluate, evaluate_rerank])
+
+
+def headline(text):
+    return next(line for line in text.splitlines() if line.startswith("top1:"))
+
+
+@pytest.fixture
+def mat(tmp_path):
+    """A file with multi-query images and a noisier one of the same images."""
+    save_mat(tmp_path / "a.mat", random_sets(dim=16, noise=0.5))
+    rng = np.random.default_rng(9)
+    sets = random_sets(dim=16, noise=0.5)
+    noisy = [
+        s._replace(features=s.features + 0.5 * rng.normal(size=s.features.shape)) for s in sets[:2]
+    ]
+    save_mat(tmp_path / "b.mat", TestSets(*noisy))
+    return tmp_path / "a.mat"
+
+
+@BOTH
+def test_the_original_line_then_what_it_means(script, capsys, tmp_path):
+    path = tmp_path / "results.json"
+    call(script.main, FIXTURES / "retrieval.mat", "--json", path)
+    out = capsys.readouterr().out
+    results = json.loads(path.read_text())[script.__name__]
+    assert headline(out) == (
+        f"top1:{results['rank1']:.6f} top5:{results['rank5']:.6f} "
+        f"top10:{results['rank10']:.6f} mAP:{results['mAP']:.6f}"
+    )
+    low, high = results["rank1_interval"]
+    assert low < results["rank1"] < high
+    assert f"Rank@1 {100 * results['rank1']:.2f} % ({100 * low:.2f} to {100 * high:.2f})" in out
+    assert "98 queries, 7 without a good image" in out
+    assert f"the 91 valid queries alone: Rank@1 {100 * results['rank1_valid']:.2f} %" in out
+    assert f"mINP {100 * results['mINP']:.2f} %" in out
+    assert results["queries"], results["valid_queries"] == (98, 91)
+    assert results["identities"] == 30
+
+
+@BOTH
+def test_multi_query_of_the_file_and_by_flag(script, mat, tmp_path, capsys):
+    call(script.main, mat, "--json", tmp_path / "own.json")
+    out = capsys.readouterr().out
+    assert "multi-query top1:" in out
+    sets = random_sets(dim=16, noise=0.5)
+    save_mat(tmp_path / "single.mat", TestSets(sets.query, sets.gallery))
+    save_mat(tmp_path / "multi_query.mat", sets)
+    call(script.main, tmp_path / "single.mat")  # a multi_query.mat beside it changes nothing
+    assert "multi-query" not in capsys.readouterr().out
+    flags = "--multi_query", tmp_path / "multi_query.mat", "--json", tmp_path / "flag.json"
+    call(script.main, tmp_path / "single.mat", *flags)
+    own, flag = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("own", "flag"))
+    assert own[script.__name__]["multi_query"] == flag[script.__name__]["multi_query"]
+
+
+def test_multi_query_averages_the_images_of_identity_and_camera(capsys):
+    sets = random_sets()
+    query = report.averaged_queries(sets)
+    alone = 0
+    for i in range(len(sets.query.cameras)):
+        same = (sets.multi.identities == sets.query.identities[i]) & (
+            sets.multi.cameras == sets.query.cameras[i]
+        )
+        mean = sets.multi.features[same].mean(axis=0) if same.any() else sets.query.features[i]
+        alone += not same.any()
+        np.testing.assert_allclose(query.features[i], mean / np.linalg.norm(mean), atol=1e-6)
+    assert alone > 0
+    assert f"{alone} queries have no image in it" in capsys.readouterr().out
+
+
+@BOTH
+def test_against_another_model(script, mat, tmp_path, capsys):
+    call(script.main, mat, "--against", tmp_path / "b.mat", "--json", tmp_path / "r.json")
+    out = capsys.readouterr().out
+    call(script.main, tmp_path / "b.mat", "--json", tmp_path / "b.json")
+    ours, theirs = (
+        json.loads((tmp_path / f"{n}.json").read_text())[script.__name__] for n in ("r", "b")
+    )
+    assert f"against {tmp_path / 'b.mat'}: top1:{theirs['rank1']:.6f}" in out
+    for key in ("rank1", "mAP"):
+        difference = ours["against"][f"{key}_difference"]
+        assert difference == pytest.approx(ours[key] - theirs[key])
+        low, high = ours["against"][f"{key}_interval"]
+        assert low <= difference <= high
+        assert 0 < ours["against"][f"{key}_p"] <= 1
+
+
+def test_against_itself_nothing_differs(mat, capsys):
+    call(evaluate.main, mat, "--against", mat)
+    out = capsys.readouterr().out
+    assert out.count("+0.00 points, 95 % interval +0.00 to +0.00, p = 1.0000") == 2
+
+
+def test_against_features_of_other_images(mat, tmp_path, capsys):
+    other = random_sets(dim=16, seed=1)
+    save_mat(tmp_path / "other.mat", other)
+    assert exit_code(evaluate.main, mat, "--against", tmp_path / "other.mat") == 2
+    assert "its query (12 images) is not" in capsys.readouterr().err
+
+
+@BOTH
+def test_cmc_curve(script, mat, tmp_path):
+    call(script.main, mat, "--plot", "--against", tmp_path / "b.mat")
+    name = "a_cmc.jpg" if script is evaluate else "a_rerank_cmc.jpg"
+    with Image.open(tmp_path / name) as picture:
+        assert picture.size[0] > 500
+
+
+@pytest.fixture
+def pictured(mat, tmp_path):
+    """`mat` with images: each a plain colour, but for the queries, which are black."""
+    sets = random_sets(dim=16, noise=0.5)
+    for part in sets[:2]:
+        for file in part.files:
+            save_image(tmp_path / "data" / file, size=(20, 40))
+    save_mat(mat, sets._replace(data_dir=tmp_path / "data"))
+    return mat
+
+
+@BOTH
+def test_rankings_of_the_worst_best_and_named(script, pictured, tmp_path, capsys):
+    out = tmp_path / ("a_rankings.jpg" if script is evaluate else "a_rerank_rankings.jpg")
+    heights = {}
+    query = random_sets(dim=16).query
+    for flags in (
+        ("--show", 2),
+        ("--show", 1, "--show_which", "best"),
+        ("--show_names", *[str(f).rsplit("/")[-1] for f in query.files[:3]]),
+    ):
+        call(script.main, pictured, *flags)
+        with Image.open(out) as picture:
+            heights[flags[:1] + (len(flags),)] = picture.height
+            picture.load()
+        out.unlink()
+    one, two, three = sorted(heights.values())
+    assert two - one == three - two > 100
+    assert exit_code(script.main, pictured, "--show_names", "nobody.jpg") == 2
+    assert (
+        "--show_names nobody.jpg: no such query; its name is like query/" in capsys.readouterr().err
+    )
+
+
+def test_frames_tell_good_from_wrong_and_junk_is_grey(pictured, tmp_path):
+    call(evaluate.main, pictured, "--show", 1)
+    sets = random_sets(dim=16, noise=0.5)
+    blocks = metrics.similarity_blocks(*sets[:2])
+    scores = metrics.evaluate(blocks, *sets[:2], report.TOP)
+    query = report.by_score(scores, 1, "worst")[0]
+    picture = Image.open(tmp_path / "a_rankings.jpg")
+    cell = picture.width // 11
+    for place, image in enumerate(scores.top[query], start=1):
+        identity, camera = sets.gallery.identities[image], sets.gallery.cameras[image]
+        same = identity == sets.query.identities[query]
+        junk = identity == -1 or (same and camera == sets.query.cameras[query])
+        r, g, b = (int(v) for v in picture.getpixel((12 + place * 78 + 1, 80)))
+        if junk:
+            assert abs(r - g) < 12 and abs(g - b) < 12
+        else:
+            assert (g > r) == same
+    assert cell > 70
+
+
+def test_rankings_need_names_and_images(mat, tmp_path, capsys):
+    assert exit_code(evaluate.main, FIXTURES / "retrieval.mat", "--show", 1) == 2
+    assert "doesn't name its images" in capsys.readouterr().err
+    assert exit_code(evaluate.main, mat, "--show", 1, "--data_dir", tmp_path) == 2
+    assert "no such image; name the `pytorch` folder with --data_dir" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.jpg"))
+
+
+def test_faiss_flat_is_exact_and_ivf_says_what_it_missed(mat, capsys):
+    pytest.importorskip("faiss")
+    call(evaluate_rerank.main, mat)
+    exact = headline(capsys.readouterr().out)
+    call(evaluate_rerank.main, mat, "--knn", "faiss", "--k1", 20)
+    out = capsys.readouterr().out
+    assert headline(out) == exact
+    assert "FAISS (flat): recall 1.0000 of 21 neighbours" in out
+    call(evaluate_rerank.main, mat, "--knn", "faiss", "--nlist", 3, "--nprobe", 2, "--k1", 4)
+    recall = float(capsys.readouterr().out.split("2 of 3 lists): recall ")[1].split()[0])
+    assert 0.3 < recall < 1
+    few = "--knn", "faiss", "--nlist", 30, "--nprobe", 1
+    assert exit_code(evaluate_rerank.main, mat, *few) == 2
+    assert "--nprobe 1: " in capsys.readouterr().err
+
+
+def test_faiss_not_installed(mat, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert exit_code(evaluate_rerank.main, mat, "--knn", "faiss") == 2
+    assert "--knn faiss: not installed here; pip install faiss-cpu" in capsys.readouterr().err
+
+
+def test_memory_is_said_and_kept_to(mat, capsys):
+    call(evaluate_rerank.main, mat, "--max_memory", 0.5)
+    out = capsys.readouterr().out
+    assert "re-ranking 12 queries and 60 gallery images on cpu: about 0.17 GB" in out
+    assert exit_code(evaluate_rerank.main, mat, "--max_memory", 0.01) == 2
+    assert "--max_memory 0.01: re-ranking needs 0.17 GB at the least" in capsys.readouterr().err
+
+
+def test_scoring_does_not_wait_for_torch():
+    # evaluate.py is run often; importing torch takes longer than the scoring.
+    words = "import sys, evaluate; print(sorted({'torch', 'matplotlib'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
