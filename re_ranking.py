@@ -30,7 +30,7 @@ K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
 # More than float32 can move a dot product of unit vectors (1e-6 was seen). Neighbours whose
 # similarities are as close as this are compared in float64.
 ROUNDING = 1e-5
-SPARE = 11  # candidates beyond those needed, so that few rows must be searched again
+SPARE = 4  # candidates beyond those needed, so that few images must be searched for again
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 1024  # rows; larger ones are hardly faster
 WORK = 1 << 22  # elements of a temporary tensor where nothing else bounds it
 PAIRS = 1 << 18  # the same for sums over pairs: small enough for the processor's cache
@@ -80,7 +80,7 @@ def _rerank(similarity, num_query, k1, k2, lambda_value, block, search):
     weights = averaged(descriptions(similarity, nearest, widest, k1), nearest[:, :k2])
     inverted = weights.rows(num_query, similarity.size).transposed()
     with tqdm(total=num_query, desc="distances", unit="query", disable=None) as bar:
-        rows = query_rows(block)
+        rows = query_rows(block, similarity.size - num_query)
         for start in range(0, num_query, rows):
             stop = min(start + rows, num_query)
             scale = -2 * lambda_value / widest[start:stop, None]
@@ -141,7 +141,7 @@ class Matrices:
 
     def __init__(self, q_g, q_q, g_g):
         self.q_g, self.q_q, self.g_g = (
-            torch.as_tensor(np.asarray(m, np.float32)) for m in (q_g, q_q, g_g)
+            torch.as_tensor(matrix, dtype=torch.float32) for matrix in (q_g, q_q, g_g)
         )
         self.num_query = len(self.q_g)
         self.size = self.num_query + len(self.g_g)
@@ -161,11 +161,11 @@ class Matrices:
 
     def block(self, start, stop, first):
         """Images start..stop with first..N: [stop - start, N - first]."""
-        return self.exact(torch.arange(start, stop))[:, first:]
+        return self.exact(torch.arange(start, stop, device=self.device))[:, first:]
 
     def pairs(self, start, starts, columns):
         """As `Features.pairs`."""
-        block = self.exact(torch.arange(start, start + len(starts) - 1))
+        block = self.block(start, start + len(starts) - 1, 0)
         return block[row_numbers(starts), columns]
 
 
@@ -184,12 +184,12 @@ def half(k1):
 def neighbours(similarity, cuts, block):
     """The max(cuts) nearest images of each, itself included, and each image's least similarity.
 
-    Returns int64 [N, <= max(cuts)], nearest first, and float32 [N]. Only the order across a cut
-    is certain, which is what sets of neighbours need.
+    Returns int64 [N, <= max(cuts)], nearest first, and float32 [N]. The first `cut` of a list are
+    certain for each of `cuts`; their order among themselves is not.
 
-    Similarity is symmetric: each block is the remaining images by the remaining, and serves the
-    rows of its own images and the columns of those to come. Candidates are kept as sortable
-    int64: similarity in the upper half, index in the lower.
+    Similarity is symmetric, so only half of it is made: a block's images with themselves and with
+    those to come. It gives the former candidates out of its rows, the latter out of its columns.
+    Candidates are int64 that sort: similarity in the upper half, index in the lower.
     """
     size, device = similarity.size, similarity.device
     keep = min(size, max(cuts) + SPARE)
@@ -402,9 +402,13 @@ def common_weight(queries, inverted):
 # --- memory -------------------------------------------------------------------------------------
 
 
-def query_rows(block):
-    """Queries whose distances are made at a time: three arrays of them are held, not one."""
-    return max(block // 4, 1)
+def query_rows(block, num_gallery):
+    """Queries whose distances are made at a time.
+
+    Arrays of under 32 MB, of which malloc uses the same memory again; larger ones cost as much
+    time for new memory as for what is done in it.
+    """
+    return min(block, max(64, (7 << 20) // num_gallery))
 
 
 def memory_needed(num_query, num_gallery, dim, k1, k2, block):
@@ -412,7 +416,7 @@ def memory_needed(num_query, num_gallery, dim, k1, k2, block):
     size = num_query + num_gallery
     candidates = 2.5 * 8 * (max(boundaries(k1, k2)) + SPARE)
     described = 3 * 12 * k2 * k1  # seen: fewer, where images of a person are each other's nearest
-    blocks = 4 * block * size + 3 * 4 * query_rows(block) * num_gallery
+    blocks = 4 * block * size + 3 * 4 * query_rows(block, num_gallery) * num_gallery
     return (size * (4 * dim + candidates + described) + blocks + 40 * WORK) / 1e9
 
 

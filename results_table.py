@@ -1,5 +1,7 @@
 """One Markdown table of trained runs: model, generated images, Rank@1/5/10, mAP, plain, re-ranked.
 
+Rank@1 and mAP come with their 95 % intervals over other test identities.
+
     python results_table.py model/ft_ResNet50 model/ft_ResNet50_lsro
 
 Each number comes from the run's results.json, which evaluate.py and evaluate_rerank.py fill when
@@ -13,7 +15,7 @@ from reid.errors import UserError, run
 from reid.options import Parser
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
-HEADER = "| run | model | generated | | Rank@1 | Rank@5 | Rank@10 | mAP |"
+HEADER = "| run | model | generated | | Rank@1 (95 %) | Rank@5 | Rank@10 | mAP (95 %) |"
 
 
 def get_parser():
@@ -38,9 +40,16 @@ def rows(folder):
                 f"{folder / 'results.json'}: has no scores of {section}.py; "
                 f"run it with --json {folder / 'results.json'}"
             )
-        scores = [f"{100 * results[section][column]:.2f}" for column in COLUMNS]
+        scores = [cell(results[section], column) for column in COLUMNS]
         cells = [folder.name, model, str(opts["generated"]), ranking, *scores]
         yield f"| {' | '.join(cells)} |"
+
+
+def cell(scores, column):
+    """A score in %, with its interval where it has one."""
+    value = f"{100 * scores[column]:.2f}"
+    bounds = scores.get(f"{column}_interval")
+    return f"{value} ({100 * bounds[0]:.1f}–{100 * bounds[1]:.1f})" if bounds else value
 
 
 def read_json(path):

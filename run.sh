@@ -91,15 +91,18 @@ demo() {
     step "[ -e $result ]" \
       "python test.py --name $name --test_dir $data --mat $result"
     step "scored $name evaluate" \
-      "python evaluate.py $result --json model/$name/results.json"
+      "python evaluate.py $result --json model/$name/results.json --plot --show 6"
     step "scored $name evaluate_rerank" \
       "python evaluate_rerank.py $result --json model/$name/results.json"
   done
 
+  printf '\n$ %s\n\n' "python evaluate.py model/demo_lsro/pytorch_result.mat --against model/demo_baseline/pytorch_result.mat"
+  python evaluate.py model/demo_lsro/pytorch_result.mat \
+    --against model/demo_baseline/pytorch_result.mat
   printf '\n$ %s\n\n' "python results_table.py model/demo_baseline model/demo_lsro"
   python results_table.py model/demo_baseline model/demo_lsro
   printf '\n%s s. Pictures: %s\n' "$SECONDS" \
-    "data/demo/contact_sheet.jpg, data/demo/samples/*.png, model/demo_*/train.jpg"
+    "data/demo/contact_sheet.jpg, data/demo/samples/*.png, model/demo_*/*.jpg"
   echo "To start afresh: rm -r data/demo model/demo_*"
 }
 

@@ -21,8 +21,9 @@ from reid import metrics
 from reid.dataset import read_image, test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import run
-from reid.features import extract, feature_set
+from reid.features import extract
 from reid.loading import eval_loader
+from reid.mat import feature_set
 from reid.options import Parser, at_least
 from reid.transforms import test_transform
 
@@ -41,7 +42,8 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    splits = [test_images(Path(args.data_dir) / name) for name in ("query", "gallery")]
+    data_dir = Path(args.data_dir)
+    splits = [test_images(data_dir / name) for name in ("query", "gallery")]
     device, _ = choose_device()
     torch.manual_seed(args.seed)
     net = place(ft_net_dense(1), device, [])
@@ -59,7 +61,7 @@ def main(argv=None):
         "untrained DenseNet-121": untrained,
     }
     for name, describe in methods.items():
-        sets = [feature_set(describe(entries), entries) for entries in splits]
+        sets = [feature_set(describe(entries), entries, data_dir) for entries in splits]
         scores = metrics.evaluate(metrics.similarity_blocks(*sets), *sets)
         print(f"{name:42} Rank@1 {100 * scores.rank(1):5.2f}  mAP {100 * scores.mean_ap():5.2f}")
 

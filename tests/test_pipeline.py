@@ -74,15 +74,18 @@ def test_pipeline(data):
 
     for name, dim in [("baseline", 1024), ("lsro", 2048)]:
         flags = ["--name", name, "--test_dir", prepared, "--which_epoch", "best"]
-        ok("test.py", "--gpu_ids", "-1", *flags, cwd=work)
+        ok("test.py", "--gpu_ids", "-1", *flags, "--multi", cwd=work)
         content = loadmat(work / "pytorch_result.mat")
         assert content["query_f"].shape == (14, dim)
         assert content["gallery_f"].shape == (50, dim)
         assert {-1, 0} < set(content["gallery_label"][0].tolist())
         results = runs / name / "results.json"
         for script in ("evaluate.py", "evaluate_rerank.py"):
-            out = ok(script, "--json", results, cwd=work)
+            out = ok(script, "--json", results, "--plot", "--show", 3, cwd=work)
             assert sum(line.startswith("top1:") for line in out.splitlines()) == 1
+            assert "multi-query top1:" in out
+        pictures = {path.name.removeprefix("pytorch_result_") for path in work.glob("*.jpg")}
+        assert pictures == {"cmc.jpg", "rankings.jpg", "rerank_cmc.jpg", "rerank_rankings.jpg"}
         scores = json.loads(results.read_text())
         assert scores.keys() == {"train", "evaluate", "evaluate_rerank"}
         for section in ("evaluate", "evaluate_rerank"):
