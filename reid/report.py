@@ -44,13 +44,14 @@ def add_options(parser, mat):
     parser.add_argument(
         "--multi_query",
         metavar="FILE",
-        help="multi-query features (mquery_f, mquery_label, mquery_cam), where they are not in "
-        "the file itself (multi_query.mat of other codes)",
+        help="features of multi-query images: mquery_f, mquery_label, mquery_cam, as in other "
+        "codes' multi_query.mat (default: those in the file itself, if it has any)",
     )
     parser.add_argument(
         "--against",
         metavar="FILE",
-        help="features of another model for the same images: is the difference more than chance?",
+        help="features of another model for the same images: is the difference more than chance? "
+        "(default: no comparison)",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -65,13 +66,17 @@ def add_options(parser, mat):
         "--show",
         type=at_least(1),
         metavar="N",
-        help="draw the first 10 places of N queries beside the .mat file, *_rankings.jpg",
+        help="draw the first 10 places of N queries beside the .mat file, *_rankings.jpg "
+        "(default: of none)",
     )
     group.add_argument(
         "--show_which", choices=["worst", "best"], default="worst", help="by average precision"
     )
     group.add_argument(
-        "--show_names", nargs="+", metavar="NAME", help="draw these queries: names of image files"
+        "--show_names",
+        nargs="+",
+        metavar="NAME",
+        help="draw these queries, by the names of their image files (default: --show's)",
     )
     group.add_argument(
         "--data_dir", help="the `pytorch` folder of the images to draw (default: the file knows)"
