@@ -6,15 +6,7 @@ python evaluate_rerank.py model/ft_ResNet50/pytorch_result.mat --k1 20 --k2 6
 
 import time
 
-from re_ranking import (
-    K1,
-    K2,
-    LAMBDA,
-    SMALLEST_BLOCK,
-    largest_block,
-    memory_needed,
-    rerank,
-)
+from re_ranking import K1, K2, LAMBDA, SMALLEST_BLOCK, make_plan, memory_needed, rerank
 from reid import report
 from reid.device import choose_device
 from reid.errors import UserError, run
@@ -72,16 +64,9 @@ def main(argv=None):
 
     def rank(query, gallery):
         started = time.perf_counter()
-        for distance in rerank(
-            query.features,
-            gallery.features,
-            args.k1,
-            args.k2,
-            args.lambda_value,
-            block_size(args, query, gallery, device),
-            device,
-            search,
-        ):
+        plan = planned(args, query, gallery, device)
+        options = args.k1, args.k2, args.lambda_value, plan, device, search
+        for distance in rerank(query.features, gallery.features, *options):
             distance *= -1  # the nearer, the more similar
             yield distance
         print(f"re-ranked and scored in {time.perf_counter() - started:.1f} s")
@@ -89,20 +74,21 @@ def main(argv=None):
     report.score(args, "evaluate_rerank", rank, settings)
 
 
-def block_size(args, query, gallery, device):
-    """Images in a block, so that --max_memory is kept to. Says what is needed before it is used."""
-    size = len(query.features), *gallery.features.shape, args.k1, args.k2
-    limit = float("inf") if args.max_memory is None else args.max_memory
-    block = largest_block(limit, *size)
-    if block is None:
-        least = memory_needed(*size, SMALLEST_BLOCK)
-        raise UserError(f"--max_memory {limit:g}: re-ranking needs {least:.2g} GB at the least")
+def planned(args, query, gallery, device):
+    """The Plan that keeps to --max_memory; says what it needs before any of it is used."""
+    problem = len(query.features), *gallery.features.shape, args.k1, args.k2
+    plan = make_plan(*problem, args.max_memory)
+    if plan is None:
+        least = memory_needed(*problem, SMALLEST_BLOCK, keep=False)
+        raise UserError(
+            f"--max_memory {args.max_memory:g}: re-ranking needs {least:.2g} GB at the least"
+        )
     print(
-        f"re-ranking {size[0]} queries and {size[1]} gallery images on {device}: about "
-        f"{memory_needed(*size, block):.2g} GB beside the features, blocks of {block} images",
+        f"re-ranking {problem[0]} queries and {problem[1]} gallery images on {device}: about "
+        f"{plan.memory:.2g} GB beside the features, {plan.block} images at a time",
         flush=True,
     )
-    return block
+    return plan
 
 
 if __name__ == "__main__":

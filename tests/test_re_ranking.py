@@ -66,8 +66,9 @@ def plainly(q, g, *settings):
     return dense.re_ranking(exact(q, g), exact(q, q), exact(g, g), *settings)
 
 
-def at_once(q, g, *settings, **options):
-    return np.concatenate(list(rerank(q, g, *settings, **options)))
+def at_once(q, g, *settings, block=1024, keep=False):
+    plan = ours.Plan(block, keep, 0)
+    return np.concatenate(list(rerank(q, g, *settings, plan)))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_against_the_plain_code(seed, monkeypatch):
     monkeypatch.setattr(ours, "PAIRS", int(2 ** rng.integers(1, 12)))
     expected = plainly(q, g, *settings)
     for block in (1, 7, 32, 1024):
-        found = at_once(q, g, *settings, block=block)
+        found = at_once(q, g, *settings, block=block, keep=block % 2 == 1)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
     matrices = re_ranking(exact(q, g), exact(q, q), exact(g, g), *settings)
@@ -169,28 +170,29 @@ f /= np.linalg.norm(f, axis=1, keepdims=True)
 list(re_ranking.rerank(f[:50], f[50:200]))  # all libraries loaded
 peak = lambda: int(re.search("VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1e6
 before = peak()
-block = int(sys.argv[1])
-for _ in re_ranking.rerank(f[:q], f[q:], block=block):
+plan = re_ranking.make_plan(q, g, dim, memory=float(sys.argv[1]))
+for _ in re_ranking.rerank(f[:q], f[q:], plan=plan):
     pass
-print(peak() - before, re_ranking.memory_needed(q, g, dim, 20, 6, block))
+print(peak() - before, plan.memory)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("block", [64, 1024])
-def test_memory_is_what_was_said(block):
+@pytest.mark.parametrize("memory", [0.35, 0.6, 0.9])
+def test_memory_is_what_was_said(memory):
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(block)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", MEMORY, str(memory)], cwd=ROOT, capture_output=True, text=True
     )
     grew, said = map(float, done.stdout.split())
-    assert grew < said < 1  # a single matrix of these 30,000 images is 3.6 GB
+    assert grew < said < memory  # a single matrix of these 30,000 images is 3.6 GB
     assert said < 3 * grew + 0.2  # and not by wild overstatement
 
 
-def test_the_largest_block_that_fits():
-    size = 3368, 19732, 1024, 20, 6
-    for memory in (0.4, 0.5, 100):
-        block = ours.largest_block(memory, *size)
-        assert ours.memory_needed(*size, block) <= memory
-    assert ours.largest_block(100, *size) == ours.LARGEST_BLOCK
-    assert ours.largest_block(0.1, *size) is None
+def test_the_plan_is_the_fastest_that_fits():
+    size = 3368, 19732, 1024
+    for memory in (0.4, 0.5, 0.8, 100):
+        assert ours.make_plan(*size, memory=memory).memory <= memory
+    assert ours.make_plan(*size)[:2] == ours.make_plan(*size, memory=100)[:2] == (1024, True)
+    assert ours.make_plan(*size, memory=0.5).block < 1024
+    assert ours.make_plan(*size, memory=0.1) is None
+    assert not ours.make_plan(11659, 82161, 1024).keep  # 4 GB
