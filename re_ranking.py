@@ -10,16 +10,17 @@ in blocks and descriptions are kept sparse.
         ...
     distance = re_ranking(query_f @ gallery_f.T, query_f @ query_f.T, gallery_f @ gallery_f.T)
 
-Neighbours are ordered by similarity in float64 rounded to float32, ties by the lower index: the
-same on every device and with every block size.
+Neighbours are ordered by similarity in float64 rounded to float32, ties by the lower index, each
+image itself before all: the same on every device and with every block size.
 """
 
 import os
 import warnings
+from contextlib import contextmanager
 from typing import NamedTuple
 
-# NumPy's BLAS threads wait for work by spinning, which takes the processor from torch's: sleep
-# instead (a fifth of the time on two cores). They read this when NumPy is first imported.
+# NumPy's BLAS threads wait for work by spinning, which takes the processor from torch's: let them
+# sleep (saves a fifth on two cores). Read when NumPy is first imported: later it does nothing.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import numpy as np
@@ -35,6 +36,7 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 32, 1024  # rows; larger ones are hardly faster
 WORK = 1 << 22  # elements of a temporary tensor where nothing else bounds it
 PAIRS = 1 << 18  # the same for sums over pairs: small enough for the processor's cache
 LAST = (1 << 31) - 1  # above any index
+ITSELF = 2.0  # an image's similarity to itself in the search: above any other, duplicates too
 
 
 def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
@@ -66,7 +68,7 @@ def rerank(
 
     query_f [Nq, D], gallery_f [Ng, D]: L2-normalised features.
     k1, k2, lambda_value: as in `re_ranking`. plan: see `make_plan`.
-    search: does the work of `neighbours`, where another is to do it.
+    search: a function with `neighbours`' arguments and results, to be used in its place.
     """
     plan = plan or make_plan(len(query_f), *gallery_f.shape, k1, k2)
     features = np.concatenate([query_f, gallery_f], dtype=np.float32)
@@ -123,7 +125,8 @@ class Features:
             # NumPy's BLAS is up to twice as fast here as torch's, on AMD's processors.
             np.matmul(ours.numpy(), theirs.numpy().T, out=out.numpy())
         else:
-            torch.mm(ours, theirs.T, out=out)
+            with exact_float32():
+                torch.mm(ours, theirs.T, out=out)
         if start < keep:
             self.kept[start:stop] = out[: keep - start, keep - first :]
         return out
@@ -145,6 +148,17 @@ class Features:
             )
         ours = self.features[start : start + shape[0]]
         return torch.sparse.sampled_addmm(where, ours, self.features.T, beta=0).values()
+
+
+@contextmanager
+def exact_float32():
+    """No TF32, wherever the process has allowed it: its errors are a hundred times ROUNDING."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Matrices:
@@ -210,10 +224,11 @@ def neighbours(similarity, cuts, block):
         for start in range(0, size, block):
             stop = min(start + block, size)
             scores = similarity.block(start, stop, start)
+            torch.minimum(least[start:stop], scores.amin(1), out=least[start:stop])
+            scores.fill_diagonal_(ITSELF)
             values, columns = scores.topk(min(keep, size - start))
             found = torch.cat([best[start:stop], keys(values, columns + start)], dim=1)
             best[start:stop] = found.topk(keep).values
-            torch.minimum(least[start:stop], scores.amin(1), out=least[start:stop])
             if stop < size:
                 scores = scores[:, stop - start :]
                 torch.minimum(least[stop:], scores.amin(0), out=least[stop:])
@@ -259,12 +274,23 @@ def settle(similarity, best, cuts):
     beyond = value[:, needed - 1] - value[:, -1] <= ROUNDING
     if keep == similarity.size:
         beyond[:] = False
-    for rows in (close & ~beyond).nonzero()[:, 0].split(64):
-        columns = indices(best[rows])
-        best[rows] = keys(similarity.exact(rows, columns), columns).sort(descending=True).values
+    few, many = (close & ~beyond).nonzero()[:, 0], beyond.nonzero()[:, 0]
     every = torch.arange(similarity.size, device=best.device)
-    for rows in beyond.nonzero()[:, 0].split(max(1, WORK // similarity.size)):
-        best[rows] = keys(similarity.exact(rows), every).topk(keep).values
+    with tqdm(total=len(few) + len(many), desc="near ties", unit="image", disable=None) as bar:
+        for rows in few.split(64):
+            best[rows] = exact_keys(similarity, rows, indices(best[rows])).topk(keep).values
+            bar.update(len(rows))
+        for rows in many.split(max(1, WORK // similarity.size)):
+            columns = every.expand(len(rows), -1)
+            best[rows] = exact_keys(similarity, rows, columns).topk(keep).values
+            bar.update(len(rows))
+
+
+def exact_keys(similarity, rows, columns):
+    """Keys of the exact similarities of rows [b] with columns [b, c]."""
+    whole = columns.shape[1] == similarity.size
+    exact = similarity.exact(rows, None if whole else columns)
+    return keys(exact.masked_fill(columns == rows[:, None], ITSELF), columns)
 
 
 def keys(similarity, index):
@@ -370,9 +396,12 @@ def averaged(weights, nearest):
     if k2 == 1:
         return weights
     lengths = weights.starts.diff()
-    chunk = max(1, WORK // 16 // k2)
+    entries = lengths[nearest].sum(1).cumsum(0)  # a limited number of them at a time
+    sizes = torch.div(entries, WORK // 8, rounding_mode="floor").bincount().tolist()
     parts = []
-    for rows in nearest.split(chunk):
+    for rows in nearest.split(sizes):
+        if len(rows) == 0:
+            continue
         starts = offsets(lengths[rows.flatten()])
         source = row_numbers(starts)
         entry = (
@@ -400,9 +429,10 @@ def common_weight(queries, inverted):
     lists = inverted.starts[queries.columns]
     lengths = inverted.starts[queries.columns + 1] - lists
     ends = lengths.cumsum(0)
+    pairs = int(ends[-1]) if len(ends) else 0
     shift = lists - (ends - lengths)  # from the number of a pair to its place in `inverted`
-    for start in range(0, int(ends[-1]), PAIRS):
-        pair = torch.arange(start, min(start + PAIRS, int(ends[-1])), device=ends.device)
+    for start in range(0, pairs, PAIRS):
+        pair = torch.arange(start, min(start + PAIRS, pairs), device=ends.device)
         entry = torch.searchsorted(ends, pair, right=True)
         place = pair + shift[entry]
         minimum = torch.minimum(queries.values[entry], inverted.values[place])

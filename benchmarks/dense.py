@@ -51,8 +51,9 @@ def re_ranking(q_g, q_q, g_g, k1=20, k2=6, lambda_value=0.3, sort="stable"):
     """
     num_query = len(q_g)
     similarity = np.block([[q_q, q_g], [q_g.T, g_g]])
-    order = np.argsort(-similarity, axis=1, kind=sort).astype(np.int32)
     distance = 2 - 2 * similarity
+    np.fill_diagonal(similarity, 2)  # each image is its own first neighbour
+    order = np.argsort(-similarity, axis=1, kind=sort).astype(np.int32)
     del similarity
     distance /= np.maximum(distance.max(axis=1, keepdims=True), 1e-5)
     weights = np.zeros_like(distance)

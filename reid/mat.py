@@ -84,8 +84,9 @@ def load_mat(path):
     if "mquery_f" in content:
         multi = take_set(content, "mquery", path)
         same_length(path, mquery=multi, gallery=gallery)
-    data_dir = Path(str(content["data_dir"][0])) if "data_dir" in content else None
-    return TestSets(query, gallery, multi, data_dir)
+    data_dir = content.get("data_dir")
+    has_text = isinstance(data_dir, np.ndarray) and data_dir.dtype.kind == "U" and data_dir.size
+    return TestSets(query, gallery, multi, Path(str(data_dir[0])) if has_text else None)
 
 
 def load_multi(path, gallery):
@@ -113,9 +114,14 @@ def take_set(content, name, path):
             raise UserError(f"{path}: has no {key}; write the file with test.py")
     features, identities, cameras = (content.pop(key) for key in keys)
     files = content.get(f"{name}_files")
+    if not (isinstance(files, np.ndarray) and files.dtype.kind == "U"):
+        files = None  # another code's, not a list of names
     for key, array in zip(keys, (features, identities, cameras), strict=True):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise UserError(f"{path}: {key} is not numbers; run test.py again")
+    for key, array in zip(keys[1:], (identities, cameras), strict=True):
+        if not np.array_equal(array, np.round(array)):  # NaN is not even equal to itself
+            raise UserError(f"{path}: {key} has values that are not whole numbers")
     identities, cameras = identities.reshape(-1), cameras.reshape(-1)
     rows = len(features)
     if features.ndim != 2 or rows == 0 or len(identities) != rows or len(cameras) != rows:

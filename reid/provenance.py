@@ -19,9 +19,19 @@ def provenance():
     return {
         "command": command_line(),
         "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in PACKAGES},
+        | {package: version(package) for package in PACKAGES},
         "git": git_commit(),
     }
+
+
+def version(package):
+    """A package's version, with the build where it is loaded (2.15.0+cu132); None without it."""
+    if package in sys.modules:
+        return sys.modules[package].__version__
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def command_line():
