@@ -8,7 +8,7 @@ import time
 
 from re_ranking import K1, K2, LAMBDA, SMALLEST_BLOCK, make_plan, memory_needed, rerank
 from reid import report
-from reid.device import choose_device
+from reid.device import GPUMemoryError, choose_device
 from reid.errors import UserError, run
 from reid.faiss_search import faiss_search
 from reid.options import Parser, at_least, positive, share
@@ -55,12 +55,16 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     settings = {"k1": args.k1, "k2": args.k2, "lambda": args.lambda_value}
-    device = choose_device(args.gpu_ids)[0]
+    device, several = choose_device(args.gpu_ids)
+    if several:
+        raise UserError(f"--gpu_ids {args.gpu_ids}: re-ranking uses one GPU; name one")
     device = device if device.type == "cuda" else "cpu"
     search = None
     if args.knn == "faiss":
         search = faiss_search(args.nlist, args.nprobe)
         settings |= {"knn": "faiss", "nlist": args.nlist, "nprobe": args.nprobe}
+    elif args.nlist:
+        raise UserError("--nlist: of FAISS's index; add --knn faiss")
 
     def rank(query, gallery):
         started = time.perf_counter()
@@ -71,7 +75,13 @@ def main(argv=None):
             yield distance
         print(f"re-ranked and scored in {time.perf_counter() - started:.1f} s")
 
-    report.score(args, "evaluate_rerank", rank, settings)
+    try:
+        report.score(args, "evaluate_rerank", rank, settings)
+    except GPUMemoryError as error:
+        raise UserError(
+            "the GPU's memory is full; limit re-ranking with --max_memory, or take the CPU with "
+            "--gpu_ids -1"
+        ) from error
 
 
 def planned(args, query, gallery, device):

@@ -6,12 +6,14 @@
 
 Makes a file of random features of a difficulty like a trained network's, runs each script as a
 user would, in turn, and prints a Markdown table: seconds and peak memory of the whole process. The
-plain way is benchmarks/dense.py; both must give the same distances and scores. The floor is the
-time of the dot products alone, at the rate of NumPy's matrix multiplication measured here.
+plain way is benchmarks/dense.py; both must give the same distances and scores, or this fails. The
+floor is the time of the dot products alone, at the rate of NumPy's matrix multiplication here.
+Ratios are of medians.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+CLEAN = dict(os.environ)  # what the scripts are run with
 os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # as re_ranking.py has it
 
 import numpy as np
@@ -79,16 +82,27 @@ def measure(mat, folder, args, dense_repeats):
                 runs.setdefault((name, "ours"), []).append(run(commands[name]))
             if number < dense_repeats:
                 runs.setdefault((name, "plain"), []).append(run(plain[name]))
-    print("| | seconds: best (all) | ratio | peak memory, GB | scores |\n|---|---|---:|---:|---|")
+    print("| | seconds: median (all) | ratio | peak memory, GB | scores |\n|---|---|---:|---:|---|")
     for (name, whose), results in runs.items():
         seconds = sorted(r[0] for r in results)
         ratio = ""
         if whose == "plain":
-            ratio = f"{seconds[0] / min(r[0] for r in runs[name, 'ours']):.1f}"
+            ours = statistics.median(r[0] for r in runs[name, "ours"])
+            ratio = f"{statistics.median(seconds) / ours:.1f}"
         every = ", ".join(f"{s:.1f}" for s in seconds)
         memory = max(r[1] for r in results)
-        cells = [f"{name}, {whose}", f"{seconds[0]:.1f} ({every})", ratio, f"{memory:.2f}"]
+        cells = [
+            f"{name}, {whose}",
+            f"{statistics.median(seconds):.1f} ({every})",
+            ratio,
+            f"{memory:.2f}",
+        ]
         print(f"| {' | '.join([*cells, results[0][2]])} |")
+    if dense_repeats:
+        for name in commands:
+            scores = {line for whose in ("ours", "plain") for _, _, line in runs[name, whose]}
+            if len(scores) > 1:
+                sys.exit(f"{name}: scores differ: {' / '.join(scores)}")
     parts(mat, saved if dense_repeats else None)
 
 
@@ -107,7 +121,11 @@ sys.exit(done.returncode)
 def run(command):
     """Seconds, peak memory in GB and the line of scores of `python command`."""
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LAUNCHER, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=CLEAN,
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)}: failed")
@@ -140,6 +158,8 @@ def parts(mat, dense):
             worst = max(worst, np.abs(block - expected[start : start + len(block)]).max())
             start += len(block)
         print(f"largest difference to the plain way's re-ranked distances: {worst:.1e}")
+        if worst > 1e-5:
+            sys.exit("more than the 1e-5 allowed")
 
 
 def multiplication_rate():

@@ -2,37 +2,65 @@
 
 A person's queries succeed or fail together, so identities are resampled, not queries (a cluster
 bootstrap; Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
-What is asked is how the scores would vary over other people, with the trained model as it is.
+What is asked is how the scores would vary over other people, with the trained model and the gallery
+as they are. It says nothing of how they would vary over training seeds.
 """
 
 import numpy as np
+from scipy.special import ndtr, ndtri, stdtrit
 
 DRAWS = 2000
-LEVEL = 95  # percent
+LEVEL = 0.95
 FLIPS = 10000
 BLOCK = 500  # draws made at a time, to bound memory
 SEED = 0  # the same file gives the same interval
 
 
-def interval(values, identities):
+def interval(values, identities, shares=True):
     """95 % interval of the mean of `values` over queries: arrays (low, high) [M], for [Nq, M].
 
-    identities: [Nq], whose query each is.
-    Percentiles of the means of resampled identities. (NaN, NaN) with fewer than two of them.
+    identities: [Nq], whose query each is. shares: whether the values lie in 0..1.
+    BCa: percentiles of the means of resampled identities, corrected for bias and skewness (Efron,
+    "Better Bootstrap Confidence Intervals", JASA 1987), with Student's t for the normal where
+    identities are few. Where every identity scores 0, or every one 1, the rule of three.
+    (NaN, NaN) with one identity only.
     """
     people = per_identity(np.column_stack([values, np.ones(len(values))]), identities)
-    if len(people) < 2:
+    count = len(people)
+    if count < 2:
         return (np.full(values.shape[1], np.nan),) * 2
+    means = np.sort(resampled_means(people), axis=0)
+    mean = values.mean(axis=0)
+    below = ((means < mean).mean(axis=0) + (means <= mean).mean(axis=0)) / 2
+    bias = ndtri(below.clip(1 / DRAWS, 1 - 1 / DRAWS))
+    others = people.sum(axis=0) - people  # the jackknife: each identity left out
+    influence = -(others[:, :-1] / others[:, -1:])
+    influence -= influence.mean(axis=0)
+    spread = (influence**2).sum(axis=0).clip(1e-30) ** 1.5
+    skew = (influence**3).sum(axis=0) / (6 * spread)
+    reach = stdtrit(count - 1, (1 + LEVEL) / 2) * np.sqrt(count / (count - 1))
+    bounds = []
+    for z in (bias - reach, bias + reach):
+        quantile = ndtr(bias + z / (1 - skew * z).clip(0.1))
+        bounds.append([np.quantile(column, q) for column, q in zip(means.T, quantile, strict=True)])
+    low, high = np.array(bounds)
+    if shares:
+        low = np.where(low == 1, max(0, 1 - 3 / count), low)
+        high = np.where(high == 0, min(1, 3 / count), high)
+    return low, high
+
+
+def resampled_means(people):
+    """Means [DRAWS, M] over identities drawn with replacement; people: sums, then counts."""
+    count = len(people)
     rng = np.random.default_rng(SEED)
     means = []
     for _ in range(0, DRAWS, BLOCK):
-        drawn = rng.integers(len(people), size=(BLOCK, len(people)))
-        drawn += np.arange(BLOCK)[:, None] * len(people)
-        times = np.bincount(drawn.ravel(), minlength=BLOCK * len(people)).reshape(BLOCK, -1)
+        drawn = rng.integers(count, size=(BLOCK, count)) + np.arange(BLOCK)[:, None] * count
+        times = np.bincount(drawn.ravel(), minlength=BLOCK * count).reshape(BLOCK, count)
         sums = times @ people
         means.append(sums[:, :-1] / sums[:, -1:])
-    tail = (100 - LEVEL) / 2
-    return tuple(np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0))
+    return np.concatenate(means)
 
 
 def p_value(differences, identities):

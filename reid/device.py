@@ -5,6 +5,8 @@ from torch import nn
 
 from reid.errors import UserError
 
+GPUMemoryError = torch.cuda.OutOfMemoryError
+
 
 def choose_device(gpu_ids=None):
     """The device to compute on and the list of GPUs for DataParallel (empty: none).

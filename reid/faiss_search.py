@@ -30,7 +30,7 @@ def faiss_search(nlist=0, nprobe=16):
         index = faiss.IndexFlatIP(dim)
         if nlist:
             index = faiss.IndexIVFFlat(index, dim, nlist, faiss.METRIC_INNER_PRODUCT)
-            index.nprobe = nprobe
+            index.nprobe = min(nprobe, nlist)
             index.cp.max_points_per_centroid = TRAINING
             index.train(features)
         index.add(features)
@@ -44,14 +44,17 @@ def faiss_search(nlist=0, nprobe=16):
                 least[rows] = -index.search(-features[rows], 1)[0][:, 0]
                 bar.update(len(least[rows]))
         few = int((nearest < 0).any(axis=1).sum())
-        if few or not np.isfinite(least).all():
+        if few:
             raise UserError(
                 f"--nprobe {nprobe}: {few} images have fewer than {count} neighbours in the lists "
                 "searched; raise it, or take a smaller --nlist"
             )
         nearest = torch.from_numpy(nearest).to(similarity.device)
-        kind = f"IVF, {nprobe} of {nlist} lists" if nlist else "flat"
-        print(f"FAISS ({kind}): recall {recall(similarity, nearest):.4f} of {count} neighbours")
+        kind = f"IVF, {index.nprobe} of {nlist} lists" if nlist else "flat"
+        print(
+            f"FAISS ({kind}): recall {recall(similarity, nearest):.4f} of {count} neighbours on a "
+            f"sample{'; distances are scaled by an approximate maximum, too' if nlist else ''}"
+        )
         return nearest, torch.from_numpy(least).to(similarity.device)
 
     return search

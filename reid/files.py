@@ -74,12 +74,15 @@ def write_json(path, content):
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def update_results(path, section, values):
-    """Set one section of a results.json (a dict a script), keeping the others."""
-    path = Path(path)
+def read_results(path):
+    """The sections of a results.json; none where there is no such file yet."""
     try:
-        results = json.loads(path.read_text()) if path.exists() else {}
-        results[section] = values
+        results = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+        return dict(results)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a results file ({error}); name another") from error
-    write_json(path, results)
+
+
+def update_results(path, section, values):
+    """Set one section of a results.json (a dict a script), keeping the others."""
+    write_json(path, read_results(path) | {section: values})

@@ -13,11 +13,11 @@ WIDTH, HEIGHT, FRAME, GAP, TEXT = 64, 128, 4, 6, 18  # pixels
 GOOD, WRONG, PLAIN = "#2e9e44", "#d62828", "#444444"
 
 
-def draw_rankings(queries, scores, sets, data_dir, path):
+def draw_rankings(queries, scores, sets, path):
     """Draw a row for each of `queries` (indices): the query, then `scores.top`.
 
     Good images have a green frame, wrong ones a red one; junk is grey and has no rank.
-    sets: `reid.mat.TestSets` with the images' paths under `data_dir`.
+    sets: `reid.mat.TestSets` with the images' paths.
     """
     cell, row = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + 2 * TEXT + GAP
     columns = 1 + scores.top.shape[1]
@@ -27,13 +27,13 @@ def draw_rankings(queries, scores, sets, data_dir, path):
     for line, query in enumerate(queries):
         top = GAP + line * row
         draw.text((GAP, top), title(query, scores, sets.query), fill="black", font=font)
-        picture = framed(load(data_dir, sets.query.files[query]), PLAIN)
+        picture = framed(load(sets.data_dir, sets.query.files[query]), PLAIN)
         sheet.paste(picture, (GAP, top + TEXT))
         good, junk = relevance.of(sets.query.identities[query], sets.query.cameras[query])
         junk = {*junk.tolist(), *relevance.always_junk.tolist()}
         rank = 0
         for place, image in enumerate(scores.top[query].tolist(), start=1):
-            picture = load(data_dir, sets.gallery.files[image])
+            picture = load(sets.data_dir, sets.gallery.files[image])
             if image in junk:
                 picture, label = framed(faded(picture), "#bbbbbb"), "junk"
             else:

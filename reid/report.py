@@ -10,7 +10,7 @@ import numpy as np
 
 from reid import bootstrap, metrics
 from reid.errors import UserError
-from reid.files import check_writable, update_results
+from reid.files import check_writable, read_results, update_results
 from reid.mat import load_mat, load_multi
 from reid.options import at_least
 from reid.provenance import provenance
@@ -19,6 +19,9 @@ from reid.rankings import draw_rankings
 RANKS = (1, 5, 10)
 CURVE = 50  # ranks in the CMC curve
 TOP = 10  # images of a ranking in its picture
+
+
+LARGEST_SHOW = 300  # rows: a JPEG is 65,500 pixels high at most
 
 
 class Interval(NamedTuple):
@@ -50,8 +53,8 @@ def add_options(parser, mat):
     parser.add_argument(
         "--against",
         metavar="FILE",
-        help="features of another model for the same images: is the difference more than chance? "
-        "(default: no comparison)",
+        help="features of another model for the same images: is the difference more than the "
+        "choice of test people explains? (default: no comparison)",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -60,14 +63,13 @@ def add_options(parser, mat):
         help="also write the scores here, as a section of the file (model/<name>/results.json)",
     )
     group.add_argument(
-        "--plot", action="store_true", help="draw the CMC curve beside the .mat file, *_cmc.jpg"
+        "--plot", action="store_true", help="draw the CMC curve with its band, *_cmc.jpg"
     )
     group.add_argument(
         "--show",
         type=at_least(1),
         metavar="N",
-        help="draw the first 10 places of N queries beside the .mat file, *_rankings.jpg "
-        "(default: of none)",
+        help="draw the first 10 places of N queries, *_rankings.jpg (default: of none)",
     )
     group.add_argument(
         "--show_which", choices=["worst", "best"], default="worst", help="by average precision"
@@ -77,6 +79,9 @@ def add_options(parser, mat):
         nargs="+",
         metavar="NAME",
         help="draw these queries, by the names of their image files (default: --show's)",
+    )
+    group.add_argument(
+        "--output_dir", help="where pictures go (default: the folder of the .mat file)"
     )
     group.add_argument(
         "--data_dir", help="the `pytorch` folder of the images to draw (default: the file knows)"
@@ -89,36 +94,30 @@ def score(args, section, rank, settings):
     rank: (query, gallery) FeatureSets -> blocks of similarities, see `metrics.evaluate`.
     section, settings: what results.json calls this, and options to keep with it.
     """
-    stem = Path(args.mat).with_suffix("")
-    suffix = "" if section == "evaluate" else "_rerank"
-    curve_path = Path(f"{stem}{suffix}_cmc.jpg") if args.plot else None
-    show = args.show or args.show_names
-    rankings_path = Path(f"{stem}{suffix}_rankings.jpg") if show else None
-    for path in (args.json, curve_path, rankings_path):
-        if path:
-            check_writable(path)
     sets = load_mat(args.mat)
+    if args.data_dir:
+        sets = sets._replace(data_dir=Path(args.data_dir))
     if args.multi_query:
         sets = sets._replace(multi=load_multi(args.multi_query, sets.gallery))
-    if show and (sets.query.files is None or sets.gallery.files is None):
-        raise UserError(f"--show: {args.mat} doesn't name its images; write it with our test.py")
-    named = named_queries(args.show_names, sets.query.files) if args.show_names else None
     other = other_sets(args, sets) if args.against else None
+    curve_path, rankings_path = outputs(args, section)
+    named = shown(args, sets) if rankings_path else None
 
-    blocks = rank(sets.query, sets.gallery)
-    scores = metrics.evaluate(blocks, sets.query, sets.gallery, TOP if show else 0)
+    def measure(query, gallery, top=0):
+        return metrics.evaluate(rank(query, gallery), query, gallery, top)
+
+    scores = measure(sets.query, sets.gallery, TOP if rankings_path else 0)
     print("\n".join(lines(scores, sets)))
     results = summary(scores, sets.query.identities)
+    curves = [(args.mat, scores)]
     if sets.multi is not None:
         query = averaged_queries(sets)
-        multi = metrics.evaluate(rank(query, sets.gallery), query, sets.gallery)
+        multi = measure(query, sets.gallery)
         print(f"multi-query {headline(multi)}")
         print(f"  {intervals_line(multi, query.identities)}")
         results["multi_query"] = summary(multi, query.identities)
-    curves = [(args.mat, scores)]
     if other is not None:
-        blocks = rank(other.query, other.gallery)
-        other_scores = metrics.evaluate(blocks, other.query, other.gallery)
+        other_scores = measure(other.query, other.gallery)
         print(f"against {args.against}: {headline(other_scores)}")
         results["against"] = {"mat": args.against}
         results["against"] |= compare(scores, other_scores, sets.query.identities)
@@ -126,15 +125,48 @@ def score(args, section, rank, settings):
     if args.json:
         source = {"mat": args.mat, **settings, **provenance()}
         update_results(args.json, section, results | source)
-    if args.plot:
+    if curve_path:
         from reid.curves import draw_cmc  # matplotlib: half a second that others needn't wait
 
         draw_cmc([(name, *curve(s, sets.query)) for name, s in curves], curve_path)
         print(f"CMC curve: {curve_path}")
-    if show:
+    if rankings_path:
         chosen = by_score(scores, args.show, args.show_which) if named is None else named
-        draw_rankings(chosen, scores, sets, args.data_dir or sets.data_dir, rankings_path)
+        draw_rankings(chosen, scores, sets, rankings_path)
         print(f"rankings: {rankings_path}")
+
+
+def outputs(args, section):
+    """Paths of the CMC curve and the rankings, None where not asked for.
+
+    Raises UserError where they, or --json, can't be written.
+    """
+    if args.json:
+        check_writable(args.json)
+        read_results(args.json)
+    folder = Path(args.output_dir or Path(args.mat).parent)
+    stem = Path(args.mat).stem + ("" if section == "evaluate" else "_rerank")
+    asked = {"cmc": args.plot, "rankings": args.show or args.show_names}
+    paths = [folder / f"{stem}_{name}.jpg" if wanted else None for name, wanted in asked.items()]
+    for path in filter(None, paths):
+        try:
+            check_writable(path)
+        except UserError as error:
+            raise UserError(f"{error} with --output_dir") from error
+    return paths
+
+
+def shown(args, sets):
+    """Queries named by --show_names, or None. Raises UserError where pictures can't be drawn."""
+    flag = "--show_names" if args.show_names else "--show"
+    if sets.query.files is None or sets.gallery.files is None:
+        raise UserError(f"{flag}: {args.mat} doesn't name its images; write it with our test.py")
+    if len(args.show_names or []) > LARGEST_SHOW or (args.show or 0) > LARGEST_SHOW:
+        raise UserError(f"{flag}: a picture has room for {LARGEST_SHOW} queries")
+    image = Path(sets.data_dir or "") / sets.query.files[0]
+    if not image.is_file():
+        raise UserError(f"{image}: no such image; name the `pytorch` folder with --data_dir")
+    return named_queries(args.show_names, sets.query.files) if args.show_names else None
 
 
 def headline(scores):
@@ -212,15 +244,23 @@ def curve(scores, query):
 
 
 def other_sets(args, sets):
-    """TestSets of --against. Raises UserError unless they are of the same images."""
+    """TestSets of --against. Raises UserError unless they are of the same images in order."""
     other = load_mat(args.against)
     for name in ("query", "gallery"):
         a, b = getattr(sets, name), getattr(other, name)
-        same = np.array_equal(a.identities, b.identities) and np.array_equal(a.cameras, b.cameras)
-        if not same:
+        counts = len(a.cameras), len(b.cameras)
+        if counts[0] != counts[1]:
             raise UserError(
-                f"--against {args.against}: its {name} ({len(b.cameras)} images) is not "
-                f"{args.mat}'s ({len(a.cameras)}); compare features of the same test images"
+                f"--against {args.against}: {counts[1]} {name} images, but {counts[0]} in "
+                f"{args.mat}; compare features of the same test images"
+            )
+        differ = (a.identities != b.identities) | (a.cameras != b.cameras)
+        if a.files is not None and b.files is not None:
+            differ |= a.files != b.files
+        if differ.any():
+            raise UserError(
+                f"--against {args.against}: {name} image {int(differ.argmax())} (counted from 0) "
+                f"is not the one in {args.mat}; compare features of the same images in order"
             )
     return other
 
@@ -228,18 +268,19 @@ def other_sets(args, sets):
 def compare(scores, other, identities):
     """Print how far two models are from each other on the same queries; returns it as a dict."""
     differences = np.column_stack([scores.hits(1) * 1.0 - other.hits(1), scores.ap - other.ap])
-    values = differences.mean(axis=0)
-    low, high = bootstrap.interval(differences, identities)
+    low, high = bootstrap.interval(differences, identities, shares=False)
     p = bootstrap.p_value(differences, identities)
     result = {}
     for i, (name, key) in enumerate([("Rank@1", "rank1"), ("mAP", "mAP")]):
-        print(
-            f"  {name} differs by {100 * values[i]:+.2f} points, 95 % interval "
-            f"{100 * low[i]:+.2f} to {100 * high[i]:+.2f}, p = {p[i]:.4f}"
+        found = Interval(differences[:, i].mean(), low[i], high[i])
+        sure = (
+            "" if np.isnan(found.low) else f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
         )
-        result[f"{key}_difference"] = float(values[i])
-        result[f"{key}_interval"] = bounds(Interval(values[i], low[i], high[i]))
+        print(f"  {name} differs by {100 * found.value:+.2f} points{sure}, p = {p[i]:.4f}")
+        result[f"{key}_difference"] = float(found.value)
+        result[f"{key}_interval"] = bounds(found)
         result[f"{key}_p"] = float(p[i])
+    print("  (over other people to test on; other training seeds are not in it)")
     return result
 
 
@@ -265,8 +306,10 @@ def averaged_queries(sets):
 
 
 def by_score(scores, count, which):
-    """The valid queries with the lowest or highest AP."""
+    """The `count` queries with the lowest or highest AP, of those that have a good image."""
     valid = np.flatnonzero(scores.valid)
+    if len(valid) == 0:
+        raise UserError("--show: no query has a good image; name some with --show_names")
     order = np.argsort(scores.ap[valid], kind="stable")
     return valid[order if which == "worst" else order[::-1]][:count]
 

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, call, exit_code, random_sets, save_image
+from conftest import FIXTURES, ROOT, call, exit_code, random_sets
 from PIL import Image
 
 import evaluate
 import evaluate_rerank
-from reid import metrics, report
+from reid import metrics, rankings, report
 from reid.mat import TestSets, save_mat
 
 BOTH = pytest.mark.parametrize("script", [evaluate, evaluate_rerank])
@@ -50,7 +51,7 @@ def test_the_original_line_then_what_it_means(script, capsys, tmp_path):
     assert "98 queries, 7 without a good image" in out
     assert f"the 91 valid queries alone: Rank@1 {100 * results['rank1_valid']:.2f} %" in out
     assert f"mINP {100 * results['mINP']:.2f} %" in out
-    assert results["queries"], results["valid_queries"] == (98, 91)
+    assert (results["queries"], results["valid_queries"]) == (98, 91)
     assert results["identities"] == 30
 
 
@@ -105,14 +106,18 @@ def test_against_another_model(script, mat, tmp_path, capsys):
 def test_against_itself_nothing_differs(mat, capsys):
     call(evaluate.main, mat, "--against", mat)
     out = capsys.readouterr().out
-    assert out.count("+0.00 points, 95 % interval +0.00 to +0.00, p = 1.0000") == 2
+    assert out.count("differs by +0.00 points (+0.00 to +0.00), p = 1.0000") == 2
 
 
 def test_against_features_of_other_images(mat, tmp_path, capsys):
     other = random_sets(dim=16, seed=1)
     save_mat(tmp_path / "other.mat", other)
     assert exit_code(evaluate.main, mat, "--against", tmp_path / "other.mat") == 2
-    assert "its query (12 images) is not" in capsys.readouterr().err
+    assert "query image 0 (counted from 0) is not the one in" in capsys.readouterr().err
+    call_off = other._replace(query=other.query.take(range(5)))
+    save_mat(tmp_path / "other.mat", call_off)
+    assert exit_code(evaluate.main, mat, "--against", tmp_path / "other.mat") == 2
+    assert "5 query images, but 12 in" in capsys.readouterr().err
 
 
 @BOTH
@@ -123,58 +128,74 @@ def test_cmc_curve(script, mat, tmp_path):
         assert picture.size[0] > 500
 
 
+def colour(files, index):
+    """A colour of its own for each image, far from those of frames."""
+    return (40 + index * 3, 200 - index * 2, 90 + (len(files) > 20) * 100)
+
+
 @pytest.fixture
 def pictured(mat, tmp_path):
-    """`mat` with images: each a plain colour, but for the queries, which are black."""
+    """`mat` with images, each of one colour."""
     sets = random_sets(dim=16, noise=0.5)
     for part in sets[:2]:
-        for file in part.files:
-            save_image(tmp_path / "data" / file, size=(20, 40))
+        for index, file in enumerate(part.files):
+            path = tmp_path / "data" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 40), colour(part.files, index)).save(path)
     save_mat(mat, sets._replace(data_dir=tmp_path / "data"))
     return mat
 
 
-@BOTH
-def test_rankings_of_the_worst_best_and_named(script, pictured, tmp_path, capsys):
-    out = tmp_path / ("a_rankings.jpg" if script is evaluate else "a_rerank_rankings.jpg")
-    heights = {}
-    query = random_sets(dim=16).query
-    for flags in (
-        ("--show", 2),
-        ("--show", 1, "--show_which", "best"),
-        ("--show_names", *[str(f).rsplit("/")[-1] for f in query.files[:3]]),
-    ):
-        call(script.main, pictured, *flags)
-        with Image.open(out) as picture:
-            heights[flags[:1] + (len(flags),)] = picture.height
-            picture.load()
-        out.unlink()
-    one, two, three = sorted(heights.values())
-    assert two - one == three - two > 100
-    assert exit_code(script.main, pictured, "--show_names", "nobody.jpg") == 2
-    assert (
-        "--show_names nobody.jpg: no such query; its name is like query/" in capsys.readouterr().err
-    )
+def check_row(picture, line, scores, sets, query):
+    """Whether a row of the picture shows this query and its ranking, with the right frames."""
+    cell, row = rankings.WIDTH + 2 * rankings.FRAME + rankings.GAP, 178
+    middle = line * row + rankings.GAP + rankings.TEXT + rankings.FRAME + 64
 
+    def near(x, expected):
+        found = picture.getpixel((x, middle))
+        return max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 20
 
-def test_frames_tell_good_from_wrong_and_junk_is_grey(pictured, tmp_path):
-    call(evaluate.main, pictured, "--show", 1)
-    sets = random_sets(dim=16, noise=0.5)
-    blocks = metrics.similarity_blocks(*sets[:2])
-    scores = metrics.evaluate(blocks, *sets[:2], report.TOP)
-    query = report.by_score(scores, 1, "worst")[0]
-    picture = Image.open(tmp_path / "a_rankings.jpg")
-    cell = picture.width // 11
+    assert near(rankings.GAP + 36, colour(sets.query.files, query))
     for place, image in enumerate(scores.top[query], start=1):
+        left = 2 * rankings.GAP + place * cell
         identity, camera = sets.gallery.identities[image], sets.gallery.cameras[image]
         same = identity == sets.query.identities[query]
-        junk = identity == -1 or (same and camera == sets.query.cameras[query])
-        r, g, b = (int(v) for v in picture.getpixel((12 + place * 78 + 1, 80)))
-        if junk:
-            assert abs(r - g) < 12 and abs(g - b) < 12
+        frame = picture.getpixel((left + 1, middle))
+        if identity == -1 or (same and camera == sets.query.cameras[query]):
+            assert near(left + 1, (187, 187, 187))
+            grey = picture.getpixel((left + 36, middle))
+            assert max(grey) - min(grey) < 12
         else:
-            assert (g > r) == same
-    assert cell > 70
+            assert (frame[1] > frame[0]) == same
+            assert near(left + 36, colour(sets.gallery.files, image))
+
+
+@BOTH
+def test_rankings_of_the_worst_best_and_named(script, pictured, tmp_path, capsys, monkeypatch):
+    seen = []
+    draw = report.draw_rankings
+    monkeypatch.setattr(report, "draw_rankings", lambda *a: (seen.append(a), draw(*a)))
+    name = "a_rankings.jpg" if script is evaluate else "a_rerank_rankings.jpg"
+    sets = random_sets(dim=16, noise=0.5)
+    names = [Path(file).name for file in sets.query.files[[5, 2]]]
+    for flags in (("--show", 2), ("--show", 1, "--show_which", "best"), ("--show_names", *names)):
+        call(script.main, pictured, *flags, "--output_dir", tmp_path / "data")
+        chosen, scores = seen.pop()[:2]
+        if flags[0] == "--show_names":
+            assert list(chosen) == [5, 2]
+        else:
+            ordered = sorted(range(12), key=lambda q: (scores.ap[q], q))  # all have a good image
+            best = "best" in flags
+            assert scores.ap[list(chosen)].tolist() == pytest.approx(
+                scores.ap[ordered[-1:] if best else ordered[:2]]
+            )
+        with Image.open(tmp_path / "data" / name) as picture:
+            for line, query in enumerate(chosen):
+                check_row(picture, line, scores, sets, query)
+    assert exit_code(script.main, pictured, "--show_names", "nobody.jpg") == 2
+    assert "--show_names nobody.jpg: no such query; its name is" in capsys.readouterr().err
+    assert exit_code(script.main, pictured, "--show", 400) == 2
+    assert "a picture has room for 300 queries" in capsys.readouterr().err
 
 
 def test_rankings_need_names_and_images(mat, tmp_path, capsys):
@@ -182,7 +203,20 @@ def test_rankings_need_names_and_images(mat, tmp_path, capsys):
     assert "doesn't name its images" in capsys.readouterr().err
     assert exit_code(evaluate.main, mat, "--show", 1, "--data_dir", tmp_path) == 2
     assert "no such image; name the `pytorch` folder with --data_dir" in capsys.readouterr().err
+    assert exit_code(evaluate.main, tmp_path / "b.mat", "--show", 1) == 2  # names, but no folder
+    assert "no such image" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.jpg"))
+
+
+def test_a_wrong_place_is_found_before_the_work(mat, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "evaluate", None)
+    assert exit_code(evaluate.main, tmp_path / "typo" / "a.mat", "--plot") == 2
+    assert "a.mat: no such file" in capsys.readouterr().err
+    assert exit_code(evaluate.main, mat, "--plot", "--output_dir", tmp_path / "none") == 2
+    assert "name another place with --output_dir" in capsys.readouterr().err
+    (tmp_path / "list.json").write_text("[1, 2]")
+    assert exit_code(evaluate.main, mat, "--json", tmp_path / "list.json") == 2
+    assert "list.json: not a results file" in capsys.readouterr().err
 
 
 def test_faiss_flat_is_exact_and_ivf_says_what_it_missed(mat, capsys):
@@ -211,6 +245,8 @@ def test_memory_is_said_and_kept_to(mat, capsys):
     call(evaluate_rerank.main, mat, "--max_memory", 0.5)
     out = capsys.readouterr().out
     assert "re-ranking 12 queries and 60 gallery images on cpu: about 0.17 GB" in out
+    assert exit_code(evaluate_rerank.main, mat, "--nlist", 5) == 2
+    assert "--nlist: of FAISS's index; add --knn faiss" in capsys.readouterr().err
     assert exit_code(evaluate_rerank.main, mat, "--max_memory", 0.01) == 2
     assert "--max_memory 0.01: re-ranking needs 0.17 GB at the least" in capsys.readouterr().err
 

@@ -93,6 +93,26 @@ def test_features_must_be_rows_of_numbers(wrong, tmp_path):
         load_mat(tmp_path / "r.mat")
 
 
+@pytest.mark.parametrize("value", [np.nan, 1.5])
+def test_labels_are_whole_numbers(value, tmp_path):
+    sets = random_sets()
+    cameras = sets.query.cameras.astype(float)
+    cameras[3] = value
+    save_mat(tmp_path / "r.mat", sets._replace(query=sets.query._replace(cameras=cameras)))
+    with pytest.raises(UserError, match=r"r\.mat: query_cam has values that are not whole numbers"):
+        load_mat(tmp_path / "r.mat")
+
+
+def test_extra_keys_of_other_codes(tmp_path):
+    save_mat(tmp_path / "r.mat", random_sets())
+    content = {k: v for k, v in loadmat(tmp_path / "r.mat").items() if not k.startswith("__")}
+    cells = np.array([["a.jpg"], ["b.jpg"]], dtype=object)
+    savemat(tmp_path / "r.mat", content | {"data_dir": "", "query_files": cells, "more": 1})
+    found = load_mat(tmp_path / "r.mat")
+    assert found.data_dir is None
+    assert found.query.files is None
+
+
 def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.mat: no such file"):
         load_mat(tmp_path / "none.mat")
