@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-CLEAN = dict(os.environ)  # what the scripts are run with
-os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # as re_ranking.py has it
+os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"  # for this process, as re_ranking.py has it
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +31,7 @@ from reid import metrics
 from reid.mat import FeatureSet, TestSets, load_mat, save_mat
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 DIM = 1024
 # queries, gallery images of identities, of distractors (0) and junk (-1), identities, cameras
 SIZES = {
@@ -125,7 +125,7 @@ def run(command):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env=CLEAN,
+        env={name: text for name, text in os.environ.items() if name != TIMEOUT},
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)}: failed")
