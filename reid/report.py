@@ -185,8 +185,8 @@ def lines(scores, sets):
         f"mINP {percent(scores.mean_inp())}"
     )
     yield (
-        f"  {queries} queries, {queries - valid} without a good image (counted as 0); of "
-        f"{len(sets.gallery.identities)} gallery images {scores.junk:.1f} junk a query, removed: "
+        f"  single-query: {queries} queries, {queries - valid} without a good image (counted as 0); "
+        f"of {len(sets.gallery.identities)} gallery images {scores.junk:.1f} junk a query, removed: "
         "its identity in its camera, and identity -1"
     )
     if valid < queries:
