@@ -184,10 +184,11 @@ def lines(scores, sets):
         f"  mAP by trapezoids, as Market-1501's own; standard {percent(scores.mean_ap(True))}; "
         f"mINP {percent(scores.mean_inp())}"
     )
+    gallery = len(sets.gallery.identities)
     yield (
-        f"  single-query: {queries} queries, {queries - valid} without a good image (counted as 0); "
-        f"of {len(sets.gallery.identities)} gallery images {scores.junk:.1f} junk a query, removed: "
-        "its identity in its camera, and identity -1"
+        f"  single-query: {queries} queries, {queries - valid} without a good image (counted as 0)"
+        f"; of {gallery} gallery images {scores.junk:.1f} junk a query, removed: its identity in "
+        "its camera, and identity -1"
     )
     if valid < queries:
         yield (
