@@ -275,21 +275,20 @@ def settle(similarity, best, cuts):
     if keep == similarity.size:
         beyond[:] = False
     few, many = (close & ~beyond).nonzero()[:, 0], beyond.nonzero()[:, 0]
-    every = torch.arange(similarity.size, device=best.device)
     with tqdm(total=len(few) + len(many), desc="near ties", unit="image", disable=None) as bar:
         for rows in few.split(64):
             best[rows] = exact_keys(similarity, rows, indices(best[rows])).topk(keep).values
             bar.update(len(rows))
         for rows in many.split(max(1, WORK // similarity.size)):
-            columns = every.expand(len(rows), -1)
-            best[rows] = exact_keys(similarity, rows, columns).topk(keep).values
+            best[rows] = exact_keys(similarity, rows).topk(keep).values
             bar.update(len(rows))
 
 
-def exact_keys(similarity, rows, columns):
-    """Keys of the exact similarities of rows [b] with columns [b, c]."""
-    whole = columns.shape[1] == similarity.size
-    exact = similarity.exact(rows, None if whole else columns)
+def exact_keys(similarity, rows, columns=None):
+    """Keys of the exact similarities of rows [b] with columns [b, c], or with all images."""
+    exact = similarity.exact(rows, columns)
+    if columns is None:
+        columns = torch.arange(similarity.size, device=rows.device).expand(len(rows), -1)
     return keys(exact.masked_fill(columns == rows[:, None], ITSELF), columns)
 
 

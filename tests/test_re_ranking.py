@@ -123,6 +123,16 @@ def test_duplicates_and_exact_ties(seed):
     np.testing.assert_allclose(matrices, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_ties_among_hardly_more_images_than_neighbours(seed):
+    rng = np.random.default_rng(seed)
+    few = people(rng, 0, 4, dim=3)[1]
+    q, g = few[rng.integers(0, 4, 4)], few[rng.integers(0, 4, 20)]
+    for k1, k2 in ((20, 6), (8, 20), (22, 3)):  # 24 images, all of them candidates
+        found = at_once(q, g, k1, k2, 0.3)
+        np.testing.assert_allclose(found, plainly(q, g, k1, k2, 0.3), atol=1e-5)
+
+
 @pytest.mark.parametrize("block", [16, 1024])
 def test_neighbours_closer_than_float32_can_tell(block):
     rng = np.random.default_rng(3)
