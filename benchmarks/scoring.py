@@ -47,7 +47,6 @@ def get_parser():
     parser.add_argument("--distractors", type=int, default=0, help="further gallery images")
     parser.add_argument("--repeats", type=int, default=3, help="runs of ours")
     parser.add_argument("--dense_repeats", type=int, default=1, help="runs of the plain way")
-    parser.add_argument("--options", default="", help="further flags for evaluate_rerank.py")
     parser.add_argument("--folder", help="where to keep the files made (default: nowhere)")
     return parser
 
@@ -69,7 +68,7 @@ def measure(mat, folder, args, dense_repeats):
     dense, saved = str(ROOT / "benchmarks/dense.py"), folder / "dense.npy"
     commands = {
         "evaluate.py": ["evaluate.py", str(mat)],
-        "evaluate_rerank.py": ["evaluate_rerank.py", str(mat), *args.options.split()],
+        "evaluate_rerank.py": ["evaluate_rerank.py", str(mat)],
     }
     plain = {
         "evaluate.py": [dense, "evaluate", str(mat)],

@@ -19,8 +19,6 @@ from reid.rankings import draw_rankings
 RANKS = (1, 5, 10)
 CURVE = 50  # ranks in the CMC curve
 TOP = 10  # images of a ranking in its picture
-
-
 LARGEST_SHOW = 300  # rows: a JPEG is 65,500 pixels high at most
 
 
@@ -107,15 +105,17 @@ def score(args, section, rank, settings):
         return metrics.evaluate(rank(query, gallery), query, gallery, top)
 
     scores = measure(sets.query, sets.gallery, TOP if rankings_path else 0)
-    print("\n".join(lines(scores, sets)))
-    results = summary(scores, sets.query.identities)
+    found = intervals(scores, sets.query.identities)
+    print("\n".join(lines(scores, sets, found)))
+    results = summary(scores, sets.query.identities, found)
     curves = [(args.mat, scores)]
     if sets.multi is not None:
         query = averaged_queries(sets)
         multi = measure(query, sets.gallery)
+        found = intervals(multi, query.identities)
         print(f"multi-query {headline(multi)}")
-        print(f"  {intervals_line(multi, query.identities)}")
-        results["multi_query"] = summary(multi, query.identities)
+        print(f"  {intervals_line(found, query.identities)}")
+        results["multi_query"] = summary(multi, query.identities, found)
     if other is not None:
         other_scores = measure(other.query, other.gallery)
         print(f"against {args.against}: {headline(other_scores)}")
@@ -175,11 +175,11 @@ def headline(scores):
     return f"{ranks} mAP:{scores.mean_ap():.6f}"
 
 
-def lines(scores, sets):
+def lines(scores, sets, found):
     """The original's line, and under it what its numbers mean."""
     queries, valid = len(scores.ap), int(scores.valid.sum())
     yield headline(scores)
-    yield f"  {intervals_line(scores, sets.query.identities)}"
+    yield f"  {intervals_line(found, sets.query.identities)}"
     yield (
         f"  mAP by trapezoids, as Market-1501's own; standard {percent(scores.mean_ap(True))}; "
         f"mINP {percent(scores.mean_inp())}"
@@ -199,8 +199,8 @@ def lines(scores, sets):
         )
 
 
-def intervals_line(scores, identities):
-    rank1, mean_ap = intervals(scores, identities)
+def intervals_line(found, identities):
+    rank1, mean_ap = found
     return (
         f"Rank@1 {rank1}, mAP {mean_ap}: 95 % intervals over other people "
         f"({len(np.unique(identities))} identities resampled)"
@@ -214,9 +214,9 @@ def intervals(scores, identities):
     return [Interval(*row) for row in zip(values.mean(axis=0), low, high, strict=True)]
 
 
-def summary(scores, identities):
-    """Scores as a dict for results.json."""
-    rank1, mean_ap = intervals(scores, identities)
+def summary(scores, identities, found):
+    """Scores and their intervals as a dict for results.json."""
+    rank1, mean_ap = found
     return {f"rank{k}": scores.rank(k) for k in RANKS} | {
         "mAP": scores.mean_ap(),
         "rank1_interval": bounds(rank1),
