@@ -23,14 +23,38 @@ BOTTLENECK_DIM = 512
 
 
 class ReIDNet(nn.Module):
-    """What both networks share: images [B, 3, H, W] to logits or, for testing, to features."""
+    """What both networks share: images [B, 3, H, W] to logits or, for testing, to features.
 
-    def forward(self, images, return_features=False):
-        """Logits [B, class_num], or the pooled features [B, feature_dim]."""
-        features = self.pool(images)
+    neck: "bottleneck" as above, or "bnneck" (Luo et al. 2019, "Bag of Tricks"): one batch norm
+        between the pooled feature and a classifier without bias.
+    pooling: "avg", or "gem" (Radenovic et al. 2018), the generalised mean with a learnt exponent.
+    last_stride: 2, or 1 to keep the last stage's feature maps at twice the size (Sun et al. 2018).
+    """
+
+    def _add_head(self, class_num, neck, pooling, last_stride):
+        bnneck = neck == "bnneck"
+        self.model.fc = (
+            batch_norm_neck(self.feature_dim) if bnneck else bottleneck(self.feature_dim)
+        )
+        dim = self.feature_dim if bnneck else BOTTLENECK_DIM
+        self.classifier = classifier(class_num, dim, bias=not bnneck)
+        self.bnneck = bnneck
+        self.pooling = GeM() if pooling == "gem" else GlobalAverage()
+        self.last_stride = last_stride
+        if last_stride == 1:  # no weight shows it, so that a weights file would not tell
+            self.register_buffer("stride_1", torch.ones(()))
+
+    def forward(self, images, return_features=False, return_both=False):
+        """Logits [B, class_num]; or the features for testing [B, feature_dim]; or, for losses
+        that compare features, both logits and pooled features.
+
+        The features for testing are the pooled ones, with bnneck after its batch norm.
+        """
+        pooled = self.pooling(self.feature_maps(images))
         if return_features:
-            return features
-        return self.classifier(self.model.fc(features))
+            return self.model.fc(pooled) if self.bnneck else pooled
+        logits = self.classifier(self.model.fc(pooled))
+        return (logits, pooled) if return_both else logits
 
 
 class ft_net(ReIDNet):
@@ -42,20 +66,21 @@ class ft_net(ReIDNet):
 
     feature_dim = 2048
 
-    def __init__(self, class_num, pretrained=None):
+    def __init__(self, class_num, pretrained=None, neck="bottleneck", pooling="avg", last_stride=2):
         super().__init__()
         self.model = models.resnet50(weights=_imagenet(pretrained, models.ResNet50_Weights))
-        self.model.fc = bottleneck(self.feature_dim)
-        self.classifier = classifier(class_num)
+        self._add_head(class_num, neck, pooling, last_stride)
+        if last_stride == 1:
+            block = self.model.layer4[0]
+            block.conv2.stride = block.downsample[0].stride = (1, 1)
         if pretrained not in (None, "imagenet"):
             load_backbone(self, pretrained)
 
-    def pool(self, images):
-        """Global-average-pooled feature maps: [B, 3, H, W] -> [B, 2048]."""
+    def feature_maps(self, images):
+        """[B, 3, H, W] -> [B, 2048, H / 32, W / 32]."""
         net = self.model
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
-        return net.avgpool(x).flatten(1)
+        return net.layer4(net.layer3(net.layer2(net.layer1(x))))
 
 
 class ft_net_dense(ReIDNet):
@@ -63,24 +88,66 @@ class ft_net_dense(ReIDNet):
 
     feature_dim = 1024
 
-    def __init__(self, class_num, pretrained=None):
+    def __init__(self, class_num, pretrained=None, neck="bottleneck", pooling="avg", last_stride=2):
         super().__init__()
         self.model = models.densenet121(weights=_imagenet(pretrained, models.DenseNet121_Weights))
         # DenseNet's own ImageNet classifier is never used; it stays because the original's files
         # hold it. Without gradients, neither weight decay nor an optimiser's state touches it.
         self.model.classifier.requires_grad_(False)
-        self.model.fc = bottleneck(self.feature_dim)
-        self.classifier = classifier(class_num)
+        self._add_head(class_num, neck, pooling, last_stride)
         if pretrained not in (None, "imagenet"):
             load_backbone(self, pretrained)
 
-    def pool(self, images):
-        """Global-average-pooled feature maps: [B, 3, H, W] -> [B, 1024].
+    def feature_maps(self, images):
+        """[B, 3, H, W] -> [B, 1024, H / 32, W / 32].
 
+        torchvision's layers in an order that computes the same with less work: a dense layer's
+        input is joined once, not by each layer anew, and a transition averages 2 x 2 pixels
+        before its 1 x 1 convolution, which commutes with averaging, so on a quarter of the pixels.
         As in the original, pooling follows the last batch norm directly (torchvision's classifier
         has a ReLU between the two).
         """
-        return self.model.features(images).mean(dim=(2, 3))
+        x = images
+        for name, part in self.model.features.named_children():
+            if name.startswith("denseblock"):
+                for layer in part.values():
+                    x = torch.cat([x, dense_layer(layer, x)], dim=1)
+            elif name.startswith("transition"):
+                x = part.relu(part.norm(x))
+                if not (name == "transition3" and self.last_stride == 1):
+                    x = part.pool(x)
+                x = part.conv(x)
+            else:
+                x = part(x)
+        return x
+
+
+def dense_layer(layer, x):
+    """The 32 new channels of one of torchvision's dense layers."""
+    return layer.conv2(layer.relu2(layer.norm2(layer.conv1(layer.relu1(layer.norm1(x))))))
+
+
+class GlobalAverage(nn.Module):
+    """The mean over height and width: [B, C, H, W] -> [B, C]."""
+
+    def forward(self, maps):
+        return maps.mean(dim=(2, 3))
+
+
+class GeM(nn.Module):
+    """The generalised mean over height and width, (mean x^p)^(1/p): [B, C, H, W] -> [B, C].
+
+    p is learnt, from 3. Negative values count as (nearly) zero.
+    """
+
+    def __init__(self, p=3.0, smallest=1e-6):
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(p))
+        self.smallest = smallest
+
+    def forward(self, maps):
+        # Powers in fp32: bf16 has not the digits.
+        return maps.float().clamp(min=self.smallest).pow(self.p).mean(dim=(2, 3)).pow(1 / self.p)
 
 
 def bottleneck(in_dim):
@@ -92,12 +159,29 @@ def bottleneck(in_dim):
     return nn.Sequential(linear, norm, nn.LeakyReLU(0.1), nn.Dropout(0.5))
 
 
-def classifier(class_num):
+def batch_norm_neck(in_dim):
+    """BNNeck: batch norm whose shift stays 0: [B, in_dim] -> [B, in_dim]."""
+    norm = nn.BatchNorm1d(in_dim)
+    norm.bias.requires_grad_(False)
+    return nn.Sequential(norm)
+
+
+def classifier(class_num, in_dim=BOTTLENECK_DIM, bias=True):
     """Linear layer to `class_num` logits, started near zero so that training begins even."""
-    linear = nn.Linear(BOTTLENECK_DIM, class_num)
+    linear = nn.Linear(in_dim, class_num, bias=bias)
     nn.init.normal_(linear.weight, std=0.001)
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return nn.Sequential(linear)
+
+
+def options_of(weights):
+    """The keyword arguments a network was made with, as its state_dict shows them."""
+    return {
+        "neck": "bottleneck" if weights["model.fc.0.weight"].dim() == 2 else "bnneck",
+        "pooling": "gem" if "pooling.p" in weights else "avg",
+        "last_stride": 1 if "stride_1" in weights else 2,
+    }
 
 
 def load_backbone(net, path):

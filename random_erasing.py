@@ -8,6 +8,7 @@ of a body. Works on one image and, in one go, on a batch that is already on the 
     images = erase(images)   # [B, 3, H, W], each image its own rectangle
 """
 
+import numpy as np
 import torch
 
 ATTEMPTS = 100  # rectangles drawn for an image before it is left whole
@@ -32,39 +33,56 @@ class RandomErasing:
         """Return a copy of `images` ([3, H, W] or [B, 3, H, W]) with rectangles erased."""
         if images.dim() == 3:
             return self(images[None])[0]
-        fill = images.new_tensor(self.mean)[None, :, None, None]
-        return torch.where(self.masks(images)[:, None], fill, images)
+        return self.erase(images.clone(), self.rectangles(len(images), *images.shape[2:]))
 
-    def masks(self, images):
-        """What to erase of `images` [B, 3, H, W]: bool [B, H, W]."""
-        batch, _, height, width = images.shape
-        top, left, tall, wide = self.rectangles(batch, height, width, images.device)
-        rows = torch.arange(height, device=images.device)
-        columns = torch.arange(width, device=images.device)
-        in_rows = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
-        in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-        return in_rows[:, :, None] & in_columns[:, None, :]
-
-    def rectangles(self, batch, height, width, device=None):
-        """Top, left, height and width in pixels, each int [batch]; zeros where nothing is erased.
+    def rectangles(self, batch, height, width, generator=None):
+        """Top, left, height, width in pixels: int [batch, 4] on the CPU; zeros: nothing to erase.
 
         Area and aspect are drawn uniformly until a rectangle fits into the image. All attempts
         are drawn at once, and the first that fits is taken: the same distribution, no loop.
         """
 
-        def uniform(low, high):
-            return torch.empty(batch, ATTEMPTS, device=device).uniform_(low, high)
+        def uniform(*size):
+            return torch.rand(batch, *size, generator=generator)
 
-        area = uniform(self.sl, self.sh) * height * width
-        aspect = uniform(self.r1, 1 / self.r1)
+        area = (self.sl + (self.sh - self.sl) * uniform(ATTEMPTS)) * height * width
+        aspect = self.r1 + (1 / self.r1 - self.r1) * uniform(ATTEMPTS)
         tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
         fits = (tall < height) & (wide < width)
         first = fits.int().argmax(dim=1, keepdim=True)
-        erase = fits.any(dim=1) & (torch.rand(batch, device=device) < self.probability)
+        erase = fits.any(dim=1) & (uniform() < self.probability)
         tall, wide = (x.gather(1, first)[:, 0] * erase for x in (tall, wide))
-        top = (torch.rand(batch, device=device) * (height - tall + 1)).floor()
-        left = (torch.rand(batch, device=device) * (width - wide + 1)).floor()
-        return top.int(), left.int(), tall.int(), wide.int()
+        top = (uniform() * (height - tall + 1)).floor() * erase
+        left = (uniform() * (width - wide + 1)).floor() * erase
+        return torch.stack([top, left, tall, wide], dim=1).int()
+
+    def erase(self, images, rectangles):
+        """`images` [B, 3, H, W], on any device, with the rectangles filled.
+
+        Works in place where the images are channels_last.
+        """
+        if images.device.type == "cpu":
+            # Views of the images row by row, where the fill is one long run of numbers: channel
+            # by channel it would take ten times as long.
+            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+            rows = pixels.reshape(*pixels.shape[:2], -1)
+            fill = np.tile(np.float32(self.mean), pixels.shape[2])
+            for image, (top, left, tall, wide) in zip(rows, rectangles.tolist(), strict=True):
+                image[top : top + tall, 3 * left : 3 * (left + wide)] = fill[: 3 * wide]
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        mask = self.masks(rectangles.to(images.device, non_blocking=True), *images.shape[2:])
+        fill = images.new_tensor(self.mean)[:, None, None]
+        return torch.where(mask[:, None], fill, images)
+
+    @staticmethod
+    def masks(rectangles, height, width):
+        """The rectangles [B, 4] as what they cover of an image: bool [B, height, width]."""
+        top, left, tall, wide = rectangles[:, :, None].unbind(1)
+        rows = torch.arange(height, device=rectangles.device)
+        columns = torch.arange(width, device=rectangles.device)
+        in_rows = (rows >= top) & (rows < top + tall)
+        in_columns = (columns >= left) & (columns < left + wide)
+        return in_rows[:, :, None] & in_columns[:, None, :]
 
     def __repr__(self):
         shape = f"area {self.sl}..{self.sh}, aspect {self.r1}..{1 / self.r1:.2f}"

@@ -8,15 +8,19 @@ folder; nothing needs to be repeated here. (The project's tests are in tests/.)
 
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from reid.checkpoint import Run, load_network
 from reid.dataset import test_images
-from reid.device import arithmetic, choose_device, place
+from reid.device import arithmetic, place
 from reid.errors import UserError, run
 from reid.features import extract
 from reid.files import check_writable
-from reid.loading import eval_loader
+from reid.loading import EvalBatches
 from reid.mat import TestSets, feature_set, save_mat
 from reid.options import Parser, add_device_options, add_run_options, at_least
+from reid.parallel import join_world, leave_world
 from reid.transforms import test_transform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
@@ -62,7 +66,7 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     check_writable(args.mat)
-    device, parallel_ids = choose_device(args.gpu_ids)
+    world = join_world(args.gpu_ids)
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir():
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
@@ -75,16 +79,24 @@ def main(argv=None):
     net = load_network(weights, args.use_dense or options.get("use_dense"))
     height = args.height or options.get("height", 256)
     width = args.width or options.get("width", 128)
-    print(f"{weights}: {type(net).__name__}, images trained at {height}x{width}, on {device}")
-    net = place(net, device, parallel_ids)
+    world.say(f"{weights}: {type(net).__name__}, trained at {height}x{width}, on {world.device}")
+    net = place(net, world.device)
+    if world.gpus:
+        net = torch.nn.DataParallel(net, world.gpus)
 
     transform = test_transform(height, width)
-    dtype = arithmetic(device, args.precision, parallel_ids)
+    dtype = arithmetic(world.device, args.precision, world.gpus)
     sets = []
     for name, entries in zip(names, splits, strict=True):
-        loader = eval_loader(entries, transform, args.batchsize, args.workers, device)
-        features = extract(net, loader, device, dtype, label=name)
-        sets.append(feature_set(features, entries, data_dir))
+        paths = [entry.path for entry in world.part(entries)]
+        batches = EvalBatches(paths, transform, args.batchsize, args.workers, world.device)
+        label = name if world.first else None
+        parts = world.collect(extract(net, batches, world.device, dtype, label))
+        if world.first:
+            sets.append(feature_set(np.concatenate(parts), entries, data_dir))
+    leave_world(world)
+    if not world.first:
+        return
     query, gallery, multi = sets if args.multi else (*sets, None)
     save_mat(args.mat, TestSets(query, gallery, multi, data_dir.resolve()))
     counts = ", ".join(

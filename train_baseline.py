@@ -9,7 +9,14 @@ Writes the run folder model/<name>/ (weights, options, log, curves).
 from reid import engine, losses
 from reid.dataset import count_classes, training_splits
 from reid.errors import run
-from reid.options import Parser, add_device_options, add_run_options, add_training_options
+from reid.options import (
+    Parser,
+    add_device_options,
+    add_run_options,
+    add_speed_options,
+    add_training_options,
+    parse_training,
+)
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
 MODEL_DIR = "model"
@@ -21,11 +28,12 @@ def get_parser():
     add_run_options(parser, NAME, MODEL_DIR)
     add_training_options(parser, DATA_DIR)
     add_device_options(parser)
+    add_speed_options(parser)
     return parser
 
 
 def main(argv=None):
-    args = get_parser().parse_args(argv)
+    args = parse_training(get_parser(), argv)
     train, validation = training_splits(args.data_dir, args.train_all)
     engine.train(args, train, validation, count_classes(train + validation), losses.cross_entropy)
 

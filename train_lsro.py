@@ -17,8 +17,10 @@ from reid.options import (
     Parser,
     add_device_options,
     add_run_options,
+    add_speed_options,
     add_training_options,
     at_least,
+    parse_training,
 )
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
@@ -43,11 +45,12 @@ def get_parser():
         help="how many of them to use, chosen by the seed (default: all)",
     )
     add_device_options(parser)
+    add_speed_options(parser)
     return parser
 
 
 def main(argv=None):
-    args = get_parser().parse_args(argv)
+    args = parse_training(get_parser(), argv)
     real, validation = training_splits(args.data_dir, args.train_all)
     gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
     generated = generated_images(gen_dir, args.num_generated, args.seed)

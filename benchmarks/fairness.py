@@ -22,7 +22,7 @@ from reid.dataset import read_image, test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import run
 from reid.features import extract
-from reid.loading import eval_loader
+from reid.loading import EvalBatches
 from reid.mat import feature_set
 from reid.options import Parser, at_least
 from reid.transforms import test_transform
@@ -46,12 +46,12 @@ def main(argv=None):
     splits = [test_images(data_dir / name) for name in ("query", "gallery")]
     device, _ = choose_device()
     torch.manual_seed(args.seed)
-    net = place(ft_net_dense(1), device, [])
+    net = place(ft_net_dense(1), device)
     transform = test_transform(args.height, args.width)
 
     def untrained(entries):
-        loader = eval_loader(entries, transform, 64, 2, device)
-        return extract(net, loader, device, arithmetic(device), "untrained")
+        batches = EvalBatches([entry.path for entry in entries], transform, 64, 2, device)
+        return extract(net, batches, device, arithmetic(device), "untrained")
 
     methods = {
         "stripe histogram, joint RGB 8x8x8": lambda entries: histograms(entries, joint_bins),

@@ -4,27 +4,36 @@
     log.jsonl        a line an epoch
     net_best.pth     weights of the epoch with the lowest validation error
     net_last.pth     weights of the newest epoch; net_<epoch>.pth: those of every tenth
-    state.pth        weights, optimiser and history, for --resume
+    state.pth        weights, optimiser and history, for --resume; state_previous.pth: those of
+                     the epoch before, should the newest be damaged
     train.jpg        loss and error curves
     results.json     the last word of each script that measured this run
 
-A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix.
+A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix. state.pth is the
+truth: it is written first, and whatever else a kill kept from being written is written again from
+it when the run is resumed.
 """
 
 import json
+import os
+import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import torch
 
-from model import ft_net, ft_net_dense, read_weights
+from model import ft_net, ft_net_dense, options_of, read_weights
 from reid.errors import UserError
 from reid.files import cannot_write, replacing, write_json
 from reid.provenance import provenance
 
-# Flags that may differ when a run is resumed. Other workers or GPUs draw other random numbers:
-# the run then goes on, but not bit for bit as it would have.
-FREE_ON_RESUME = {"epochs", "workers", "gpu_ids", "resume", "save_every", "model_dir"}
+# Flags that may differ when a run is resumed. On other devices, or with --cache off in place of
+# ram, the run goes on, but not bit for bit as it would have.
+FREE_ON_RESUME = {
+    *("epochs", "workers", "gpu_ids", "resume", "save_every", "model_dir", "tensorboard", "cache"),
+}
 # Measured facts that must be the same, and what to say of each where it is not.
 SAME_ON_RESUME = {
     "loss": "by another script",
@@ -32,7 +41,7 @@ SAME_ON_RESUME = {
     "dataset": "on other images",
     "arithmetic": "in other arithmetic (see --precision)",
 }
-STATE = "state.pth"
+STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 
 
 class Run:
@@ -47,7 +56,7 @@ class Run:
         Raises UserError where the folder holds a run already.
         """
         original = any(self.path.glob("net_*.pth")) and not self.file("opts.json").exists()
-        if original or self.file(STATE).exists():
+        if original or self.has_state():
             raise UserError(
                 f"{self.path}: holds a run already; go on with it (--resume), delete it, "
                 "or take another --name"
@@ -60,7 +69,7 @@ class Run:
 
     def abandon(self):
         """Take back `start` where training failed before its first epoch was whole."""
-        if self.file(STATE).exists():
+        if self.has_state():
             return
         for name in ("opts.json", "log.jsonl", "train.jpg", "net_*.pth"):
             for path in self.path.glob(name):
@@ -68,10 +77,14 @@ class Run:
         with suppress(OSError):  # not empty: something of the user's is in it
             self.path.rmdir()
 
+    def has_state(self):
+        """Whether an epoch was saved."""
+        return self.file(STATE).exists() or self.file(STATE_BEFORE).exists()
+
     def check_same(self, options, facts):
         """Raise UserError unless the run was started with these options on the same data."""
         opts = self.opts()
-        if not self.file(STATE).exists() or "options" not in opts:
+        if "options" not in opts:
             raise UserError(
                 f"--resume: {self.path} holds no run to go on with; "
                 "check --name and --model_dir, or start it without --resume"
@@ -80,7 +93,10 @@ class Run:
             if opts.get(name) != facts[name]:
                 raise UserError(f"--resume: {self.path} was trained {what}")
         before = opts["options"]
-        for name in sorted(options.keys() - FREE_ON_RESUME):
+        free = FREE_ON_RESUME
+        if options["schedule"] == "cosine":  # then they decide every epoch's rate
+            free = free - {"epochs"}
+        for name in sorted(options.keys() - free):
             if options[name] != before.get(name):
                 raise UserError(
                     f"--resume: {self.path} was started with --{name} {before.get(name)}, "
@@ -105,25 +121,40 @@ class Run:
         """Write `net_<label>.pth`."""
         save(self.file(f"net_{label}.pth"), plain_state(net))
 
-    def save_state(self, net, optimizer, history):
-        """Write what --resume needs; `history` is the log so far, a dict an epoch."""
-        state = {
-            "net": plain_state(net),
-            "optimizer": optimizer.state_dict(),
-            "history": history,
-        }
-        save(self.file(STATE), state)
+    def save_state(self, state):
+        """Write what --resume needs: a dict of tensors, state_dicts and plain values.
 
-    def load_state(self, net, optimizer, device):
-        """Restore network and optimiser from state.pth; returns the history."""
+        The one before is kept until the new one is whole, and after.
+        """
         path = self.file(STATE)
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise UserError(f"{path}: damaged, can't resume; start anew") from error
-        unwrap(net).load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["history"]
+        with replacing(path) as temporary:
+            write(temporary, state)
+            with suppress(FileNotFoundError):  # the first
+                os.replace(path, self.file(STATE_BEFORE))
+
+    def load_state(self, device):
+        """What was saved last and can be read; None where no epoch was whole.
+
+        Says so where that is not the newest. Raises UserError where all is damaged.
+        """
+        if not self.has_state():
+            return None
+        for name in (STATE, STATE_BEFORE):
+            path = self.file(name)
+            try:
+                with ZipFile(path) as file:  # torch's own reading would take flipped bits
+                    if file.testzip():
+                        raise ValueError("checksum differs")
+                state = torch.load(path, map_location=device, weights_only=True)
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # torch raises many kinds for a damaged file
+                print(f"{path}: damaged ({first_line(error)})", file=sys.stderr)
+                continue
+            if name == STATE_BEFORE:
+                print(f"{path}: going on from this, the state before the newest", file=sys.stderr)
+            return state
+        raise UserError(f"{self.path}: its states are damaged, can't resume; start anew")
 
     def write_log(self, history):
         """Write log.jsonl: a JSON line for each epoch of `history`."""
@@ -143,12 +174,12 @@ class Run:
         return path
 
 
-def build_network(use_dense, class_num, pretrained="none"):
+def build_network(use_dense, class_num, pretrained="none", **options):
     """A new network, its backbone from ImageNet ("imagenet"), a weights file, or random ("none").
 
-    Raises UserError where the weights can't be had.
+    options: neck, pooling, last_stride. Raises UserError where the weights can't be had.
     """
-    network = ft_net_dense if use_dense else ft_net
+    network = partial(ft_net_dense if use_dense else ft_net, **options)
     if pretrained == "none":
         return network(class_num)
     try:
@@ -177,7 +208,7 @@ def load_network(path, use_dense=None):
     if use_dense is not None and use_dense != dense and "classifier.0.weight" in weights:
         raise UserError(f"{path}: holds a {names[dense]}, not the expected {names[use_dense]}")
     try:
-        net = build_network(dense, len(weights["classifier.0.weight"]))
+        net = build_network(dense, len(weights["classifier.0.weight"]), **options_of(weights))
         net.load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path}: not the weights of a ft_net or ft_net_dense") from error
@@ -185,8 +216,8 @@ def load_network(path, use_dense=None):
 
 
 def unwrap(net):
-    """The network itself, out of DataParallel."""
-    return net.module if isinstance(net, torch.nn.DataParallel) else net
+    """The network itself, out of DataParallel or DistributedDataParallel."""
+    return net.module if hasattr(net, "module") else net
 
 
 def plain_state(net):
@@ -199,4 +230,20 @@ def plain_state(net):
 def save(path, content):
     """torch.save, whole or not at all."""
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        write(temporary, content)
+
+
+def write(path, content):
+    """torch.save, and not before it is on the disk. Raises OSError, also where torch has others."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # how torch says that the disk is full
+            raise (error.__context__ or OSError(0, first_line(error))) from error
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def first_line(error):
+    """What an exception says, in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -168,6 +168,15 @@ def fingerprint(samples):
     }
 
 
+def manifest(samples):
+    """Fingerprint of the manifest.json beside the generated images; None where there is none."""
+    folder = next((sample.path.parent for sample in samples if sample.generated), None)
+    path = folder and folder / "manifest.json"
+    if not path or not path.exists():
+        return None
+    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
 def read_image(path):
     """A decoded RGB image. Raises UserError naming a file that is damaged or no image."""
     try:

@@ -1,11 +1,15 @@
 """Where and how to compute: which device, how many GPUs, which arithmetic."""
 
+import ctypes
+import platform
+import sys
+
 import torch
-from torch import nn
 
 from reid.errors import UserError
 
 GPUMemoryError = torch.cuda.OutOfMemoryError
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's names for mallopt
 
 
 def choose_device(gpu_ids=None):
@@ -35,13 +39,40 @@ def choose_device(gpu_ids=None):
     return torch.device("cuda", ids[0]), ids if len(ids) > 1 else []
 
 
-def place(net, device, parallel_ids):
-    """Move a network to the device, as DataParallel where several GPUs were asked for.
+def device_name(device):
+    """What the device is called: a GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return (
+        torch.cpu.get_capabilities().get("cpu_name")
+        if hasattr(torch.cpu, "get_capabilities")
+        else platform.processor()
+    )
+
+
+def place(net, device):
+    """Move a network to the device, and set the device up.
 
     channels_last is the layout in which convolutions are fastest; results are the same.
     """
-    net = net.to(device, memory_format=torch.channels_last)
-    return nn.DataParallel(net, parallel_ids) if parallel_ids else net
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one size
+        torch.set_float32_matmul_precision("high")  # TF32: what fp32 is left on tensor cores
+    if device.type == "cpu":
+        keep_memory()
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def keep_memory():
+    """Have Linux's malloc keep large blocks that are freed, for the next batch to take.
+
+    By itself it gives back whatever is over 32 MB, and the system clears each page anew when it
+    is asked for again: for batch norm over such a tensor three quarters of the time.
+    """
+    if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def arithmetic(device, precision="auto", parallel_ids=()):
@@ -70,8 +101,3 @@ def computes_bf16(device):
 def autocast(device, dtype):
     """A context that computes in `dtype` where that is safe; None changes nothing."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-def to_device(images, device):
-    """Images [B, 3, H, W] on the device, in the network's memory layout."""
-    return images.to(device, non_blocking=True, memory_format=torch.channels_last)

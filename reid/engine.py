@@ -1,171 +1,314 @@
-"""The training loop, one for every training script."""
+"""The training loop, one for every training script, on one process or several (torchrun)."""
 
-import math
+import signal
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from reid.checkpoint import Run, build_network
+from reid.checkpoint import Run, build_network, unwrap
 from reid.curves import draw_curves
-from reid.dataset import fingerprint
-from reid.device import arithmetic, autocast, choose_device, place, to_device
-from reid.errors import UserError
+from reid.dataset import fingerprint, manifest
+from reid.device import arithmetic, autocast, device_name, place
+from reid.errors import Interrupted, UserError
 from reid.files import update_results
-from reid.loading import eval_loader, train_loader
-from reid.transforms import train_transform, val_transform
+from reid.loading import EvalBatches, TrainBatches, read_all, size_in_memory
+from reid.losses import MetricLoss, full
+from reid.optimiser import rate_factor, running_mean, set_rate, sgd
+from reid.parallel import distribute, join_world, leave_world
+from reid.provenance import command_line
+from reid.transforms import TrainTransform, normalise, val_transform
 
-BACKBONE_SHARE = 0.2  # of the head's learning rate: the backbone comes trained, the head does not
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
-WARM_UP_FROM = 0.1
+CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
+SHOW_EVERY = 0.5  # seconds between changes of the progress bar
 
 
 def train(args, train_samples, val_samples, class_num, loss_function):
     """Train a network and fill its run folder.
 
-    args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`.
-    train_samples, val_samples: lists of `reid.dataset.Sample`; the second may be empty.
-    loss_function: (logits, labels, generated) -> scalar, see `reid.losses`.
+    args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
+    `add_speed_options`. train_samples, val_samples: lists of `reid.dataset.Sample`; the second
+    may be empty. loss_function: see `reid.losses`.
     """
-    device, parallel_ids = choose_device(args.gpu_ids)
-    dtype = arithmetic(device, args.precision, parallel_ids)
-    if min(len(train_samples), args.batchsize) < 2 * max(len(parallel_ids), 1):
-        raise UserError("--batchsize: batch norm needs two images or more on each GPU")
+    world = join_world(args.gpu_ids)
+    dtype = arithmetic(world.device, args.precision, world.gpus)
+    check_batchsize(args, world, len(train_samples))
     run = Run(Path(args.model_dir) / args.name)
-    options = vars(args)
     facts = {
         "loss": loss_function.__name__,
         "class_num": class_num,
         "generated": sum(sample.generated for sample in train_samples),
         "dataset": fingerprint(train_samples),
-        "device": str(device),
+        "gan_manifest": manifest(train_samples),
+        "device": str(world.device),
+        "device_name": device_name(world.device),
+        "processes": world.size,
         "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
     }
     if args.resume:
-        run.check_same(options, facts)
+        run.check_same(vars(args), facts)
     torch.manual_seed(args.seed)
-    net = build_network(args.use_dense, class_num, "none" if args.resume else args.pretrained)
-    net = place(net, device, parallel_ids)
-    optimizer = sgd(net, args.lr)
-    if args.resume:
-        history = run.load_state(net, optimizer, device)
-    else:
-        history = []
-        run.start(options, facts)
-
-    height, width = args.height, args.width
-    transform = train_transform(height, width, args.erasing_p)
-    batches = train_loader(train_samples, transform, args.batchsize, args.workers, device)
-    transform = val_transform(height, width)
-    val_batches = eval_loader(val_samples, transform, args.batchsize, args.workers, device)
-    print(
-        f"{run.path}: {len(train_samples)} images of {class_num} classes, "
-        f"{len(val_samples)} held out, epochs {len(history) + 1} to {args.epochs} on {device}"
+    net = build_network(
+        args.use_dense,
+        class_num,
+        "none" if args.resume else args.pretrained,
+        neck=args.neck,
+        pooling=args.pooling,
+        last_stride=args.last_stride,
     )
-    try:
-        for epoch in range(len(history) + 1, args.epochs + 1):
-            # Every random choice of an epoch follows from the seed and the epoch's number, so
-            # that a resumed run goes on exactly as an unbroken one.
-            torch.manual_seed(args.seed * 1_000_003 + epoch)
-            started = time.perf_counter()
-            line = {"epoch": epoch, "lr": args.lr * rate_factor(epoch - 1, args)}
-            line |= train_epoch(net, batches, loss_function, optimizer, epoch, args, device, dtype)
-            if val_samples:
-                line |= validate(net, val_batches, device, dtype)
-            line["seconds"] = round(time.perf_counter() - started, 2)
-            history.append(line)
-            save_epoch(run, net, optimizer, history, args.save_every)
-            print_epoch(line, args.epochs)
-    except BaseException:
-        run.abandon()
-        raise
-    best = history[best_epoch(history) - 1]
-    update_results(run.file("results.json"), "train", {"epochs": len(history), "best": best})
-    print(f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth")
-
-
-def train_epoch(net, batches, loss_function, optimizer, epoch, args, device, dtype):
-    """One pass over the training images; returns mean loss and, of real images, top-1 error."""
-    net.train()
-    loss_sum = torch.zeros((), device=device)
-    wrong, real = torch.zeros((2,), device=device)
-    steps = len(batches)
-    bar = tqdm(
-        batches, desc=f"epoch {epoch}/{args.epochs}", unit="batch", disable=None, leave=False
-    )
-    started = time.perf_counter()
-    for step, (images, labels, generated) in enumerate(bar):
-        set_rate(optimizer, rate_factor(epoch - 1 + step / steps, args))
-        images, labels, generated = (
-            to_device(images, device),
-            labels.to(device),
-            generated.to(device),
+    training = Training(args, world, net, dtype, loss_function)
+    history = []
+    if not args.resume and world.first:
+        run.start(vars(args), facts)
+    with leaving_clean(run, world):
+        if args.resume:
+            history = training.resume(run)
+        training.read(train_samples, val_samples)
+        world.say(
+            f"{run.path}: {len(train_samples)} images of {class_num} classes, "
+            f"{len(val_samples)} held out, epochs {len(history) + 1} to {args.epochs} on "
+            f"{world.size} x {world.device}, {facts['arithmetic']}"
         )
-        with autocast(device, dtype):
-            logits = net(images)
-        loss = loss_function(logits, labels, generated)
-        optimizer.zero_grad(set_to_none=True)
+        for epoch in range(len(history) + 1, args.epochs + 1):
+            history.append(training.epoch(epoch))
+            if world.first:
+                run.save_state(training.state(history))
+                publish(run, training.measured(), history, args.save_every)
+                report(run, history[-1], args)
+            world.wait()
+    leave_world(world)
+    if world.first:
+        best = history[best_epoch(history) - 1]
+        update_results(run.file("results.json"), "train", {"epochs": len(history), "best": best})
+        print(f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth")
+
+
+class Training:
+    """A network in training: its optimiser, its loss, and this process's share of the data."""
+
+    def __init__(self, args, world, net, dtype, loss_function):
+        self.args, self.world, self.dtype = args, world, dtype
+        self.loss_function = loss_function
+        self.metric_loss = MetricLoss(args.triplet, args.circle) if comparing(args) else None
+        net = place(net, world.device)
+        self.mean = running_mean(net, args.ema) if args.ema else None
+        self.net = distribute(net, world)
+        self.optimizer = sgd(self.net, args.lr)
+        if args.compile:
+            self.net.compile()
+
+    def measured(self):
+        """The network whose weights are saved and validated."""
+        return self.mean.module if self.mean else unwrap(self.net)
+
+    def read(self, train_samples, val_samples):
+        """Set up the batches, decoding the images into memory where they are to be kept there."""
+        args, world = self.args, self.world
+        size = args.height, args.width
+        transform = TrainTransform(*size, args.erasing_p, args.color_jitter, args.auto_augment)
+        held_out = world.part(val_samples)
+        paths = [sample.path for sample in train_samples]
+        cache = read_all(paths, transform.read, args.workers, args.cache, "reading images")
+        to_validate = val_transform(*size)
+        val_paths, val_cache = [sample.path for sample in held_out], None
+        if cache is not None:
+            val_cache = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
+            total = size_in_memory(cache) + size_in_memory(val_cache)
+            world.say(f"images decoded into memory: {total:.2f} GB")
+        self.batches = TrainBatches(
+            train_samples, transform, args.batchsize, args.workers, cache, world, args.instances
+        )
+        self.val_labels = torch.tensor([sample.label for sample in held_out])
+        self.val_images = len(val_samples)
+        self.val_batches = EvalBatches(
+            val_paths, to_validate, args.batchsize, args.workers, world.device, val_cache
+        )
+
+    def epoch(self, number):
+        """One pass over the training images, and validation: the epoch's line in the log."""
+        # Every random choice of an epoch follows from the seed and the epoch's number, so that a
+        # resumed run goes on exactly as an unbroken one.
+        seed = self.args.seed * 1_000_003 + number
+        torch.manual_seed(seed)
+        self.net.train()
+        started = time.perf_counter()
+        totals = torch.zeros(3, device=self.world.device)  # loss, errors, real images
+        seen = []
+        images = len(self.batches) * self.batches.batchsize
+        with self.bar(number, images) as bar:
+            for step, batch in enumerate(self.batches.epoch(seed)):
+                set_rate(
+                    self.optimizer, rate_factor(number - 1 + step / len(self.batches), self.args)
+                )
+                losses, errors = self.step(batch)
+                totals += torch.stack([losses, *errors])
+                seen.append((losses, batch.numbers))
+                if len(seen) == CHECK_EVERY or self.world.device.type == "cpu":
+                    self.check(seen, number)
+                bar.update(self.batches.batchsize)
+                self.show(bar, losses, started, number, images)
+            self.check(seen, number)
+        loss, wrong, real = self.totals(totals)
+        seconds = time.perf_counter() - started
+        line = {
+            "epoch": number,
+            "lr": self.args.lr * rate_factor(number - 1, self.args),
+            "train_loss": round(loss / len(self.batches), 5),
+            "train_top1err": round(wrong / max(real, 1), 5),
+            "images_per_s": round(images / seconds, 1),
+        }
+        if self.val_images:
+            line |= self.validate()
+        return line | {"seconds": round(time.perf_counter() - started, 2)}
+
+    def step(self, batch):
+        """Learn from a batch: its mean loss over all processes; errors and number of real images
+        of this process's share.
+        """
+        with autocast(self.world.device, self.dtype):
+            logits, features = self.net(batch.images, return_both=True)
+        loss = self.loss_function(
+            logits, batch.labels, batch.generated, smoothing=self.args.label_smoothing
+        )
+        if self.metric_loss:
+            shares = full(features), batch.labels, batch.generated
+            loss = loss + self.metric_loss(*map(self.world.gather, shares))
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach()
-        is_real = generated == 0
-        wrong += ((logits.argmax(1) != labels) & is_real).sum()
-        real += is_real.sum()
-    loss = loss_sum.item() / steps  # waits for the GPU, so before the clock is read
-    seconds = time.perf_counter() - started
-    return {
-        "train_loss": round(loss, 5),
-        "train_top1err": round(wrong.item() / max(real.item(), 1), 5),
-        "images_per_s": round(steps * batches.batch_size / seconds, 1),
-    }
+        self.optimizer.step()
+        if self.mean:
+            self.mean.update_parameters(unwrap(self.net))
+        real = batch.generated == 0
+        wrong = (logits.argmax(1) != batch.labels) & real
+        return self.world.sum(loss.detach()) / self.world.size, (wrong.sum(), real.sum())
+
+    def totals(self, sums):
+        """An epoch's loss, errors and real images over all processes, as numbers."""
+        loss = sums[0].item()  # is over all processes already
+        return loss, *self.world.sum(sums[1:]).tolist()
+
+    @torch.inference_mode()
+    def validate(self):
+        """Mean cross-entropy and top-1 error over the held-out images."""
+        net = self.measured().eval()
+        sums = torch.zeros(2, device=self.world.device)
+        labels = self.val_labels.to(self.world.device).split(self.args.batchsize)
+        for images, expected in zip(self.val_batches, labels, strict=True):
+            with autocast(self.world.device, self.dtype):
+                logits = net(normalise(images)).float()
+            sums[0] += F.cross_entropy(logits, expected, reduction="sum")
+            sums[1] += (logits.argmax(1) != expected).sum()
+        loss, wrong = (self.world.sum(sums) / self.val_images).tolist()
+        return {"val_loss": round(loss, 5), "val_top1err": round(wrong, 5)}
+
+    def check(self, seen, number):
+        """Raise UserError with the files of the first batch whose loss is no number."""
+        losses = torch.stack([loss for loss, _ in seen]).isfinite().tolist() if seen else []
+        for fine, (_, numbers) in zip(losses, seen, strict=True):
+            if not fine:
+                names = ", ".join(self.batches.samples[n].path.name for n in numbers)
+                raise UserError(
+                    f"epoch {number}: the loss is no longer a number; lower --lr, or look at this "
+                    f"batch's images: {names}"
+                )
+        seen.clear()
+
+    def bar(self, number, images):
+        """An epoch's progress bar, on a terminal and in the first process only."""
+        return tqdm(
+            total=images,
+            desc=f"epoch {number}/{self.args.epochs}",
+            unit=" images",
+            unit_scale=True,
+            disable=None if self.world.first else True,
+            leave=False,
+        )
+
+    def show(self, bar, loss, started, number, images):
+        """Write the loss and the time left of the whole training beside the bar."""
+        now = time.perf_counter()
+        if bar.disable or now - getattr(bar, "shown", 0) < SHOW_EVERY:
+            return
+        bar.shown = now
+        epochs = (self.args.epochs - number) + 1 - bar.n / images
+        left = tqdm.format_interval(epochs * images * (now - started) / bar.n)
+        bar.set_postfix_str(f"loss {loss.item():.3f}, all epochs in {left}")
+
+    def state(self, history):
+        """What `resume` needs."""
+        return {
+            "net": unwrap(self.net).state_dict(),
+            "mean": self.mean.state_dict() if self.mean else None,
+            "optimizer": self.optimizer.state_dict(),
+            "history": history,
+        }
+
+    def resume(self, run):
+        """Go back to what the run saved last; returns its history."""
+        state = run.load_state(self.world.device)
+        if state is None:  # stopped in its first epoch
+            return []
+        unwrap(self.net).load_state_dict(state["net"])
+        if self.mean:
+            self.mean.load_state_dict(state["mean"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.world.first:  # a kill may have come between the state and what follows from it
+            publish(run, self.measured(), state["history"], self.args.save_every)
+        return state["history"]
 
 
-@torch.inference_mode()
-def validate(net, batches, device, dtype):
-    """Mean cross-entropy and top-1 error over the held-out images."""
-    net.eval()
-    loss_sum = wrong = 0.0
-    for images, labels, _ in batches:
-        labels = labels.to(device)
-        with autocast(device, dtype):
-            logits = net(to_device(images, device))
-        loss_sum += torch.nn.functional.cross_entropy(
-            logits.float(), labels, reduction="sum"
-        ).item()
-        wrong += (logits.argmax(1) != labels).sum().item()
-    images = len(batches.dataset)
-    return {"val_loss": round(loss_sum / images, 5), "val_top1err": round(wrong / images, 5)}
+def comparing(args):
+    """Whether the recipe has a loss that compares images of a batch."""
+    return args.triplet > 0 or args.circle > 0
 
 
-def sgd(net, lr):
-    """Nesterov SGD with the head's and classifier's rate at `lr`, the backbone's at a fifth."""
-    head = [p for name, p in net.named_parameters() if is_head(name) and p.requires_grad]
-    backbone = [p for name, p in net.named_parameters() if not is_head(name) and p.requires_grad]
-    groups = [
-        {"params": backbone, "lr": lr * BACKBONE_SHARE, "full_lr": lr * BACKBONE_SHARE},
-        {"params": head, "lr": lr, "full_lr": lr},
-    ]
-    return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+def check_batchsize(args, world, images):
+    """Raise UserError where batches can't be shared out, or hold too few images for batch norm."""
+    parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
+    if batchsize < 2 * parts:
+        raise UserError("--batchsize: batch norm needs two images or more on each GPU")
+    if batchsize % world.size:
+        raise UserError(f"--batchsize: {batchsize} images can't be shared among {world.size}")
+    if args.instances and args.batchsize % args.instances:
+        raise UserError(f"--instances: {args.batchsize} images a batch are no multiple of it")
+    if comparing(args) and args.instances < 2:
+        raise UserError("--triplet and --circle compare images of an identity: add --instances 4")
+    if world.gpus:
+        print(
+            f"warning: DataParallel: batch norm sees 1/{parts} of each batch, which cost the 2018 "
+            f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {parts} does not",
+            file=sys.stderr,
+        )
 
 
-def is_head(name):
-    """Whether a parameter belongs to the bottleneck head or the classifier."""
-    return name.removeprefix("module.").startswith(("model.fc.", "classifier."))
+@contextmanager
+def leaving_clean(run, world):
+    """Training inside is ended by Ctrl-C and SIGTERM with a word on how to go on.
 
+    What fails before the first epoch is saved leaves no run.
+    """
 
-def rate_factor(epochs_done, args):
-    """What the learning rate is multiplied with after `epochs_done` (a fraction) epochs."""
-    factor = 0.1 ** (math.floor(epochs_done) // args.lr_step)
-    if epochs_done < args.warm_epoch:
-        factor *= WARM_UP_FROM + (1 - WARM_UP_FROM) * epochs_done / args.warm_epoch
-    return factor
+    def stop(number, frame):
+        raise KeyboardInterrupt
 
-
-def set_rate(optimizer, factor):
-    """Give each group its full rate times `factor`."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * factor
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = command_line().removesuffix(" --resume")
+        raise Interrupted(
+            f"stopped; all whole epochs are saved in {run.path}; go on with: {command} --resume"
+        ) from None
+    except Exception:
+        if world.first:
+            run.abandon()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def best_epoch(history):
@@ -177,8 +320,8 @@ def best_epoch(history):
     return min(history, key=key)["epoch"]
 
 
-def save_epoch(run, net, optimizer, history, save_every):
-    """Write an epoch's weights, log and curves; last, what resumption needs."""
+def publish(run, net, history, save_every):
+    """Write what follows from a saved state: the epoch's weights, the log, the curves."""
     epoch = len(history)
     run.save_weights(net, "last")
     if best_epoch(history) == epoch:
@@ -187,13 +330,23 @@ def save_epoch(run, net, optimizer, history, save_every):
         run.save_weights(net, epoch)
     run.write_log(history)
     draw_curves(history, run.file("train.jpg"))
-    run.save_state(net, optimizer, history)
 
 
-def print_epoch(line, epochs):
-    """The epoch's figures in one line."""
-    text = f"epoch {line['epoch']}/{epochs}  train loss {line['train_loss']:.4f}"
+def report(run, line, args):
+    """The epoch's figures: in one line, and for TensorBoard where asked for."""
+    text = f"epoch {line['epoch']}/{args.epochs}  train loss {line['train_loss']:.4f}"
     text += f" error {line['train_top1err']:.3f}"
     if "val_loss" in line:
         text += f"  val loss {line['val_loss']:.4f} error {line['val_top1err']:.3f}"
     print(f"{text}  {line['images_per_s']:.0f} images/s", flush=True)
+    if args.tensorboard:
+        write_tensorboard(run.file("tensorboard"), line)
+
+
+def write_tensorboard(folder, line):
+    """Add an epoch's line to TensorBoard's files."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder) as writer:
+        for name in line.keys() - {"epoch"}:
+            writer.add_scalar(name, line[name], line["epoch"])

@@ -9,6 +9,10 @@ class UserError(Exception):
     """Something the user can mend. The message names the file or flag and says what to do."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, with what the user should know."""
+
+
 def run(main):
     """Run a script's `main` as a process: exit code 2 for a UserError, 130 for Ctrl-C."""
     try:
@@ -17,8 +21,9 @@ def run(main):
         gc.freeze()  # else Python looks through torch's 200,000 objects again: half a second
     except UserError as error:
         sys.exit(fail(str(error)))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if is_first():
+            print(stop if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough; nowhere is left to say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -30,5 +35,11 @@ def fail(message):
     # A loader's worker process hands its error over as the text of a traceback; the last line
     # is the message.
     line = message.strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
-    print(f"error: {line}", file=sys.stderr)
+    if is_first():
+        print(f"error: {line}", file=sys.stderr)
     return 2
+
+
+def is_first():
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -4,24 +4,26 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from reid.device import autocast, to_device
+from reid.device import autocast
+from reid.transforms import normalise
 
 
 @torch.inference_mode()
-def extract(net, loader, device, dtype, label):
-    """L2-normalised features of a loader's images, float32 [N, D], in the loader's order.
+def extract(net, batches, device, dtype, label):
+    """L2-normalised features of the images in `batches`, float32 [N, D], in their order.
 
-    The features of an image and of its mirror image are added before normalising. `label` names
-    the progress bar; `dtype` is autocast's, see `reid.device.arithmetic`.
+    batches: `reid.loading.EvalBatches`. The features of an image and of its mirror image are
+    added before normalising. `label` names the progress bar, None: no bar; `dtype` is
+    autocast's, see `reid.device.arithmetic`.
     """
     net.eval()
     features = []
-    with tqdm(total=len(loader.dataset), desc=label, unit="image", disable=None) as bar:
-        for images, *_ in loader:
-            images = to_device(images, device)
+    quiet = label is None or None
+    with tqdm(total=len(batches.paths), desc=label, unit="image", disable=quiet) as bar:
+        for images in batches:
+            views = torch.cat([images, images.flip(2)])
             with autocast(device, dtype):
-                both = [net(view, return_features=True) for view in (images, images.flip(3))]
-            both = both[0].float() + both[1].float()
-            features.append(F.normalize(both).cpu())
+                both = net(normalise(views), return_features=True).float().chunk(2)
+            features.append(F.normalize(both[0] + both[1]).cpu())
             bar.update(len(images))
     return torch.cat(features).numpy()

@@ -9,6 +9,17 @@ import sys
 
 from reid.errors import fail
 
+# --recipe strong: chosen on the rendered set, see the README.
+STRONG = {
+    "warm_epoch": 5,
+    "schedule": "cosine",
+    "label_smoothing": 0.1,
+    "last_stride": 1,
+    "neck": "bnneck",
+    "instances": 4,
+    "triplet": 1.0,
+}
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in the help, no abbreviation of flags, and errors of one line."""
@@ -71,8 +82,9 @@ def add_device_options(parser):
     group = parser.add_argument_group("device")
     group.add_argument(
         "--gpu_ids",
-        help="GPUs to use: 0, or 0,1 for DataParallel on two, or -1 for the CPU "
-        "(default: a GPU or Apple's where there is one, else the CPU)",
+        help="GPU to use: 0, or -1 for the CPU (default: a GPU or Apple's where there is one, else "
+        "the CPU); 0,1 is DataParallel, which costs accuracy: for several GPUs start the script "
+        "with torchrun --nproc_per_node N",
     )
     group.add_argument(
         "--precision",
@@ -81,7 +93,10 @@ def add_device_options(parser):
         help="auto: bf16 autocast where the hardware computes in it, else fp32",
     )
     group.add_argument(
-        "--workers", type=at_least(0), default=2, help="processes that read images; 0: none"
+        "--workers",
+        type=at_least(0),
+        default=2,
+        help="processes (with --cache: threads) that read images; 0: none",
     )
 
 
@@ -121,9 +136,40 @@ def add_training_options(parser, data_dir):
         "none, or a weights file",
     )
 
+    network.add_argument(
+        "--neck",
+        choices=["bottleneck", "bnneck"],
+        default="bottleneck",
+        help="bnneck: one batch norm between features and classifier (Luo et al. 2019)",
+    )
+    network.add_argument(
+        "--pooling",
+        choices=["avg", "gem"],
+        default="avg",
+        help="gem: generalised mean with a learnt exponent (Radenovic et al. 2018)",
+    )
+    network.add_argument(
+        "--last_stride",
+        type=int,
+        choices=[1, 2],
+        default=2,
+        help="1: the last stage keeps twice the resolution (Sun et al. 2018)",
+    )
+
     recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--recipe",
+        choices=["original", "strong"],
+        default="original",
+        help=f"strong: {' '.join(as_flags(STRONG))}, unless given otherwise",
+    )
     recipe.add_argument("--epochs", type=at_least(1), default=130, help="passes over the images")
-    recipe.add_argument("--batchsize", type=at_least(2), default=64, help="images in a step")
+    recipe.add_argument(
+        "--batchsize",
+        type=at_least(2),
+        default=64,
+        help="images in a step, over all processes and GPUs together",
+    )
     recipe.add_argument(
         "--lr",
         type=positive,
@@ -131,13 +177,63 @@ def add_training_options(parser, data_dir):
         help="learning rate of head and classifier; the backbone's is a fifth of it",
     )
     recipe.add_argument(
-        "--lr_step", type=at_least(1), default=40, help="epochs until the rate falls to a tenth"
+        "--schedule",
+        choices=["step", "cosine"],
+        default="step",
+        help="cosine: the rate falls along a cosine to 0 (Loshchilov and Hutter 2017)",
+    )
+    recipe.add_argument(
+        "--lr_step",
+        type=at_least(1),
+        default=40,
+        help="epochs until the rate falls to a tenth, with --schedule step",
     )
     recipe.add_argument(
         "--warm_epoch",
         type=at_least(0),
         default=0,
-        help="first epochs, in which the rate rises from a tenth",
+        help="first epochs, in which the rate rises from a tenth (Fan et al. 2019)",
+    )
+    recipe.add_argument(
+        "--label_smoothing",
+        type=share,
+        default=0.0,
+        help="share of a real image's target spread over all identities (Szegedy et al. 2016)",
+    )
+    recipe.add_argument(
+        "--triplet",
+        type=at_least(0, float),
+        default=0.0,
+        help="weight of the batch-hard triplet loss (Hermans et al. 2017)",
+    )
+    recipe.add_argument(
+        "--circle",
+        type=at_least(0, float),
+        default=0.0,
+        help="weight of the circle loss (Sun et al. 2020)",
+    )
+    recipe.add_argument(
+        "--instances",
+        type=at_least(0),
+        default=0,
+        help="PK sampling: images of an identity that stand together in a batch, e.g. 4; 0: "
+        "shuffle freely",
+    )
+    recipe.add_argument(
+        "--ema",
+        type=share,
+        default=0.0,
+        help="save and validate a running mean of the weights with this decay, e.g. 0.999; 0: off",
+    )
+    recipe.add_argument(
+        "--color_jitter",
+        action="store_true",
+        help="vary brightness, contrast and saturation",
+    )
+    recipe.add_argument(
+        "--auto_augment",
+        action="store_true",
+        help="torchvision's AutoAugment (Cubuk et al. 2019)",
     )
     recipe.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
@@ -146,3 +242,36 @@ def add_training_options(parser, data_dir):
         "--save_every", type=at_least(1), default=10, help="epochs between net_<epoch>.pth files"
     )
     saving.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    saving.add_argument(
+        "--tensorboard", action="store_true", help="also write the log for TensorBoard"
+    )
+
+
+def add_speed_options(parser):
+    """How training computes, where it does not change what is computed: `--cache --compile`."""
+    group = parser.add_argument_group("speed")
+    group.add_argument(
+        "--cache",
+        choices=["auto", "ram", "off"],
+        default="auto",
+        help="ram: decode all images once, into memory; auto: where they take up to 2 GiB there; "
+        "off: --workers processes read them anew each epoch",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the network: minutes at first, and a C++ compiler, for faster steps",
+    )
+
+
+def parse_training(parser, argv):
+    """Parse the options of a training script; --recipe strong sets what the user did not."""
+    if parser.parse_args(argv).recipe == "strong":
+        parser.set_defaults(**STRONG)
+    return parser.parse_args(argv)
+
+
+def as_flags(settings):
+    """A dict of options as one would type them."""
+    for name, value in settings.items():
+        yield f"--{name}" if value is True else f"--{name} {value}"

@@ -1,38 +1,147 @@
-"""Every image pipeline: training, validation and testing, from one place so they can't drift.
+"""What happens to an image, in training and in testing, from one place so they can't drift.
 
 `height` and `width` are what the network is trained on (256 x 128). Training crops out of an
 image an eighth larger (288 x 144); testing takes that larger size whole.
+
+Training is the classic chain: bicubic resize, random crop, flip, normalise, erase. Here it is
+split in two, so that nothing is done twice and the training device does what it can for a whole
+batch at once:
+
+    reading, on the CPU    decode the file, resize the width as Pillow does (`read`)
+    a batch                flip, crop the width, resize the height, crop it (`crop`), then
+                           colours, normalise, erase (`finish`) on the training device
+
+Pillow, too, resizes the width first and the height after, rounding in between, so this is its
+resize, within 1/255. What is random is drawn beforehand, for a whole epoch at once (`draw`): the
+same on every device and for any number of processes.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode, v2
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import v2
 
 from random_erasing import RandomErasing
+from reid.dataset import read_image
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
 
 
-def train_transform(height, width, erasing_p):
-    """Resize, random crop, flip, normalise, erase: a PIL image to float32 [3, height, width]."""
-    return v2.Compose(
-        [
-            resize(*enlarged(height, width)),
-            v2.RandomCrop((height, width)),
-            v2.RandomHorizontalFlip(),
-            *to_normalised(),
-            RandomErasing(erasing_p),
-        ]
-    )
+class Choices(NamedTuple):
+    """What is random about each of N images."""
+
+    top: torch.Tensor  # int [N], of the crop
+    left: torch.Tensor
+    flip: torch.Tensor  # bool [N]
+    erased: torch.Tensor  # int [N, 4], see RandomErasing.rectangles
+    seed: torch.Tensor  # int64 [N], of the random colours
+
+    def part(self, part):
+        """The choices of some of the images."""
+        return Choices(*(getattr(self, name)[part] for name in self._fields))
+
+
+class TrainTransform:
+    """Images to train on: files to float32 [B, 3, height, width].
+
+    erasing_p: chance of random erasing. color_jitter: whether brightness, contrast and saturation
+    vary. auto_augment: whether torchvision's AutoAugment (Cubuk et al. 2019) is applied.
+    """
+
+    def __init__(self, height, width, erasing_p, color_jitter=False, auto_augment=False):
+        self.height, self.width = height, width
+        self.full_height, self.full_width = enlarged(height, width)
+        self.erasing = RandomErasing(erasing_p)
+        colours = [v2.ColorJitter(**JITTER)] if color_jitter else []
+        colours += [v2.AutoAugment()] if auto_augment else []
+        self.colours = v2.Compose(colours) if colours else None
+
+    def draw(self, number, generator):
+        """Choices for `number` images."""
+
+        def integers(high, **kind):
+            return torch.randint(high, (number,), generator=generator, **kind)
+
+        return Choices(
+            top=integers(self.full_height - self.height + 1),
+            left=integers(self.full_width - self.width + 1),
+            flip=integers(2, dtype=torch.bool),
+            erased=self.erasing.rectangles(number, self.height, self.width, generator),
+            seed=integers(2**31),
+        )
+
+    def read(self, path):
+        """A decoded image with its final width: uint8 [h, 9/8 width, 3], h as in the file.
+
+        Where Pillow would resize the height first, which it does if less is to do then, or where
+        the image is higher than needed, the height is final, too.
+        """
+        image = read_image(path)
+        width, height = self.full_width, self.full_height
+        width_first = image.height * width <= height * image.width and image.height < height
+        size = width, image.height if width_first else height
+        return to_array(image.resize(size, Image.Resampling.BICUBIC))
+
+    def crop(self, images, choices):
+        """What `read` made, flipped, resized and cropped: uint8 [B, height, width, 3]."""
+        heights = {len(image) for image in images}
+        if len(heights) > 1:  # images of many sizes: one at a time
+            parts = [
+                self.crop([image], choices.part(slice(n, n + 1))) for n, image in enumerate(images)
+            ]
+            return torch.cat(parts)
+        batch = np.empty((len(images), heights.pop(), self.width, 3), np.uint8)
+        for row, image, left in zip(batch, images, choices.left.tolist(), strict=True):
+            row[:] = image[:, left : left + self.width]
+        batch = torch.from_numpy(batch)
+        for number in choices.flip.nonzero()[:, 0].tolist():
+            batch[number] = batch[number].flip(1)
+        if batch.shape[1] != self.full_height:
+            batch = resize_height(batch, self.full_height)
+        tops = choices.top.tolist()
+        return torch.stack(
+            [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
+        )
+
+    def finish(self, images, choices):
+        """Cropped images on the training device to its input: float32 [B, 3, height, width]."""
+        if self.colours:
+            images = torch.stack(
+                [self.recolour(i, s) for i, s in zip(images, choices.seed.tolist(), strict=True)]
+            )
+        return self.erasing.erase(normalise(images), choices.erased)
+
+    def recolour(self, image, seed):
+        """An image, uint8 [H, W, 3], with the random colours that belong to the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.colours(image.permute(2, 0, 1)).permute(1, 2, 0)
+
+
+class EvalTransform:
+    """Images to validate or test on, nothing random: files to float32 [B, 3, height, width]."""
+
+    def __init__(self, height, width):
+        self.height, self.width = height, width
+
+    def read(self, path):
+        """A decoded and resized image: uint8 [height, width, 3]."""
+        size = self.width, self.height
+        return to_array(read_image(path).resize(size, Image.Resampling.BICUBIC))
 
 
 def val_transform(height, width):
-    """A PIL image to float32 [3, height, width], nothing random."""
-    return v2.Compose([resize(height, width), *to_normalised()])
+    """For validation: the size the network is trained on."""
+    return EvalTransform(height, width)
 
 
 def test_transform(height, width):
-    """A PIL image to float32 [3, 9/8 height, 9/8 width], nothing random."""
-    return v2.Compose([resize(*enlarged(height, width)), *to_normalised()])
+    """For testing: the size that training crops from."""
+    return EvalTransform(*enlarged(height, width))
 
 
 test_transform.__test__ = False  # no test, for all its name
@@ -43,16 +152,32 @@ def enlarged(height, width):
     return height * 9 // 8, width * 9 // 8
 
 
-def resize(height, width):
-    """Bicubic resize to exactly this size."""
-    return v2.Resize((height, width), interpolation=InterpolationMode.BICUBIC)
+def to_array(image):
+    """The pixels of a PIL image: uint8 [H, W, 3]."""
+    return np.asarray(image).copy()
 
 
-def to_normalised():
-    """Steps from a PIL image to a tensor with ImageNet's mean and deviation taken out."""
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.ToPureTensor(),
-        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
+def resize_height(images, height, in_floats=False):
+    """Bicubic resize of uint8 [B, h, W, 3] to [B, height, W, 3], within 1/255 of Pillow's.
+
+    in_floats: for devices that have no kernel for bytes.
+    """
+    maps = images.permute(0, 3, 1, 2)  # in memory still pixel by pixel, which is fastest
+    maps = maps.float() if in_floats else maps
+    maps = F.interpolate(maps, (height, images.shape[2]), mode="bicubic", antialias=True)
+    if in_floats:
+        maps = (maps + 0.5).floor_().clamp_(0, 255).byte()
+    return maps.permute(0, 2, 3, 1)
+
+
+def normalise(images):
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] (channels_last) without ImageNet's mean and
+    deviation.
+    """
+    batch, height, width, _ = images.shape
+    std = images.new_tensor(IMAGENET_STD, dtype=torch.float32)
+    mean = images.new_tensor(IMAGENET_MEAN, dtype=torch.float32)
+    # As rows of width * 3 numbers: three channels alone are too few to compute on at once.
+    rows = images.reshape(batch, height, width * 3).float()
+    rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
+    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)

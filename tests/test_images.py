@@ -3,41 +3,143 @@
 import numpy as np
 import pytest
 import torch
+from conftest import save_image
 from PIL import Image
+from torchvision.transforms import v2
 
+import synthetic_market
 from random_erasing import RandomErasing
 from reid import transforms
 
 FILL = (0.4914, 0.4822, 0.4465)
 
 
-def test_sizes():
-    image = Image.new("RGB", (64, 128))
-    assert transforms.train_transform(256, 128, 0.8)(image).shape == (3, 256, 128)
-    assert transforms.val_transform(256, 128)(image).shape == (3, 256, 128)
-    assert transforms.test_transform(256, 128)(image).shape == (3, 288, 144)
+def pil(pixels):
+    return Image.fromarray(np.asarray(pixels, np.uint8))
 
 
-@pytest.mark.parametrize("level", [0, 100, 255])
-def test_normalisation_is_imagenets_everywhere(level):
-    image = Image.new("RGB", (64, 128), (level,) * 3)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = ((level / 255 - mean) / std)[:, None, None]
-    for transform in (
-        transforms.train_transform(32, 16, erasing_p=0.0),
-        transforms.val_transform(32, 16),
-        transforms.test_transform(32, 16),
-    ):
-        assert torch.allclose(transform(image), expected, atol=1e-5)
+def plain(path, choices, height, width):
+    """The per-image chain, step by step through Pillow: float32 [3, height, width]."""
+    top, left, flip = (int(choices[n]) for n in range(3))
+    image = Image.open(path).convert("RGB")
+    image = image.resize((width * 9 // 8, height * 9 // 8), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + width, top + height))
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+    pixels = np.asarray(image) / 255
+    pixels = (pixels - transforms.IMAGENET_MEAN) / transforms.IMAGENET_STD
+    top, left, tall, wide = choices.erased[0].tolist()
+    pixels[top : top + tall, left : left + wide] = FILL
+    return torch.from_numpy(pixels.transpose(2, 0, 1)).float()
 
 
-def test_test_resize_is_pillows_bicubic():
-    pixels = np.random.default_rng(0).integers(0, 256, (128, 64, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    resized = np.asarray(image.resize((144, 288), Image.Resampling.BICUBIC)) / 255
-    found = transforms.test_transform(256, 128)(image).permute(1, 2, 0).numpy()
-    found = found * transforms.IMAGENET_STD + transforms.IMAGENET_MEAN
-    np.testing.assert_allclose(found, resized, atol=1e-5)
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """Pictures like those that are trained on, and some of noise, of two sizes."""
+    folder = tmp_path_factory.mktemp("rendered")
+    scale = synthetic_market.Scale(
+        train_ids=4,
+        train_images=24,
+        test_ids=2,
+        queries=6,
+        gallery_images=12,
+        distractors=1,
+        junk=1,
+    )
+    synthetic_market.render(folder, scale, seed=0, workers=0)
+    paths = sorted((folder / "bounding_box_train").iterdir())
+    paths += [save_image(folder / f"noise{n}.png", seed=n) for n in range(4)]
+    sizes = [(150, 400), (50, 128), (100, 150), (40, 300), (144, 288), (200, 90)]
+    return paths + [save_image(folder / f"{s}.png", seed=9, size=s) for s in sizes]
+
+
+def test_a_batch_is_what_the_plain_chain_makes_of_each_image(rendered):
+    transform = transforms.TrainTransform(256, 128, erasing_p=0.8)
+    choices = transform.draw(len(rendered), torch.Generator().manual_seed(0))
+    images = [transform.read(path) for path in rendered]
+    found = transform.finish(transform.crop(images, choices), choices)
+    assert found.shape == (len(rendered), 3, 256, 128)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for number, path in enumerate(rendered):
+        expected = plain(path, choices.part(slice(number, number + 1)), 256, 128)
+        # Within 1/255 of Pillow's resize; the smallest deviation divided by is 0.224.
+        assert (found[number] - expected).abs().max() <= 1 / 255 / 0.224 + 1e-4, path.name
+
+
+def test_resize_of_the_height_is_pillows_within_one_level(rendered):
+    for device_like_a_gpu in (False, True):
+        for path in rendered:
+            image = np.asarray(pil(np.asarray(Image.open(path))).resize((144, 128)))
+            expected = np.asarray(pil(image).resize((144, 288), Image.Resampling.BICUBIC))
+            found = transforms.resize_height(
+                torch.from_numpy(image)[None], 288, in_floats=device_like_a_gpu
+            )
+            assert np.abs(found[0].numpy().astype(int) - expected).max() <= 1
+
+
+def test_choices_cover_what_may_be_drawn():
+    """Every crop equally often, half of the images flipped, crops independent of flips."""
+    number = 40_000
+    choices = transforms.TrainTransform(64, 32, 0.5).draw(number, torch.Generator().manual_seed(0))
+    for drawn, positions in [(choices.top, 9), (choices.left, 5)]:
+        shares = torch.bincount(drawn, minlength=positions) / number
+        assert len(shares) == positions
+        assert (shares - 1 / positions).abs().max() < 0.01
+    assert choices.flip.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert (choices.erased[:, 2] > 0).float().mean() == pytest.approx(0.5, abs=0.01)
+    together = torch.stack([choices.top, choices.left, choices.flip]).float()
+    assert torch.corrcoef(together).triu(1).abs().max() < 0.02
+
+
+def test_moments_are_those_of_the_plain_chain(rendered):
+    """Mean and deviation of each channel over many draws, against torchvision's own transforms."""
+    torch.manual_seed(0)
+    chain = v2.Compose(
+        [
+            v2.Resize((288, 144), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomCrop((256, 128)),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
+            RandomErasing(0.8),
+        ]
+    )
+    pictures = rendered[:12]
+    expected = torch.stack([chain(Image.open(path)) for path in pictures for _ in range(25)])
+    transform = transforms.TrainTransform(256, 128, erasing_p=0.8)
+    images = [transform.read(path) for path in pictures for _ in range(25)]
+    choices = transform.draw(len(images), torch.Generator().manual_seed(1))
+    found = transform.finish(transform.crop(images, choices), choices)
+    for moment in (torch.mean, torch.std):
+        ours, theirs = (moment(x, dim=(0, 2, 3)) for x in (found, expected))
+        assert (ours - theirs).abs().max() < 0.03
+
+
+def test_test_images_are_resized_by_pillow():
+    image = pil(np.random.default_rng(0).integers(0, 256, (128, 64, 3)))
+    resized = np.asarray(image.resize((144, 288), Image.Resampling.BICUBIC))
+    found = transforms.normalise(torch.from_numpy(resized.copy())[None])[0]
+    found = found.permute(1, 2, 0).numpy() * transforms.IMAGENET_STD + transforms.IMAGENET_MEAN
+    np.testing.assert_allclose(found, resized / 255, atol=1e-6)
+
+
+def test_sizes_of_testing_and_validation(rendered):
+    assert transforms.val_transform(256, 128).read(rendered[0]).shape == (256, 128, 3)
+    assert transforms.test_transform(256, 128).read(rendered[0]).shape == (288, 144, 3)
+
+
+@pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])
+def test_colours_differ_by_image_and_follow_their_seeds(flags, rendered):
+    transform = transforms.TrainTransform(64, 32, 0, **flags)
+    image = torch.from_numpy(transforms.val_transform(64, 32).read(rendered[0]))
+    choices = transform.draw(6, torch.Generator().manual_seed(0))
+    before = torch.random.get_rng_state()
+    found = transform.finish(torch.stack([image] * 6), choices)
+    again = transform.finish(torch.stack([image] * 2), choices.part(slice(2, 4)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(found[2:4], again)
+    assert len({tuple(x.flatten().tolist()) for x in found}) >= 5
 
 
 def test_erasing_is_off_at_zero_and_leaves_its_input_alone():
@@ -65,7 +167,7 @@ def test_erasing_statistics():
     """Probability, area and aspect of the rectangles, and that they lie anywhere."""
     torch.manual_seed(0)
     height, width, number = 256, 128, 20_000
-    top, left, tall, wide = RandomErasing(0.8).rectangles(number, height, width)
+    top, left, tall, wide = RandomErasing(0.8).rectangles(number, height, width).unbind(1)
     erased = tall > 0
     assert erased.float().mean() == pytest.approx(0.8, abs=0.01)
     tall, wide, top, left = (x[erased].float() for x in (tall, wide, top, left))

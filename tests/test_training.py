@@ -12,7 +12,7 @@ from PIL import Image
 import train_baseline
 import train_lsro
 from model import ft_net, ft_net_dense
-from reid import engine
+from reid import optimiser
 from reid.checkpoint import Run
 from reid.errors import UserError
 
@@ -48,7 +48,7 @@ def equal(a, b):
 def test_run_folder(prepared, tmp_path):
     run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 2, "--save_every", 1)
     there = {path.name for path in run.iterdir()}
-    expected = "opts.json log.jsonl results.json state.pth train.jpg"
+    expected = "opts.json log.jsonl results.json state.pth state_previous.pth train.jpg"
     weights_files = "net_1.pth net_2.pth net_best.pth net_last.pth"
     assert there == {*expected.split(), *weights_files.split()}
     opts = json.loads((run / "opts.json").read_text())
@@ -177,7 +177,7 @@ def test_a_failure_in_the_first_epoch_leaves_no_run(prepared, tmp_path):
 
 def test_groups_of_the_optimiser():
     net = ft_net(3)
-    backbone, head = engine.sgd(net, 0.05).param_groups
+    backbone, head = optimiser.sgd(net, 0.05).param_groups
     assert (backbone["lr"], head["lr"]) == (pytest.approx(0.01), 0.05)
     assert backbone["weight_decay"] == 5e-4
     assert backbone["nesterov"]
@@ -187,9 +187,9 @@ def test_groups_of_the_optimiser():
 
 
 def test_schedule():
-    args = argparse.Namespace(lr_step=40, warm_epoch=5)
-    assert engine.rate_factor(0, args) == pytest.approx(0.1)
-    assert engine.rate_factor(2.5, args) == pytest.approx(0.55)
-    assert [engine.rate_factor(e, args) for e in (5, 39.9, 40, 80)] == pytest.approx(
+    args = argparse.Namespace(schedule="step", lr_step=40, warm_epoch=5)
+    assert optimiser.rate_factor(0, args) == pytest.approx(0.1)
+    assert optimiser.rate_factor(2.5, args) == pytest.approx(0.55)
+    assert [optimiser.rate_factor(e, args) for e in (5, 39.9, 40, 80)] == pytest.approx(
         [1, 1, 0.1, 0.01]
     )

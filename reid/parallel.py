@@ -1,0 +1,207 @@
+"""Many processes that train one network as one process would: `torchrun --nproc_per_node N`.
+
+Each process computes its share of every batch. What would make their result differ from a single
+process's is done over the whole batch here: the gradient's mean (DistributedDataParallel), batch
+norm's statistics, dropout's mask, and losses that compare images. Everything random is drawn from
+the same seed in all of them.
+"""
+
+import os
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from reid.device import choose_device
+from reid.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)  # rank 0 may read the dataset much slower than the others
+
+
+class World(NamedTuple):
+    """This process among those that train together; (0, 1) when it is alone."""
+
+    rank: int
+    size: int
+    device: torch.device
+    gpus: list  # for DataParallel, within one process; else empty
+
+    @property
+    def first(self):
+        """Whether this process is the one that writes and talks."""
+        return self.rank == 0
+
+    def say(self, text):
+        """Print from one process only."""
+        if self.first:
+            print(text, flush=True)
+
+    def share(self, items):
+        """This process's part of a batch: even, in order."""
+        each = len(items) // self.size
+        return items[self.rank * each : (self.rank + 1) * each]
+
+    def part(self, items):
+        """This process's part of a list of any length, in order."""
+        low, high = (len(items) * n // self.size for n in (self.rank, self.rank + 1))
+        return items[low:high]
+
+    def sum(self, tensor):
+        """The sum of a tensor over all processes; gradients flow back to each."""
+        return AllSum.apply(tensor) if self.size > 1 else tensor
+
+    def gather(self, share):
+        """The whole batch [B, ...] from each process's share of it; gradients flow back."""
+        if self.size == 1:
+            return share
+        before, after = self.rank * len(share), (self.size - self.rank - 1) * len(share)
+        shape = share.shape[1:]
+        return self.sum(
+            torch.cat([share.new_zeros(before, *shape), share, share.new_zeros(after, *shape)])
+        )
+
+    def collect(self, item):
+        """A list of every process's item in the first process, None in the others."""
+        if self.size == 1:
+            return [item]
+        items = [None] * self.size if self.first else None
+        dist.gather_object(item, items)
+        return items
+
+    def wait(self):
+        """Go on when all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_world(gpu_ids=None):
+    """The World of this process, joined with the others where torchrun has started several.
+
+    gpu_ids: as `reid.device.choose_device`; under torchrun, each process takes the GPU of its
+    number, or the one named, or "-1" the CPU.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        device, gpus = choose_device(gpu_ids)
+        return World(0, 1, device, gpus)
+    local, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    if gpu_ids is not None:
+        device, gpus = choose_device(gpu_ids)
+        if gpus:
+            raise UserError(
+                f"--gpu_ids {gpu_ids}: torchrun gives each process its GPU; leave the flag out"
+            )
+    elif local < torch.cuda.device_count():
+        device = torch.device("cuda", local)
+    elif torch.cuda.is_available():
+        raise UserError(
+            f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here"
+        )
+    else:
+        device = torch.device("cpu")
+    shared = gpu_ids is not None and size > 1  # NCCL can't have one GPU twice; gloo can
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and not shared else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    return World(int(os.environ["RANK"]), size, device, [])
+
+
+def leave_world(world):
+    """Part from the other processes."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def distribute(net, world):
+    """The network so that it trains on a share of each batch as on the whole batch.
+
+    On one process: itself, or as DataParallel over `world.gpus`.
+    """
+    if world.gpus:
+        return nn.DataParallel(net, world.gpus)
+    if world.size == 1:
+        return net
+    if world.device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    else:
+        net = replace(net, nn.modules.batchnorm._BatchNorm, lambda old: WholeBatchNorm(old, world))
+    net = replace(net, nn.Dropout, lambda old: WholeDropout(old.p, world))
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    # The buffers are batch norm's, and the same everywhere.
+    return nn.parallel.DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
+
+
+def replace(module, kind, make):
+    """A module in which `make(part)` takes the place of each part of some kind."""
+    if isinstance(module, kind):
+        return make(module)
+    for name, child in module.named_children():
+        setattr(module, name, replace(child, kind, make))
+    return module
+
+
+class AllSum(torch.autograd.Function):
+    """A sum over all processes. Its gradient is again summed: each process's loss counts."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return AllSum.apply(gradient)
+
+
+class WholeBatchNorm(nn.Module):
+    """Batch norm with the statistics of the whole batch, on any device; PyTorch has it for CUDA.
+
+    Takes over the parameters and buffers of `norm`, under their names.
+    """
+
+    def __init__(self, norm, world):
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        for name, value in norm.named_buffers():
+            self.register_buffer(name, value)
+        self.eps, self.momentum, self.world = norm.eps, norm.momentum, world
+
+    def forward(self, x):
+        """[B, C, ...] normalised over all but C, in fp32 (or fp64)."""
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        values = x if x.dtype == torch.float64 else x.float()
+        axes = [n for n in range(x.dim()) if n != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        number = values.numel() // values.shape[1] * self.world.size
+        mean = self.world.sum(values.sum(axes)) / number
+        centred = values - mean.view(shape)
+        variance = self.world.sum(centred.square().sum(axes)) / number
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)
+
+
+class WholeDropout(nn.Module):
+    """Dropout with the mask that one process would draw for the whole batch."""
+
+    def __init__(self, p, world):
+        super().__init__()
+        self.p, self.world = p, world
+
+    def forward(self, x):
+        """Each process draws the whole batch's mask, from the same seed, and takes its share."""
+        if not self.training:
+            return x
+        whole = x.new_ones(len(x) * self.world.size, *x.shape[1:])
+        return x * self.world.share(F.dropout(whole, self.p))

@@ -1,0 +1,93 @@
+"""Training on several processes (torchrun, gloo on the CPU) against one process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script, save_image
+from scipy.io import loadmat
+
+from reid.checkpoint import load_network
+
+FLAGS = (
+    "--gpu_ids -1 --workers 1 --pretrained none --use_dense --height 64 --width 32 "
+    "--precision fp32 --batchsize 6 --lr 0.005"
+).split()
+
+
+def torchrun(processes, *words, cwd):
+    """Run a script of the root on several processes; returns the finished process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, "--nproc_per_node", str(processes), *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def generated(prepared):
+    """Generated images among the real ones of `prepared`; returns the prepared folder."""
+    for number in range(9):
+        save_image(prepared / "train_new" / "gen_0000" / f"gen_{number}.jpg", seed=number)
+    return prepared
+
+
+@pytest.mark.parametrize(
+    "extra", [(), ("--neck", "bnneck", "--triplet", 1, "--instances", 3)], ids=["lsro", "triplet"]
+)
+def test_two_processes_train_like_one(extra, generated, tmp_path):
+    """Gradients, and weights after 20 steps: batch norm, dropout, generated images and all."""
+    flags = [*FLAGS, *map(str, extra)]
+    script, one, two = ROOT / "tests/twenty_steps.py", tmp_path / "one.pth", tmp_path / "two.pth"
+    code, _, err = run_script(script, generated, one, *flags)
+    assert code == 0, err
+    done = torchrun(2, script, generated, two, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    one, two = (torch.load(path, weights_only=True) for path in (one, two))
+    # The losses are computed in fp32, the rest in fp64.
+    for name, expected in one["gradients"].items():
+        error = (two["gradients"][name] - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max() + 1e-12, name
+    for name, expected in one["weights"].items():
+        error = (two["weights"][name] - expected).abs().max()
+        assert error <= 1e-4 * expected.abs().max() + 1e-12, name
+
+
+def test_two_processes_fill_one_run_folder(generated, tmp_path):
+    flags = ["--data_dir", generated, "--model_dir", tmp_path, *FLAGS, "--name", "r"]
+    done = torchrun(2, ROOT / "train_lsro.py", *flags, "--epochs", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("epoch 2/2") == 1  # one of them talks
+    run = tmp_path / "r"
+    assert len((run / "log.jsonl").read_text().splitlines()) == 2
+    assert json.loads((run / "opts.json").read_text())["processes"] == 2
+    names = load_network(run / "net_best.pth").state_dict().keys()
+    assert not any(name.startswith("module.") for name in names)
+    code, out, err = run_script("train_lsro.py", *flags, "--epochs", 3, "--resume", cwd=tmp_path)
+    assert code == 0, err
+    assert "epoch 3/3" in out
+    done = torchrun(2, ROOT / "train_lsro.py", *flags, "--batchsize", 7, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("error: --batchsize: 7 images can't be shared among 2") == 1
+
+
+def test_extraction_is_shared_out(generated, tmp_path):
+    flags = ["--data_dir", generated, "--model_dir", tmp_path, *FLAGS, "--epochs", 1]
+    assert run_script("train_lsro.py", *flags, "--name", "r", cwd=tmp_path)[0] == 0
+    flags = ["--test_dir", generated, "--model_dir", tmp_path, "--name", "r", "--gpu_ids", -1]
+    flags += ["--precision", "fp32"]
+    assert run_script("test.py", *flags, "--mat", "one.mat", cwd=tmp_path)[0] == 0
+    done = torchrun(2, ROOT / "test.py", *flags, "--mat", "two.mat", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    one, two = loadmat(tmp_path / "one.mat"), loadmat(tmp_path / "two.mat")
+    for name in ("query_f", "gallery_f"):
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5)
+    for name in ("query_label", "gallery_cam", "gallery_label"):
+        assert (one[name] == two[name]).all()
