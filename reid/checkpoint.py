@@ -117,6 +117,11 @@ class Run:
         except ValueError as error:
             raise UserError(f"{path}: not valid JSON ({error}); restore or delete it") from error
 
+    def tidy(self):
+        """Delete what a killed process was writing."""
+        for path in self.path.glob(".[0-9]*.*"):
+            path.unlink()
+
     def save_weights(self, net, label):
         """Write `net_<label>.pth`."""
         save(self.file(f"net_{label}.pth"), plain_state(net))

@@ -257,6 +257,7 @@ class Training:
             self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.world.first:  # a kill may have come between the state and what follows from it
+            run.tidy()
             publish(run, self.measured(), state["history"], self.args.save_every)
         return state["history"]
 

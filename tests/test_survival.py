@@ -1,0 +1,194 @@
+"""A run survives: kill -9, SIGTERM, a damaged state, a full disk; it stops where it can't go on."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, call
+
+import train_baseline
+from reid.checkpoint import Run
+from reid.errors import Interrupted, UserError
+
+EPOCHS = 6
+FLAGS = (
+    "--gpu_ids -1 --workers 1 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
+    "--precision fp32 --seed 3 --save_every 2"
+).split()
+
+
+def flags(prepared, folder, name, *more):
+    return ["--data_dir", prepared, "--model_dir", folder, "--name", name, *FLAGS, *more]
+
+
+def start(*words, **kind):
+    """Start train_baseline.py as a process."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train_baseline.py", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        **kind,
+    )
+
+
+def files(run):
+    """Everything a run says: each weights file, and the log without its timings."""
+    weights = {p.name: torch.load(p, weights_only=True) for p in sorted(run.glob("net_*.pth"))}
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    timing = ("seconds", "images_per_s")
+    return weights, [{k: v for k, v in line.items() if k not in timing} for line in log]
+
+
+def assert_same(run, expected):
+    weights, log = files(run)
+    assert log == expected[1]
+    assert weights.keys() == expected[0].keys()
+    for name, state in weights.items():
+        assert all(torch.equal(v, expected[0][name][k]) for k, v in state.items()), name
+    assert not list(run.glob(".*"))  # nothing half-written
+
+
+@pytest.fixture
+def unbroken(prepared, tmp_path):
+    """What a run of EPOCHS epochs comes to when nothing happens to it."""
+    call(train_baseline.main, *flags(prepared, tmp_path, "unbroken", "--epochs", EPOCHS))
+    return files(tmp_path / "unbroken")
+
+
+def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
+    """Killed again and again, half of the times while something is being written."""
+    rng = random.Random()  # other moments each time the tests run
+    run = tmp_path / "killed"
+    for attempt in range(6):
+        resume = ["--resume"] if (run / "opts.json").exists() else []
+        process = start(*flags(prepared, tmp_path, "killed", "--epochs", EPOCHS, *resume))
+        process.stdout.readline()  # it has begun
+        deadline = time.monotonic() + rng.uniform(0, 2)
+        while process.poll() is None:
+            half_written = attempt % 2 and any(run.glob(".[0-9]*"))
+            if half_written or (not attempt % 2 and time.monotonic() > deadline):
+                process.kill()
+            time.sleep(0.001)
+        assert process.returncode in (0, -signal.SIGKILL), process.stderr.read()
+        if not attempt:
+            assert process.returncode == -signal.SIGKILL
+    words = flags(prepared, tmp_path, "killed", "--epochs", EPOCHS)
+    call(train_baseline.main, *words, *(["--resume"] if (run / "opts.json").exists() else []))
+    assert_same(run, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_say_how_to_go_on(number, prepared, tmp_path, unbroken):
+    process = start(*flags(prepared, tmp_path, "stopped", "--epochs", EPOCHS, "--cache", "off"))
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            process.send_signal(number)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert "all whole epochs are saved" in lines[0]
+    assert lines[0].endswith("--cache off --resume")
+    call(train_baseline.main, *flags(prepared, tmp_path, "stopped", "--epochs", EPOCHS, "--resume"))
+    assert_same(tmp_path / "stopped", unbroken)
+
+
+def test_interrupted_in_the_first_epoch(prepared, tmp_path, unbroken, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    words = flags(prepared, tmp_path, "early", "--epochs", EPOCHS)
+    with monkeypatch.context() as patch:
+        patch.setattr("reid.engine.Training.step", interrupt)
+        with pytest.raises(Interrupted, match="--resume"):
+            call(train_baseline.main, *words)
+    call(train_baseline.main, *words, "--resume")
+    assert_same(tmp_path / "early", unbroken)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    damage, prepared, tmp_path, unbroken, capsys
+):
+    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS - 2))
+    path = tmp_path / "r" / "state.pth"
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    capsys.readouterr()
+    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume"))
+    out, err = capsys.readouterr()
+    assert f"epochs {EPOCHS - 2} to {EPOCHS}" in out  # one epoch again
+    assert "state_previous.pth: going on from this, the state before the newest" in err
+    assert ("state.pth: damaged" in err) == (damage != "missing")
+    assert_same(tmp_path / "r", unbroken)
+
+
+def test_when_both_states_are_damaged(prepared, tmp_path):
+    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 2))
+    for name in ("state.pth", "state_previous.pth"):
+        (tmp_path / "r" / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="its states are damaged"):
+        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--resume"))
+
+
+def test_a_full_disk(prepared, tmp_path, unbroken):
+    """Files can't grow over 1 MB, as if the disk were full: one line, and the run goes on later."""
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 2))
+    words = flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume")
+    before = (tmp_path / "r" / "state.pth").read_bytes()
+    process = start(*words, preexec_fn=small_disk)
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert len(err.splitlines()) == 1, err
+    assert "can't be written (File too large)" in err
+    assert (tmp_path / "r" / "state.pth").read_bytes() == before
+    call(train_baseline.main, *words)
+    assert_same(tmp_path / "r", unbroken)
+
+
+def test_best_weights_are_mended_after_a_kill_between_state_and_weights(
+    prepared, tmp_path, unbroken, monkeypatch
+):
+    class KilledError(BaseException):
+        pass
+
+    def killed(*args):
+        raise KilledError
+
+    words = flags(prepared, tmp_path, "r", "--epochs")
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_weights", killed)
+        with pytest.raises(KilledError):
+            call(train_baseline.main, *words, EPOCHS)
+    call(train_baseline.main, *words, 1, "--resume")  # nothing left to train
+    call(train_baseline.main, *words, EPOCHS, "--resume")
+    assert_same(tmp_path / "r", unbroken)
+
+
+def test_a_loss_that_is_no_number_names_the_images(prepared, tmp_path):
+    with pytest.raises(UserError, match="the loss is no longer a number") as error:
+        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--lr", "1e30"))
+    named = str(error.value).split(": ")[-1].split(", ")
+    assert len(named) == 4
+    there = {path.name for path in (prepared / "train_new").glob("*/*.jpg")}
+    assert set(named) <= there
