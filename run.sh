@@ -108,6 +108,6 @@ demo() {
 
 case "${1:-}" in
   demo) install; demo ;;
-  test) install; ruff check .; ruff format --check .; python -m pytest ;;
+  test) install; ruff check .; ruff format --check .; OMP_NUM_THREADS=1 python -m pytest ;;
   *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -29,11 +29,9 @@ from reid.errors import UserError
 from reid.files import cannot_write, replacing, write_json
 from reid.provenance import provenance
 
-# Flags that may differ when a run is resumed. On other devices, or with --cache off in place of
-# ram, the run goes on, but not bit for bit as it would have.
-FREE_ON_RESUME = {
-    *("epochs", "workers", "gpu_ids", "resume", "save_every", "model_dir", "tensorboard", "cache"),
-}
+# Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
+# for bit as it would have.
+FREE_ON_RESUME = set("epochs workers gpu_ids resume save_every model_dir tensorboard cache".split())
 # Measured facts that must be the same, and what to say of each where it is not.
 SAME_ON_RESUME = {
     "loss": "by another script",

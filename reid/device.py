@@ -101,3 +101,10 @@ def computes_bf16(device):
 def autocast(device, dtype):
     """A context that computes in `dtype` where that is safe; None changes nothing."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def send(tensor, device):
+    """A tensor on the device; to a GPU without waiting for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,5 +1,6 @@
 """Features of images, extracted with a trained network. (`reid.mat` has the files they go to.)"""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -26,4 +27,6 @@ def extract(net, batches, device, dtype, label):
                 both = net(normalise(views), return_features=True).float().chunk(2)
             features.append(F.normalize(both[0] + both[1]).cpu())
             bar.update(len(images))
+    if not features:  # more processes than images
+        return np.empty((0, net.feature_dim), np.float32)
     return torch.cat(features).numpy()

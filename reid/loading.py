@@ -9,6 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from reid.device import send
+
 CACHE_BUDGET = 2 * 1024**3  # bytes of decoded images that --cache auto keeps in memory
 GIGABYTE = 1e9
 
@@ -66,7 +68,7 @@ class TrainBatches:
         places = torch.arange(steps.numel()).view_as(steps)
         for step, place, share, images in zip(steps, places, shares, decoded, strict=True):
             drawn = choices.part(self.world.share(place))
-            images = send(self.transform.crop(images, drawn), device)
+            images = self.transform.crop(images, drawn, device)
             yield Batch(
                 self.transform.finish(images, drawn),
                 send(self.labels[share], device),
@@ -173,10 +175,3 @@ def identity_order(samples, instances, generator):
         groups += torch.cat([shuffled, numbers[again]]).split(instances)
     order = torch.randperm(len(groups), generator=generator)
     return torch.stack(groups)[order].flatten()
-
-
-def send(tensor, device):
-    """A tensor on the device; to a GPU without waiting for it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

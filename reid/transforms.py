@@ -8,8 +8,8 @@ split in two, so that nothing is done twice and the training device does what it
 batch at once:
 
     reading, on the CPU    decode the file, resize the width as Pillow does (`read`)
-    a batch                flip, crop the width, resize the height, crop it (`crop`), then
-                           colours, normalise, erase (`finish`) on the training device
+    a batch                crop the width, flip, resize and crop the height (`crop`), colours,
+                           normalise, erase (`finish`) on the training device
 
 Pillow, too, resizes the width first and the height after, rounding in between, so this is its
 resize, within 1/255. What is random is drawn beforehand, for a whole epoch at once (`draw`): the
@@ -26,8 +26,10 @@ from torchvision.transforms import v2
 
 from random_erasing import RandomErasing
 from reid.dataset import read_image
+from reid.device import send
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CPU = torch.device("cpu")
 JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
 
 
@@ -86,13 +88,16 @@ class TrainTransform:
         size = width, image.height if width_first else height
         return to_array(image.resize(size, Image.Resampling.BICUBIC))
 
-    def crop(self, images, choices):
-        """What `read` made, flipped, resized and cropped: uint8 [B, height, width, 3]."""
+    def crop(self, images, choices, device=CPU):
+        """What `read` made, cropped, flipped, resized: uint8 [B, height, width, 3] on the device.
+
+        Columns are cropped as the images are put together. The height is resized on a GPU, or by
+        the CPU's kernel for bytes.
+        """
         heights = {len(image) for image in images}
         if len(heights) > 1:  # images of many sizes: one at a time
-            parts = [
-                self.crop([image], choices.part(slice(n, n + 1))) for n, image in enumerate(images)
-            ]
+            alone = [choices.part(slice(n, n + 1)) for n in range(len(images))]
+            parts = [self.crop([i], c, device) for i, c in zip(images, alone, strict=True)]
             return torch.cat(parts)
         batch = np.empty((len(images), heights.pop(), self.width, 3), np.uint8)
         for row, image, left in zip(batch, images, choices.left.tolist(), strict=True):
@@ -100,12 +105,13 @@ class TrainTransform:
         batch = torch.from_numpy(batch)
         for number in choices.flip.nonzero()[:, 0].tolist():
             batch[number] = batch[number].flip(1)
+        on_gpu = device.type == "cuda"
+        batch = send(batch, device) if on_gpu else batch
         if batch.shape[1] != self.full_height:
-            batch = resize_height(batch, self.full_height)
+            batch = resize_height(batch, self.full_height, in_floats=on_gpu)
         tops = choices.top.tolist()
-        return torch.stack(
-            [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
-        )
+        rows = [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
+        return torch.stack(rows).to(device)
 
     def finish(self, images, choices):
         """Cropped images on the training device to its input: float32 [B, 3, height, width]."""

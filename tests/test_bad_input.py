@@ -18,7 +18,9 @@ import train_lsro
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
 from reid.device import arithmetic, choose_device
+from reid.engine import check_batchsize
 from reid.errors import UserError
+from reid.parallel import World, join_world
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
 SMALL = (*CPU, "--pretrained", "none", "--height", "64", "--width", "32", "--use_dense")
@@ -153,6 +155,26 @@ def test_two_gpus(monkeypatch):
     assert arithmetic(device, "auto", ids) is None
     with pytest.raises(UserError, match="--precision bf16"):
         arithmetic(device, "bf16", ids)
+
+
+def test_data_parallel_warns_what_it_costs(capsys):
+    args = train_baseline.get_parser().parse_args([])
+    check_batchsize(args, World(0, 1, torch.device("cuda", 0), [0, 1]), 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "batch norm sees 1/2 of each batch" in lines[0]
+    assert "torchrun --nproc_per_node 2" in lines[0]
+    with pytest.raises(UserError, match="two images or more on each GPU"):
+        check_batchsize(args, World(0, 1, torch.device("cuda", 0), [0, 1]), 3)
+
+
+def test_gpus_are_torchruns_to_give(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--gpu_ids 0,1: torchrun gives each process its GPU"):
+        join_world("0,1")
 
 
 def test_number_of_generated_images_too_large(fails, prepared, tmp_path):

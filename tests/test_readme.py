@@ -14,7 +14,11 @@ def commands():
     """The `python SCRIPT.py ...` lines of the README that run at the root."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("python ")]
+    found = [shlex.split(line, comments=True) for line in lines]
+    found = [words for words in found if words and words[0] in ("python", "torchrun")]
+    # torchrun's own flags come before the script.
+    starts = [next(n for n, word in enumerate(words) if word.endswith(".py")) for words in found]
+    found = [words[start:] for words, start in zip(found, starts, strict=True)]
     return [words for words in found if (ROOT / words[0]).is_file()]
 
 

@@ -117,9 +117,7 @@ def test_interrupted_in_the_first_epoch(prepared, tmp_path, unbroken, monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
-def test_a_damaged_state_falls_back_to_the_one_before(
-    damage, prepared, tmp_path, unbroken, capsys
-):
+def test_a_damaged_state_falls_back_to_the_one_before(damage, prepared, tmp_path, unbroken, capsys):
     call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS - 2))
     path = tmp_path / "r" / "state.pth"
     content = bytearray(path.read_bytes())

@@ -1,0 +1,109 @@
+"""Images in memory or read anew: the same training; the budget; other ways to start processes."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, call, save_image
+
+import train_baseline
+from reid import loading
+from reid.errors import UserError
+from reid.loading import read_all
+from reid.transforms import EvalTransform, TrainTransform
+
+FLAGS = (
+    "--gpu_ids -1 --pretrained none --use_dense --height 256 --width 128 --batchsize 4 "
+    "--precision fp32 --epochs 1"
+).split()
+
+
+def train(prepared, folder, name, *flags):
+    call(
+        train_baseline.main,
+        *("--data_dir", prepared, "--model_dir", folder, "--name", name, *FLAGS, *flags),
+    )
+    return torch.load(folder / name / "net_last.pth", weights_only=True)
+
+
+def test_cached_or_not_is_the_same(prepared, tmp_path):
+    cached = train(prepared, tmp_path, "ram", "--cache", "ram")
+    for workers in (0, 2):
+        name = f"off{workers}"
+        other = train(prepared, tmp_path, name, "--cache", "off", "--workers", workers)
+        assert all(torch.equal(cached[name], other[name]) for name in cached)
+
+
+def test_budget(tmp_path, monkeypatch):
+    paths = [save_image(tmp_path / f"{n}.png", seed=n) for n in range(5)]
+    read = TrainTransform(256, 128, 0).read
+    one = read(paths[0]).nbytes
+    assert one == 128 * 144 * 3
+    monkeypatch.setattr(loading, "CACHE_BUDGET", 5 * one)
+    images = read_all(paths, read, 2, "auto", "")
+    assert [i.tobytes() for i in images] == [read(path).tobytes() for path in paths]
+    monkeypatch.setattr(loading, "CACHE_BUDGET", 5 * one - 1)
+    assert read_all(paths, read, 2, "auto", "") is None
+    assert len(read_all(paths, read, 0, "ram", "")) == 5
+    assert read_all(paths, read, 2, "off", "") is None
+
+
+def test_market_fits_the_budget_with_24000_generated_images():
+    one = np.zeros((128, 64 * 9 // 4, 3), np.uint8).nbytes
+    assert (12_936 + 24_000) * one <= loading.CACHE_BUDGET
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    paths = [save_image(tmp_path / f"{n}.jpg", seed=n) for n in range(5)]
+    paths[3].write_bytes(paths[3].read_bytes()[:300])
+    for read in (TrainTransform(64, 32, 0).read, EvalTransform(64, 32).read):
+        with pytest.raises(UserError, match=r"3\.jpg: can't be read as an image"):
+            read_all(paths, read, 2, "ram", "")
+
+
+def test_processes_that_are_spawned_as_on_windows_and_macos(prepared, tmp_path):
+    code = f"""
+import multiprocessing
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    import sys; sys.path.insert(0, {str(ROOT)!r})
+    import train_baseline
+    train_baseline.main(sys.argv[1:])
+"""
+    (tmp_path / "start.py").write_text(code)
+    flags = ["--data_dir", prepared, "--model_dir", tmp_path, "--name", "r", *FLAGS]
+    flags += ["--height", "64", "--width", "32", "--cache", "off", "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, tmp_path / "start.py", *map(str, flags)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "best epoch 1" in done.stdout
+
+
+def test_tensorboard(prepared, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(prepared, tmp_path, "r", "--height", 64, "--width", 32, "--tensorboard", "--epochs", 2)
+    events = EventAccumulator(str(tmp_path / "r" / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").open()]
+    found = [(e.step, round(e.value, 5)) for e in events.Scalars("train_loss")]
+    assert found == [
+        (n, pytest.approx(line["train_loss"], 1e-4)) for n, line in enumerate(lines, 1)
+    ]
+
+
+def test_compiled_network_has_the_same_names(prepared, tmp_path, monkeypatch):
+    """With dynamo's own back end, which traces but leaves the slow C++ compiler out."""
+    eager = functools.partialmethod(torch.nn.Module.compile, backend="eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
+    small = ("--height", 64, "--width", 32)
+    compiled = train(prepared, tmp_path, "compiled", *small, "--compile")
+    plain = train(prepared, tmp_path, "plain", *small)
+    assert compiled.keys() == plain.keys()
+    assert all(
+        torch.allclose(compiled[name].float(), plain[name].float(), atol=1e-4) for name in plain
+    )
