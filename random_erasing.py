@@ -59,7 +59,7 @@ class RandomErasing:
     def erase(self, images, rectangles):
         """`images` [B, 3, H, W], on any device, with the rectangles filled.
 
-        Works in place where the images are channels_last.
+        On a CPU, where they are channels_last, they are filled in place.
         """
         if images.device.type == "cpu":
             # Views of the images row by row, where the fill is one long run of numbers: channel

@@ -94,7 +94,7 @@ def main(argv=None):
         parts = world.collect(extract(net, batches, world.device, dtype, label))
         if world.first:
             sets.append(feature_set(np.concatenate(parts), entries, data_dir))
-    leave_world(world)
+    leave_world()
     if not world.first:
         return
     query, gallery, multi = sets if args.multi else (*sets, None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reid import engine, losses
 from reid.dataset import GENERATED_FOLDER, count_classes, generated_images, training_splits
-from reid.errors import run
+from reid.errors import is_first, run
 from reid.options import (
     Parser,
     add_device_options,
@@ -54,7 +54,8 @@ def main(argv=None):
     real, validation = training_splits(args.data_dir, args.train_all)
     gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
     generated = generated_images(gen_dir, args.num_generated, args.seed)
-    print(f"{len(real)} real and {len(generated)} generated images")
+    if is_first():
+        print(f"{len(real)} real and {len(generated)} generated images")
     engine.train(args, real + generated, validation, count_classes(real + validation), losses.lsro)
 
 

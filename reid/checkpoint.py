@@ -3,7 +3,7 @@
     opts.json        all options, the command line, versions, git commit, dataset fingerprint
     log.jsonl        a line an epoch
     net_best.pth     weights of the epoch with the lowest validation error
-    net_last.pth     weights of the newest epoch; net_<epoch>.pth: those of every tenth
+    net_last.pth     weights of the newest epoch; net_<epoch>.pth: every --save_every epochs
     state.pth        weights, optimiser and history, for --resume; state_previous.pth: those of
                      the epoch before, should the newest be damaged
     train.jpg        loss and error curves
@@ -16,6 +16,7 @@ it when the run is resumed.
 
 import json
 import os
+import shutil
 import sys
 from contextlib import suppress
 from functools import partial
@@ -53,8 +54,7 @@ class Run:
 
         Raises UserError where the folder holds a run already.
         """
-        original = any(self.path.glob("net_*.pth")) and not self.file("opts.json").exists()
-        if original or self.has_state():
+        if self.has_weights() or self.has_state():
             raise UserError(
                 f"{self.path}: holds a run already; go on with it (--resume), delete it, "
                 "or take another --name"
@@ -67,13 +67,16 @@ class Run:
 
     def abandon(self):
         """Take back `start` where training failed before its first epoch was whole."""
-        if self.has_state():
+        if self.has_weights() or self.has_state():
             return
-        for name in ("opts.json", "log.jsonl", "train.jpg", "net_*.pth"):
-            for path in self.path.glob(name):
-                path.unlink()
+        self.file("opts.json").unlink(missing_ok=True)
+        self.tidy()
         with suppress(OSError):  # not empty: something of the user's is in it
             self.path.rmdir()
+
+    def has_weights(self):
+        """Whether there are weights: the original's folders have nothing else."""
+        return any(self.path.glob("net_*.pth"))
 
     def has_state(self):
         """Whether an epoch was saved."""
@@ -95,7 +98,7 @@ class Run:
         if options["schedule"] == "cosine":  # then they decide every epoch's rate
             free = free - {"epochs"}
         for name in sorted(options.keys() - free):
-            if options[name] != before.get(name):
+            if options[name] != before.get(name, options[name]):  # the run may lack newer flags
                 raise UserError(
                     f"--resume: {self.path} was started with --{name} {before.get(name)}, "
                     f"not {options[name]}; repeat its own options (see its opts.json)"
@@ -127,13 +130,13 @@ class Run:
     def save_state(self, state):
         """Write what --resume needs: a dict of tensors, state_dicts and plain values.
 
-        The one before is kept until the new one is whole, and after.
+        The one before is kept, as STATE_BEFORE.
         """
         path = self.file(STATE)
-        with replacing(path) as temporary:
-            write(temporary, state)
-            with suppress(FileNotFoundError):  # the first
-                os.replace(path, self.file(STATE_BEFORE))
+        if path.exists():  # stays where it is until the new one takes its name
+            with replacing(self.file(STATE_BEFORE)) as temporary:
+                link(path, temporary)
+        save(path, state)
 
     def load_state(self, device):
         """What was saved last and can be read; None where no epoch was whole.
@@ -141,6 +144,8 @@ class Run:
         Says so where that is not the newest. Raises UserError where all is damaged.
         """
         if not self.has_state():
+            if self.has_weights():
+                raise UserError(f"{self.path}: its {STATE} is gone, can't resume; start anew")
             return None
         for name in (STATE, STATE_BEFORE):
             path = self.file(name)
@@ -155,7 +160,13 @@ class Run:
                 print(f"{path}: damaged ({first_line(error)})", file=sys.stderr)
                 continue
             if name == STATE_BEFORE:
-                print(f"{path}: going on from this, the state before the newest", file=sys.stderr)
+                # A damaged one must not become the state before the next.
+                self.file(STATE).unlink(missing_ok=True)
+                print(
+                    f"{path}: going on from this, the state before the newest; until that epoch is "
+                    "trained again, net_*.pth may be of the damaged one",
+                    file=sys.stderr,
+                )
             return state
         raise UserError(f"{self.path}: its states are damaged, can't resume; start anew")
 
@@ -236,15 +247,21 @@ def save(path, content):
         write(temporary, content)
 
 
+def link(path, name):
+    """Give a file another name, or copy it where the file system has no links."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)
+
+
 def write(path, content):
-    """torch.save, and not before it is on the disk. Raises OSError, also where torch has others."""
+    """torch.save. Raises OSError, also where torch has others."""
     with open(path, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # how torch says that the disk is full
             raise (error.__context__ or OSError(0, first_line(error))) from error
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def first_line(error):

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -51,11 +52,12 @@ def train(args, train_samples, val_samples, class_num, loss_function):
     }
     if args.resume:
         run.check_same(vars(args), facts)
+    writer = tensorboard_writer(run.file("tensorboard")) if args.tensorboard else None
     torch.manual_seed(args.seed)
     net = build_network(
         args.use_dense,
         class_num,
-        "none" if args.resume else args.pretrained,
+        "none" if args.resume and run.has_state() else args.pretrained,
         neck=args.neck,
         pooling=args.pooling,
         last_stride=args.last_stride,
@@ -78,9 +80,9 @@ def train(args, train_samples, val_samples, class_num, loss_function):
             if world.first:
                 run.save_state(training.state(history))
                 publish(run, training.measured(), history, args.save_every)
-                report(run, history[-1], args)
+                report(history[-1], args.epochs, writer)
             world.wait()
-    leave_world(world)
+    leave_world()
     if world.first:
         best = history[best_epoch(history) - 1]
         update_results(run.file("results.json"), "train", {"epochs": len(history), "best": best})
@@ -272,10 +274,10 @@ def comparing(args):
 def check_batchsize(args, world, images):
     """Raise UserError where batches can't be shared out, or hold too few images for batch norm."""
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
-    if batchsize < 2 * parts:
-        raise UserError("--batchsize: batch norm needs two images or more on each GPU")
-    if batchsize % world.size:
-        raise UserError(f"--batchsize: {batchsize} images can't be shared among {world.size}")
+    if batchsize % parts:
+        raise UserError(f"--batchsize: {batchsize} images can't be shared among {parts}")
+    if batchsize < 2 * len(world.gpus) or batchsize < 2:
+        raise UserError("--batchsize: batch norm needs two images or more, on each GPU of its own")
     if args.instances and args.batchsize % args.instances:
         raise UserError(f"--instances: {args.batchsize} images a batch are no multiple of it")
     if comparing(args) and args.instances < 2:
@@ -335,21 +337,21 @@ def publish(run, net, history, save_every):
     draw_curves(history, run.file("train.jpg"))
 
 
-def report(run, line, args):
+def report(line, epochs, writer=None):
     """The epoch's figures: in one line, and for TensorBoard where asked for."""
-    text = f"epoch {line['epoch']}/{args.epochs}  train loss {line['train_loss']:.4f}"
+    text = f"epoch {line['epoch']}/{epochs}  train loss {line['train_loss']:.4f}"
     text += f" error {line['train_top1err']:.3f}"
     if "val_loss" in line:
         text += f"  val loss {line['val_loss']:.4f} error {line['val_top1err']:.3f}"
     print(f"{text}  {line['images_per_s']:.0f} images/s", flush=True)
-    if args.tensorboard:
-        write_tensorboard(run.file("tensorboard"), line)
+    for name in line.keys() - {"epoch"} if writer else ():
+        writer().add_scalar(name, line[name], line["epoch"])
 
 
-def write_tensorboard(folder, line):
-    """Add an epoch's line to TensorBoard's files."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(folder) as writer:
-        for name in line.keys() - {"epoch"}:
-            writer.add_scalar(name, line[name], line["epoch"])
+def tensorboard_writer(folder):
+    """A function that gives TensorBoard's writer; its file begins when it is first called."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package: pip install tensorboard") from None
+    return cache(lambda: SummaryWriter(folder))

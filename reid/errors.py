@@ -18,7 +18,8 @@ def run(main):
     try:
         main()
         sys.stdout.flush()
-        gc.freeze()  # else Python looks through torch's 200,000 objects again: half a second
+        if "triton" not in sys.modules:  # it would take this for a leak, and say so at length
+            gc.freeze()  # else Python looks through torch's 200,000 objects again: half a second
     except UserError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt as stop:
@@ -35,8 +36,9 @@ def fail(message):
     # A loader's worker process hands its error over as the text of a traceback; the last line
     # is the message.
     line = message.strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
-    if is_first():
-        print(f"error: {line}", file=sys.stderr)
+    print(
+        f"error: {line}" if is_first() else f"error (in another process): {line}", file=sys.stderr
+    )
     return 2
 
 

@@ -23,6 +23,8 @@ def replacing(path):
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name on nothing
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -1,6 +1,8 @@
 """From files to batches: decoded once into memory where that fits, else by loader processes."""
 
+import os
 import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -47,7 +49,11 @@ class TrainBatches:
             self.loader = worker_loader(dataset, self.plan, workers)
 
     def __len__(self):
-        return len(self.samples) // self.batchsize
+        images = len(self.samples)
+        if self.instances:  # groups are filled up
+            counts = Counter(self.labels.tolist()).values()
+            images = sum(-(-count // self.instances) * self.instances for count in counts)
+        return images // self.batchsize
 
     def epoch(self, seed):
         """The batches of an epoch, as `Batch`."""
@@ -134,14 +140,16 @@ def leave_interrupts(worker):
 def read_all(paths, read, threads, mode, label):
     """All images as a list of arrays; None where they are to be read anew each epoch.
 
-    mode: "off", "ram", or "auto": where they take no more than CACHE_BUDGET, judged by a hundred
-    of them. Raises UserError that names a file which can't be read.
+    mode: "off", "ram", or "auto": where they take no more than CACHE_BUDGET, for all of this
+    machine's processes together, judged by a hundred images. Raises UserError that names a file
+    which can't be read.
     """
     if mode == "off" or not paths:
         return None if paths else []
     if mode == "auto":
         some = paths[:: len(paths) // 100 + 1]
-        if sum(read(path).nbytes for path in some) / len(some) * len(paths) > CACHE_BUDGET:
+        images = sum(read(path).nbytes for path in some) / len(some) * len(paths)
+        if images * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > CACHE_BUDGET:  # each has its own
             return None
     pool = ThreadPoolExecutor(max(threads, 1))  # decoding lets other threads run
     try:

@@ -69,6 +69,14 @@ def share(text):
     return value
 
 
+def decay(text):
+    """An argument type: a number from 0 to under 1."""
+    value = share(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError("1 is not under 1")
+    return value
+
+
 def positive(text):
     """An argument type: a number above 0."""
     value = float(text)
@@ -96,7 +104,7 @@ def add_device_options(parser):
         "--workers",
         type=at_least(0),
         default=2,
-        help="processes (with --cache: threads) that read images; 0: none",
+        help="processes that read images, or threads that decode them into memory; 0: none",
     )
 
 
@@ -221,7 +229,7 @@ def add_training_options(parser, data_dir):
     )
     recipe.add_argument(
         "--ema",
-        type=share,
+        type=decay,
         default=0.0,
         help="save and validate a running mean of the weights with this decay, e.g. 0.999; 0: off",
     )
@@ -248,13 +256,14 @@ def add_training_options(parser, data_dir):
 
 
 def add_speed_options(parser):
-    """How training computes, where it does not change what is computed: `--cache --compile`."""
+    """How training computes: `--cache --compile`."""
     group = parser.add_argument_group("speed")
     group.add_argument(
         "--cache",
         choices=["auto", "ram", "off"],
         default="auto",
-        help="ram: decode all images once, into memory; auto: where they take up to 2 GiB there; "
+        help="ram: decode all images once, into each process's memory; auto: where all take up to "
+        "2 GiB; "
         "off: --workers processes read them anew each epoch",
     )
     group.add_argument(

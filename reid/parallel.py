@@ -93,14 +93,14 @@ def join_world(gpu_ids=None):
             raise UserError(
                 f"--gpu_ids {gpu_ids}: torchrun gives each process its GPU; leave the flag out"
             )
-    elif local < torch.cuda.device_count():
-        device = torch.device("cuda", local)
-    elif torch.cuda.is_available():
+    elif not torch.cuda.is_available():
+        device = torch.device("cpu")
+    elif int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
         raise UserError(
             f"--nproc_per_node: more processes than the {torch.cuda.device_count()} GPUs here"
         )
     else:
-        device = torch.device("cpu")
+        device = torch.device("cuda", local)
     shared = gpu_ids is not None and size > 1  # NCCL can't have one GPU twice; gloo can
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -110,9 +110,9 @@ def join_world(gpu_ids=None):
     return World(int(os.environ["RANK"]), size, device, [])
 
 
-def leave_world(world):
+def leave_world():
     """Part from the other processes."""
-    if world.size > 1 and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 Imports no torch: scoring starts at once.
 """
 
+import os
 import platform
 import shlex
 import subprocess
@@ -36,7 +37,10 @@ def version(package):
 
 def command_line():
     """The command that is running, as one would type it."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    python = ["python"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        python = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
+    return shlex.join([*python, Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_commit():

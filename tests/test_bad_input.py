@@ -164,8 +164,8 @@ def test_data_parallel_warns_what_it_costs(capsys):
     assert len(lines) == 1
     assert "batch norm sees 1/2 of each batch" in lines[0]
     assert "torchrun --nproc_per_node 2" in lines[0]
-    with pytest.raises(UserError, match="two images or more on each GPU"):
-        check_batchsize(args, World(0, 1, torch.device("cuda", 0), [0, 1]), 3)
+    with pytest.raises(UserError, match="two images or more, on each GPU"):
+        check_batchsize(args, World(0, 1, torch.device("cuda", 0), [0, 1]), 2)
 
 
 def test_gpus_are_torchruns_to_give(monkeypatch):

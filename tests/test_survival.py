@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, call
 
 import train_baseline
+from model import ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import Interrupted, UserError
 
@@ -87,8 +88,8 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_and_ctrl_c_say_how_to_go_on(number, prepared, tmp_path, unbroken):
-    process = start(*flags(prepared, tmp_path, "stopped", "--epochs", EPOCHS, "--cache", "off"))
+def test_sigterm_and_ctrl_c_say_how_to_go_on(number, prepared, tmp_path):
+    process = start(*flags(prepared, tmp_path, "stopped", "--epochs", 1000, "--cache", "off"))
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             process.send_signal(number)
@@ -99,21 +100,28 @@ def test_sigterm_and_ctrl_c_say_how_to_go_on(number, prepared, tmp_path, unbroke
     assert len(lines) == 1, err
     assert "all whole epochs are saved" in lines[0]
     assert lines[0].endswith("--cache off --resume")
-    call(train_baseline.main, *flags(prepared, tmp_path, "stopped", "--epochs", EPOCHS, "--resume"))
-    assert_same(tmp_path / "stopped", unbroken)
+    epochs = len((tmp_path / "stopped" / "log.jsonl").read_text().splitlines()) + 2
+    call(train_baseline.main, *flags(prepared, tmp_path, "stopped", "--epochs", epochs, "--resume"))
+    call(train_baseline.main, *flags(prepared, tmp_path, "unbroken", "--epochs", epochs))
+    assert_same(tmp_path / "stopped", files(tmp_path / "unbroken"))
 
 
-def test_interrupted_in_the_first_epoch(prepared, tmp_path, unbroken, monkeypatch):
+def test_interrupted_in_the_first_epoch(prepared, tmp_path, monkeypatch):
+    """Goes on from the start that it had: here, a backbone out of a file."""
+
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    words = flags(prepared, tmp_path, "early", "--epochs", EPOCHS)
+    Run(tmp_path).save_weights(ft_net_dense(3), "last")
+    start_from = ["--epochs", 2, "--pretrained", tmp_path / "net_last.pth"]
+    words = flags(prepared, tmp_path, "early", *start_from)
     with monkeypatch.context() as patch:
         patch.setattr("reid.engine.Training.step", interrupt)
         with pytest.raises(Interrupted, match="--resume"):
             call(train_baseline.main, *words)
     call(train_baseline.main, *words, "--resume")
-    assert_same(tmp_path / "early", unbroken)
+    call(train_baseline.main, *flags(prepared, tmp_path, "unbroken", *start_from))
+    assert_same(tmp_path / "early", files(tmp_path / "unbroken"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
@@ -134,7 +142,22 @@ def test_a_damaged_state_falls_back_to_the_one_before(damage, prepared, tmp_path
     assert f"epochs {EPOCHS - 2} to {EPOCHS}" in out  # one epoch again
     assert "state_previous.pth: going on from this, the state before the newest" in err
     assert ("state.pth: damaged" in err) == (damage != "missing")
+    assert (tmp_path / "r" / "state_previous.pth").exists()
     assert_same(tmp_path / "r", unbroken)
+
+
+def test_states_deleted_to_save_room_lose_no_weights(prepared, tmp_path):
+    """The run can't go on, and nothing takes its place."""
+    words = flags(prepared, tmp_path, "r", "--epochs", 2)
+    call(train_baseline.main, *words)
+    for name in ("state.pth", "state_previous.pth"):
+        (tmp_path / "r" / name).unlink()
+    there = sorted(path.name for path in (tmp_path / "r").iterdir())
+    with pytest.raises(UserError, match="holds a run already"):
+        call(train_baseline.main, *words)
+    with pytest.raises(UserError, match=r"its state\.pth is gone"):
+        call(train_baseline.main, *words, "--resume")
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == there
 
 
 def test_when_both_states_are_damaged(prepared, tmp_path):
