@@ -344,8 +344,10 @@ def report(line, epochs, writer=None):
     if "val_loss" in line:
         text += f"  val loss {line['val_loss']:.4f} error {line['val_top1err']:.3f}"
     print(f"{text}  {line['images_per_s']:.0f} images/s", flush=True)
-    for name in line.keys() - {"epoch"} if writer else ():
-        writer().add_scalar(name, line[name], line["epoch"])
+    if writer:
+        for name in line.keys() - {"epoch"}:
+            writer().add_scalar(name, line[name], line["epoch"])
+        writer().flush()
 
 
 def tensorboard_writer(folder):
