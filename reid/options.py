@@ -269,7 +269,7 @@ def add_speed_options(parser):
     group.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile the network: minutes at first, and a C++ compiler, for faster steps",
+        help="torch.compile the network: takes minutes and a C++ compiler; no faster on CPUs",
     )
 
 

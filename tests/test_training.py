@@ -1,6 +1,7 @@
 """The training scripts: what a run folder holds, resumption, the learning rate, best weights."""
 
 import argparse
+import hashlib
 import json
 
 import numpy as np
@@ -154,9 +155,11 @@ def test_train_all_trains_on_everything_and_holds_nothing_out(prepared, tmp_path
 def test_lsro_uses_the_number_of_generated_images_asked_for(prepared, tmp_path):
     for number in range(6):
         save_image(prepared / "train_new" / "gen_0000" / f"gen_{number}.jpg", seed=number)
+    (prepared / "train_new" / "gen_0000" / "manifest.json").write_text("{}")
     run = train(train_lsro.main, prepared, tmp_path, "r", "--epochs", 1, "--num_generated", 5)
     opts = json.loads((run / "opts.json").read_text())
     assert (opts["generated"], opts["dataset"]["images"], opts["class_num"]) == (5, 14, 3)
+    assert opts["gan_manifest"]["sha256"] == hashlib.sha256(b"{}").hexdigest()
 
 
 def test_lsro_without_generated_images_is_the_baseline(prepared, tmp_path):
