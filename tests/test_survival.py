@@ -89,7 +89,11 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_and_ctrl_c_say_how_to_go_on(number, prepared, tmp_path):
-    process = start(*flags(prepared, tmp_path, "stopped", "--epochs", 1000, "--cache", "off"))
+    def listen():  # a shell's background job, as the tests may be, starts without Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    words = flags(prepared, tmp_path, "stopped", "--epochs", 1000, "--cache", "off")
+    process = start(*words, preexec_fn=listen)
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             process.send_signal(number)
