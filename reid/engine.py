@@ -112,7 +112,7 @@ class Training:
         args, world = self.args, self.world
         size = args.height, args.width
         transform = TrainTransform(*size, args.erasing_p, args.color_jitter, args.auto_augment)
-        held_out = world.part(val_samples)
+        held_out = world.share(val_samples)
         paths = [sample.path for sample in train_samples]
         cache = read_all(paths, transform.read, args.workers, args.cache, "reading images")
         to_validate = val_transform(*size)

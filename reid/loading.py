@@ -30,16 +30,21 @@ class TrainBatches:
     """The batches of each epoch, drawn by a seed alone: the same for any number of processes.
 
     samples: list of `reid.dataset.Sample`; transform: `reid.transforms.TrainTransform`;
-    instances: images of an identity that stand together in a batch, or None to shuffle freely;
+    instances: images of an identity that stand together in a batch, or 0 to shuffle freely;
     world: `reid.parallel.World`. A batch is shared out evenly among its processes.
     """
 
-    def __init__(self, samples, transform, batchsize, workers, cache, world, instances=None):
+    def __init__(self, samples, transform, batchsize, workers, cache, world, instances=0):
         self.samples, self.transform, self.world = samples, transform, world
         # Batch norm needs full batches, so an incomplete last one is left out; of a set smaller
         # than one batch, all of it is one.
         self.batchsize = min(batchsize, len(samples))
         self.instances = instances
+        images = len(samples)
+        if instances:  # groups are filled up
+            counts = Counter(sample.label for sample in samples).values()
+            images = sum(-(-count // instances) * instances for count in counts)
+        self.steps = images // self.batchsize
         self.labels = torch.tensor([sample.label for sample in samples])
         self.generated = torch.tensor([sample.generated for sample in samples])
         self.images = cache
@@ -49,11 +54,7 @@ class TrainBatches:
             self.loader = worker_loader(dataset, self.plan, workers)
 
     def __len__(self):
-        images = len(self.samples)
-        if self.instances:  # groups are filled up
-            counts = Counter(self.labels.tolist()).values()
-            images = sum(-(-count // self.instances) * self.instances for count in counts)
-        return images // self.batchsize
+        return self.steps
 
     def epoch(self, seed):
         """The batches of an epoch, as `Batch`."""
@@ -62,7 +63,7 @@ class TrainBatches:
             order = identity_order(self.samples, self.instances, generator)
         else:
             order = torch.randperm(len(self.samples), generator=generator)
-        steps = order[: len(self) * self.batchsize].view(len(self), self.batchsize)
+        steps = order[: self.steps * self.batchsize].view(self.steps, self.batchsize)
         choices = self.transform.draw(steps.numel(), generator)
         shares = [self.world.share(step) for step in steps]
         if self.images is not None:

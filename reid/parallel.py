@@ -40,12 +40,7 @@ class World(NamedTuple):
             print(text, flush=True)
 
     def share(self, items):
-        """This process's part of a batch: even, in order."""
-        each = len(items) // self.size
-        return items[self.rank * each : (self.rank + 1) * each]
-
-    def part(self, items):
-        """This process's part of a list of any length, in order."""
+        """This process's part of a batch or list, in order; even where the length allows it."""
         low, high = (len(items) * n // self.size for n in (self.rank, self.rank + 1))
         return items[low:high]
 
