@@ -163,6 +163,13 @@ def test_one_image_gets_one_filled_rectangle():
             assert torch.allclose(erased[channel][mask], torch.tensor(fill))
 
 
+def test_masks_for_gpus_cover_what_the_cpu_fills():
+    erasing = RandomErasing(0.8)
+    rectangles = erasing.rectangles(50, 64, 32, torch.Generator().manual_seed(0))
+    filled = erasing.erase(torch.full((50, 3, 64, 32), 9.0), rectangles)
+    assert torch.equal(erasing.masks(rectangles, 64, 32), filled[:, 0] != 9)
+
+
 def test_erasing_statistics():
     """Probability, area and aspect of the rectangles, and that they lie anywhere."""
     torch.manual_seed(0)
