@@ -1,8 +1,11 @@
 """Train a re-ID network on real and GAN-generated images with LSRO (Zheng et al., ICCV 2017).
 
-A real image is taught its identity, a generated one the uniform distribution over all identities.
+A real image is taught its identity, a generated one the uniform distribution over all identities,
+or what another rule (--gan_label) gives it.
 
     python train_lsro.py --data_dir data/Market-1501-v15.09.15/pytorch --num_generated 24000
+    python train_lsro.py --gan_label pseudo --gan_batch 16 --split_bn --name pseudo
+    python train_lsro.py --gan_label sls --label_run ft_ResNet50 --name sls
 
 Generated images lie in <data_dir>/train_new/gen_0000, or in the folder that --gen_dir names.
 Writes the run folder model/<name>/ (weights, options, log, curves).
@@ -12,7 +15,8 @@ from pathlib import Path
 
 from reid import engine, losses
 from reid.dataset import GENERATED_FOLDER, count_classes, generated_images, training_splits
-from reid.errors import is_first, run
+from reid.errors import UserError, is_first, run
+from reid.gan_labels import Describer, label_run
 from reid.options import (
     Parser,
     add_device_options,
@@ -27,12 +31,22 @@ DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeInd
 GEN_DIR = None  # generated images; None: <data_dir>/train_new/gen_0000
 MODEL_DIR = "model"
 NAME = "ft_ResNet50_lsro"
+GAN_LABEL = "lsro"
+PSEUDO_WEIGHT, PSEUDO_START = 0.1, 20  # as Zheng et al. 2017 trained it
 
 
 def get_parser():
-    parser = Parser("Train a re-ID network on real and generated images with LSRO.")
+    parser = Parser("Train a re-ID network on real and generated images with LSRO or a relative.")
     add_run_options(parser, NAME, MODEL_DIR)
     add_training_options(parser, DATA_DIR)
+    add_generated_options(parser)
+    add_device_options(parser)
+    add_speed_options(parser)
+    return parser
+
+
+def add_generated_options(parser):
+    """Which generated images, and what they are taught."""
     group = parser.add_argument_group("generated images")
     group.add_argument(
         "--gen_dir",
@@ -44,19 +58,96 @@ def get_parser():
         type=at_least(0),
         help="how many of them to use, chosen by the seed (default: all)",
     )
-    add_device_options(parser)
-    add_speed_options(parser)
-    return parser
+    group.add_argument(
+        "--gan_batch",
+        type=at_least(1),
+        help="generated images in each batch, exactly (default: mixed by shuffling)",
+    )
+    group.add_argument(
+        "--gan_label",
+        choices=["lsro", "all_in_one", "pseudo", "mprl_static", "mprl_dynamic", "sls"],
+        default=GAN_LABEL,
+        help="what they are taught: all identities alike; a class of their own; the most probable "
+        "identity; identities by rank of their probability, in a finished run or as it is now "
+        "(Huang et al. 2018); those of the image's cluster (Ainam et al. 2018)",
+    )
+    group.add_argument(
+        "--gan_weight",
+        type=at_least(0, float),
+        help="weight of a generated image's loss (default: 1, of pseudo 0.1)",
+    )
+    group.add_argument(
+        "--gan_start",
+        type=at_least(0),
+        help="epochs before generated images count in the loss (default: 0, of pseudo 20)",
+    )
+    group.add_argument(
+        "--label_run",
+        help="finished run in --model_dir whose network describes generated images, for "
+        "mprl_static and sls (default: none)",
+    )
+    group.add_argument(
+        "--clusters", type=at_least(1), default=3, help="of k-means, with --gan_label sls"
+    )
+    group.add_argument(
+        "--split_bn",
+        action="store_true",
+        help="batch norm with separate statistics for generated images; tests see the real ones' "
+        "(Xie et al. 2020)",
+    )
+
+
+def check_rule(args, generated):
+    """Raise UserError where the flags of the label rule don't go together."""
+    static = args.gan_label in ("mprl_static", "sls")
+    if static and not args.label_run:
+        raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
+    if args.label_run and not static:
+        raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
+    if static:
+        label_run(args)
+    if generated and args.gan_start >= args.epochs:
+        raise UserError(
+            f"--gan_start {args.gan_start}: generated images would not count in any of the "
+            f"{args.epochs} epochs; lower it"
+        )
+    for flag, given in [("--gan_batch", args.gan_batch), ("--label_run", args.label_run)]:
+        if given and not generated:
+            raise UserError(f"{flag} {given}: there are no generated images; raise --num_generated")
+
+
+def parse(argv=None):
+    """The options, with the defaults that depend on the rule."""
+    parser = get_parser()
+    parser.prog = Path(__file__).name  # in errors, also where ablation.py parses a cell's flags
+    args = parse_training(parser, argv)
+    pseudo = args.gan_label == "pseudo"
+    if args.gan_weight is None:
+        args.gan_weight = PSEUDO_WEIGHT if pseudo else 1.0
+    if args.gan_start is None:
+        args.gan_start = PSEUDO_START if pseudo else 0
+    return args
 
 
 def main(argv=None):
-    args = parse_training(get_parser(), argv)
+    args = parse(argv)
     real, validation = training_splits(args.data_dir, args.train_all)
     gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
     generated = generated_images(gen_dir, args.num_generated, args.seed)
+    check_rule(args, generated)
+    class_num = count_classes(real + validation)
+    rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
+
+    def prepare(world):
+        """Fill the table of a rule that needs a finished run."""
+        if args.gan_label == "mprl_static":
+            rule.target.weights = Describer(args, class_num, world).rank_table(generated)
+        if args.gan_label == "sls":
+            rule.target.weights = Describer(args, class_num, world).cluster_table(real, generated)
+
     if is_first():
         print(f"{len(real)} real and {len(generated)} generated images")
-    engine.train(args, real + generated, validation, count_classes(real + validation), losses.lsro)
+    engine.train(args, real + generated, validation, class_num, rule, rule.extra, prepare)
 
 
 if __name__ == "__main__":

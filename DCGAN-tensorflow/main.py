@@ -3,18 +3,18 @@
 Run inside this folder:
     python main.py --dataset market --train --output_height 128 --output_width 64
     python main.py --dataset market --options 5 --sample_size 24000 --output_path gen
+
+KERAS_BACKEND=torch python main.py ... computes with PyTorch instead of TensorFlow.
 """
 
-import hashlib
+import importlib.util
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
+import checkpoint
 import utils
-from tqdm import tqdm
 from utils import fail
 
 # Edit these, or pass the flag of the same name.
@@ -30,11 +30,14 @@ the sweep for each dimension; 4 = one GIF of all sweeps side by side (0 to 4 go 
 5 = exactly --sample_size single images, gen_00000.png ..., to --output_path, an empty or new
 folder. Not given: nothing is generated"""
 
-# A run remembers these two in its options.json: a flag not given takes the run's own value.
+AUGMENT = ("flip", "color", "translation", "cutout")
+
+# A run remembers these in its options.json: a flag not given takes the run's own value.
 NETWORK = {"output_height": 128, "output_width": None, "z_dim": 100, "gf_dim": 64, "df_dim": 64}
-TRAINING = {"batch_size": 64, "learning_rate": 2e-4, "beta1": 0.5, "crop": False, "seed": 0} | {
-    "input_height": 128, "input_width": None, "input_fname_pattern": "*.jpg", "train_size": None
-}  # fmt: skip
+NETWORK |= {"spectral_norm": False, "ema": 0.999}
+TRAINING = {"batch_size": 64, "learning_rate": 2e-4, "beta1": 0.5, "augment": "none"}
+TRAINING |= {"precision": "auto", "crop": False, "input_height": 128, "input_width": None}
+TRAINING |= {"input_fname_pattern": "*.jpg", "train_size": None, "seed": 0}
 
 
 def get_parser() -> utils.Parser:
@@ -42,7 +45,8 @@ def get_parser() -> utils.Parser:
     parser = utils.Parser(
         description="DCGAN (Radford et al. 2016): pass --train, --options K, or both.",
         epilog="Resuming and generating keep the sizes and settings that the run was started with "
-        "(its options.json); the defaults of network and training flags are for a new run.",
+        "(its options.json); the defaults of network and training flags are for a new run. "
+        "KERAS_BACKEND=torch in the environment computes with PyTorch instead of TensorFlow.",
     )
     remembered, group = NETWORK | TRAINING, parser
 
@@ -59,6 +63,8 @@ def get_parser() -> utils.Parser:
     add("train", utils.boolean, "train, going on from the last checkpoint if there is one", False)
     add("options", int, OPTIONS, choices=range(6))
     add("sample_size", count, "how many images --options 0 and 5 make", 64)
+    add("which", str, "generate from the last checkpoint, or from the last one before the samples "
+        "became too much alike", "last", choices=["last", "healthy"])  # fmt: skip
     add("seed", utils.at_least(0), "the same seed gives the same order, noise and images")
     group = parser.add_argument_group("where")
     add("dataset", str, "folder of images, one level of folders included: its path, or its name "
@@ -75,17 +81,36 @@ def get_parser() -> utils.Parser:
     add("z_dim", count, "length of the noise vector")
     add("gf_dim", count, "filters of the generator next to the image; fewer are faster")
     add("df_dim", count, "filters of the discriminator next to the image")
+    add("spectral_norm", utils.boolean, "normalise the discriminator's kernels by their largest "
+        "singular value, in place of batch norm (Miyato et al. 2018)")  # fmt: skip
+    add("ema", float, "images are made with a running average of the generator's weights that has "
+        "this decay (Yazici et al. 2019); 0: with the newest weights")  # fmt: skip
     group = parser.add_argument_group("training")
     add("epoch", count, "epochs in all, those of earlier calls included", 25)
     add("batch_size", count, "images a step; fewer if the dataset is smaller")
     add("learning_rate", float, "of Adam")
     add("beta1", float, "of Adam")
+    add("augment", policy, "vary what the discriminator sees, for small datasets (Zhao et al. "
+        f"2020): some of {','.join(AUGMENT)}, with commas, or none")  # fmt: skip
+    add("precision", str, "arithmetic of training; auto: bf16 where the hardware multiplies in "
+        "it, else fp32. Images are generated in fp32",
+        choices=["auto", "fp32", "bf16"])  # fmt: skip
+    add("xla", utils.boolean, "have XLA compile the training step (TensorFlow): for GPUs; on a CPU "
+        "it takes minutes and is slower", False)  # fmt: skip
     add("crop", utils.boolean, "take the middle --input_height x --input_width of each image and "
         "scale that, not the whole image")  # fmt: skip
     add("input_height", count, "height of the middle that --crop takes")
     add("input_width", count, "its width (default: the height)")
     add("save_every", count, "epochs between checkpoints and sample grids; the end has both", 5)
     return parser
+
+
+def policy(text: str) -> str:
+    """An argparse type: names out of AUGMENT with commas between, or `none`."""
+    wrong = [name for name in text.split(",") if name not in AUGMENT]
+    if text != "none" and wrong:
+        raise ValueError(text)
+    return text
 
 
 def settle(args, run: Path) -> dict:
@@ -95,7 +120,7 @@ def settle(args, run: Path) -> dict:
     take are an error. Looks at files only: no TensorFlow yet.
     """
     stored = {}
-    if (run / "checkpoint").is_file():  # written by TensorFlow beside the first checkpoint
+    if checkpoint.numbered(run):
         try:
             stored = json.loads((run / "options.json").read_text())
             _ = [stored[key] for key in [*NETWORK, *TRAINING, "fingerprint"]]
@@ -122,27 +147,9 @@ def settle(args, run: Path) -> dict:
         if size % 16:
             near = ", ".join(str(n) for n in (size // 16 * 16, size // 16 * 16 + 16) if n)
             fail(f"--{key} {size}: heights and widths must be multiples of 16 (near it: {near})")
-    if not (args.learning_rate > 0 and 0 <= args.beta1 < 1):
-        fail("--learning_rate must be above 0, and --beta1 from 0 to below 1")
+    if not (args.learning_rate > 0 and 0 <= args.beta1 < 1 and 0 <= args.ema < 1):
+        fail("--learning_rate must be above 0, --beta1 and --ema from 0 to below 1")
     return stored
-
-
-def load_data(args, stored: dict, run: Path) -> tuple[np.ndarray, str]:
-    """The training images, uint8 `[N, H, W, 3]`, and the fingerprint of their list."""
-    folder = find_dataset(args)
-    paths = utils.find_images(folder, args.input_fname_pattern)
-    if args.train_size and args.train_size < len(paths):
-        chosen = np.random.default_rng(args.seed).permutation(len(paths))[: args.train_size]
-        paths = [paths[i] for i in sorted(chosen)]
-    names = "\n".join(path.relative_to(folder).as_posix() for path in paths)
-    fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
-    if stored and fingerprint != stored["fingerprint"]:
-        fail(
-            f"--dataset: the run in {run} was trained on other images ({stored['images']} of "
-            f"{stored['folder']}); delete that folder or name another --checkpoint_dir"
-        )
-    crop = (args.input_height, args.input_width) if args.crop else None
-    return utils.load_images(paths, args.output_height, args.output_width, crop), fingerprint
 
 
 def find_dataset(args) -> Path:
@@ -151,133 +158,119 @@ def find_dataset(args) -> Path:
     return named if named.is_dir() or not Path(args.dataset).is_dir() else Path(args.dataset)
 
 
-def build(args):
-    """The GAN that `args` (settled) describe. Starts TensorFlow, which takes seconds."""
+def start_backend() -> str:
+    """Import Keras and its backend, which takes seconds; returns "CPU" or "GPU"."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend not in ("tensorflow", "torch"):
+        fail(f"KERAS_BACKEND={backend}: only tensorflow and torch have a training step here")
+    for package in (backend, "keras"):
+        if importlib.util.find_spec(package) is None:
+            fail(f"{package} is not installed: pip install {package}, or set KERAS_BACKEND to "
+                 "tensorflow or torch, whichever is there")  # fmt: skip
     with utils.silence():
-        import tensorflow as tf
+        import keras  # noqa: F401
 
-        from model import DCGAN
+        if backend == "torch":
+            import torch
+
+            return "GPU" if torch.cuda.is_available() else "CPU"
+        import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)  # leave the rest to others
-        names = ("z_dim", "gf_dim", "df_dim", "learning_rate", "beta1", "seed")
-        settings = {name: getattr(args, name) for name in names}
-        gan = DCGAN(args.output_height, args.output_width, **settings)
-    return gan, "GPU" if gpus else "CPU"
+        return "GPU" if gpus else "CPU"
 
 
-def start_run(args, run: Path, images: int, fingerprint: str, first: int) -> Path:
-    """Make the run's folder and options.json; returns log.jsonl, cut before epoch `first`."""
-    run.mkdir(parents=True, exist_ok=True)
-    options = {key: getattr(args, key) for key in [*NETWORK, *TRAINING]}
-    options |= {
-        "folder": str(find_dataset(args).resolve()),
-        "images": images,
-        "fingerprint": fingerprint,
-        "command": " ".join(sys.argv),
-    }
-    text = json.dumps(options, indent=2) + "\n"
-    utils.write_whole(run / "options.json", lambda path: path.write_text(text))
-    log, kept = run / "log.jsonl", ""
-    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
-        if not line.endswith("}\n") or json.loads(line)["epoch"] >= first:
-            break  # written after the checkpoint that we go on from: comes again
-        kept += line
-    utils.write_whole(log, lambda path: path.write_text(kept))
-    return log
+def build(args, precision: str):
+    """The GAN that `args` (settled) describe."""
+    with utils.silence():
+        from model import DCGAN
+
+        names = ("z_dim", "gf_dim", "df_dim", "learning_rate", "beta1", "seed", "ema")
+        return DCGAN(
+            args.output_height,
+            args.output_width,
+            **{name: getattr(args, name) for name in names},
+            spectral_norm=args.spectral_norm,
+            policy=tuple(args.augment.split(",")) if args.augment != "none" else (),
+            precision=precision,
+            xla=args.xla,
+        )
+
+
+def restore(gan, path: Path, generator_only: bool = False) -> None:
+    """Give `gan` the state in a checkpoint."""
+    try:
+        gan.set_state(checkpoint.load(path), generator_only)
+    except (KeyError, ValueError) as problem:
+        fail(f"--checkpoint_dir: {path} is of another network ({problem}); name another folder")
 
 
 def train(args, stored: dict, run: Path) -> None:
-    """Train up to --epoch epochs in all; checkpoints, log.jsonl and sample grids on the way."""
-    images, fingerprint = load_data(args, stored, run)
+    """What --train asks for."""
+    import training
+
+    dataset = find_dataset(args)
+    images, fingerprint = training.load_data(dataset, args, stored)
     if len(images) < args.batch_size:
         print(f"only {len(images)} images: --batch_size {args.batch_size} becomes {len(images)}")
         args.batch_size = len(images)
-    gan, device = build(args)
-    from model import batches  # after build(), which starts TensorFlow quietly
-
-    gan.restore(run)
-    first, steps = int(gan.epochs) + 1, len(images) // args.batch_size
-    skip = min(int(gan.batches), steps - 1)  # fewer steps than then: --batch_size has changed
+    device = start_backend()
+    if args.precision == "auto":
+        args.precision = "bf16" if utils.computes_bf16(device) else "fp32"
+    gan = build(args, args.precision)
+    if stored:
+        restore(gan, checkpoint.numbered(run)[-1])
+    first = gan.epochs + 1
     if first > args.epoch:
-        print(f"train: nothing to do, {run} has {first - 1} epochs and --epoch is {args.epoch}")
+        print(f"train: nothing to do, {run} has {gan.epochs} epochs and --epoch is {args.epoch}")
         return
     print(
         f"train: {len(images)} images as {args.output_height}x{args.output_width}, epochs "
         f"{first}..{args.epoch}, batch {args.batch_size}, generator "
         f"{gan.generator.count_params():,} parameters, discriminator "
-        f"{gan.discriminator.count_params():,}, {device}, run in {run}",
+        f"{gan.discriminator.count_params():,}, {gan.backend}, {device}, {args.precision}, "
+        f"run in {run}",
         flush=True,
     )
-    log = start_run(args, run, len(images), fingerprint, first)
-    samples = Path(args.sample_dir)
-    samples.mkdir(parents=True, exist_ok=True)
-    fixed = gan.noise(64, args.seed)
-    total = steps * (args.epoch - first + 1)
-    with (
-        tqdm(total=total, initial=skip, unit="step", disable=None) as bar,
-        utils.postponed_interrupts() as interrupts,
-    ):
-        for epoch in range(first, args.epoch + 1):
-            started, losses = time.time(), []
-            for real in batches(images, args.batch_size, args.seed, epoch, skip):
-                if interrupts:
-                    gan.save(run)
-                    message = f"stopped in epoch {epoch}: saved in {run}, the same command goes on"
-                    print(message, file=sys.stderr)
-                    raise SystemExit(130)
-                losses.append(gan.train_step(real))
-                gan.batches.assign_add(1)
-                bar.update()
-            skip = 0
-            gan.epochs.assign(epoch)
-            gan.batches.assign(0)
-            d_loss, g_loss = np.mean(losses, axis=0).tolist()
-            seconds = round(time.time() - started, 2)
-            record = {"epoch": epoch, "d_loss": d_loss, "g_loss": g_loss, "seconds": seconds}
-            with log.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            bar.write(
-                f"epoch {epoch}/{args.epoch}  d_loss {d_loss:.3f}  g_loss {g_loss:.3f}  "
-                f"{seconds:.1f} s"
-            )
-            sys.stdout.flush()  # each epoch is seen when it ends, through a pipe too
-            if epoch % args.save_every == 0 or epoch == args.epoch:
-                gan.save(run)
-                picture = utils.grid(gan.generate(fixed), 8)
-                utils.save_png(samples / f"train_{epoch:04d}.png", picture)
+    options = {key: getattr(args, key) for key in [*NETWORK, *TRAINING]}
+    options |= {"folder": str(dataset.resolve()), "images": len(images)}
+    options |= {"fingerprint": fingerprint, "backend": gan.backend, "command": utils.command_line()}
+    log = training.start_log(run, options, first)
+    training.train(gan, images, args, run, log)
 
 
 def generate(args, stored: dict, run: Path) -> None:
-    """What --options asks for, from the last checkpoint in `run`."""
+    """What --options asks for."""
+    import sampling
+
+    path = run / checkpoint.HEALTHY if args.which == "healthy" else checkpoint.numbered(run)[-1]
+    if not path.is_file():
+        fail(f"--which healthy: there is no {path}; the samples never were varied enough")
     single, n = args.options == 5, args.sample_size
     what = {0: f"a grid of {n} images", 1: "grids", 2: "GIFs", 3: "GIFs", 4: "a GIF of all sweeps"}
     what = what.get(args.options, f"{n} single images")
     print(
         f"generate: {what}, {args.output_height}x{args.output_width}, seed {args.seed}, from "
-        f"{run} (trained on {stored.get('folder', args.dataset)}) to "
+        f"{path} (trained on {stored.get('folder', args.dataset)}) to "
         f"{args.output_path if single else args.sample_dir}",
         flush=True,
     )
-    gan, _ = build(args)
-    gan.restore(run, generator_only=True)
-    if not single:
-        utils.visualize(gan, args.options, Path(args.sample_dir), n, args.seed)
-        return
-    rng = np.random.default_rng(args.seed)
-    digits = max(5, len(str(n - 1)))
-    with (
-        tqdm(total=n, desc="generating", unit="image", disable=None) as bar,
-        utils.new_folder(Path(args.output_path)) as folder,
-    ):
-        for start in range(0, n, 64):
-            made = gan.generate(gan.noise(min(64, n - start), rng))
-            for i, image in enumerate(made, start):
-                utils.save_png(folder / f"gen_{i:0{digits}d}.png", image)
-            bar.update(len(made))
+    start_backend()
+    gan = build(args, "fp32")
+    restore(gan, path, generator_only=True)
+    if single:
+        about = {
+            "checkpoint": str(path.resolve()),
+            "checkpoint_sha256": checkpoint.sha256(path),
+            "epochs": gan.epochs,
+            "trained_on": stored.get("folder", str(find_dataset(args).resolve())),
+        }
+        sampling.write_singles(gan, n, args.seed, Path(args.output_path), about)
+    else:
+        sampling.visualize(gan, args.options, Path(args.sample_dir), n, args.seed)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The two networks of DCGAN and their training step, in TensorFlow 2 / Keras 3.
+"""The two networks of DCGAN and the state of their training, in Keras 3 on either backend.
 
 Radford, Metz, Chintala: "Unsupervised Representation Learning with Deep Convolutional
 Generative Adversarial Networks", ICLR 2016; with the 5x5 kernels and the two generator steps
@@ -7,17 +7,20 @@ per discriminator step of the TensorFlow code that the re-ID papers used (Zheng,
 
 Example:
     gan = DCGAN(height=128, width=64)
-    losses = gan.train_step(real)             # real: float32 [B, 128, 64, 3] in [-1, 1]
+    d_loss, g_loss = gan.train_step(real)     # real: uint8 [B, 128, 64, 3]
     images = gan.generate(gan.noise(10, 0))   # uint8 [10, 128, 64, 3]
 """
 
-from pathlib import Path
-
+import augment
 import keras
 import numpy as np
-import tensorflow as tf
-from keras import layers
-from utils import fail, to_signed, to_uint8
+from keras import layers, ops
+from utils import to_uint8
+
+if keras.backend.backend() == "torch":
+    from step_torch import make_forward, make_step
+else:
+    from step_tensorflow import make_forward, make_step
 
 STAGES = 4  # stride-2 layers on each side: height and width are multiples of 2**4
 GENERATE_BATCH = 64  # fixed, see DCGAN.generate
@@ -32,7 +35,7 @@ def _batch_norm():
 
 
 # Convolutions that batch norm follows have no bias: the norm subtracts it again, and Adam would
-# blow up the rounding noise that is its gradient.
+# blow up the rounding noise that is its gradient. What leaves a network is float32, always.
 
 
 def build_generator(height: int, width: int, z_dim: int = 100, gf_dim: int = 64) -> keras.Model:
@@ -52,56 +55,75 @@ def build_generator(height: int, width: int, z_dim: int = 100, gf_dim: int = 64)
         )
     net.add(_batch_norm())
     net.add(layers.ReLU())
-    net.add(
-        layers.Conv2DTranspose(3, 5, 2, "same", activation="tanh", kernel_initializer=_normal())
-    )
+    net.add(layers.Conv2DTranspose(3, 5, 2, "same", kernel_initializer=_normal()))
+    net.add(layers.Activation("tanh", dtype="float32"))
     return net
 
 
-def build_discriminator(height: int, width: int, df_dim: int = 64) -> keras.Model:
-    """Image `[B, height, width, 3]` in [-1, 1] -> logit `[B, 1]`, large for a real image."""
+def build_discriminator(
+    height: int, width: int, df_dim: int = 64, spectral_norm: bool = False
+) -> keras.Model:
+    """Image `[B, height, width, 3]` in [-1, 1] -> logit `[B, 1]`, large for a real image.
+
+    `spectral_norm` takes batch norm's place (Miyato et al., "Spectral Normalization for
+    Generative Adversarial Networks", ICLR 2018).
+    """
+    convolution = SpectralConv2D if spectral_norm else layers.Conv2D
     net = keras.Sequential(name="discriminator")
     net.add(keras.Input((height, width, 3)))
     for stage in range(STAGES):
+        normed = stage > 0 and not spectral_norm
         net.add(
-            layers.Conv2D(
-                df_dim * 2**stage, 5, 2, "same", use_bias=stage == 0, kernel_initializer=_normal()
+            convolution(
+                df_dim * 2**stage, 5, 2, "same", use_bias=not normed, kernel_initializer=_normal()
             )
         )
-        if stage > 0:
+        if normed:
             net.add(_batch_norm())
         net.add(layers.LeakyReLU(negative_slope=0.2))
     net.add(layers.Flatten())
-    net.add(layers.Dense(1, kernel_initializer=_normal()))
+    net.add(layers.Dense(1, kernel_initializer=_normal(), dtype="float32"))
     return net
 
 
-def batches(images: np.ndarray, batch_size: int, seed: int, epoch: int, skip: int = 0):
-    """One epoch as a `tf.data.Dataset` of float32 `[batch_size, H, W, 3]` in [-1, 1].
+class SpectralConv2D(layers.Conv2D):
+    """A convolution whose kernel is divided by its largest singular value.
 
-    `images` is uint8 `[N, H, W, 3]`. The order depends on seed and epoch alone, so a run that
-    stopped after `skip` batches goes on with the batch it would have seen next. The few images
-    that do not fill a batch are left out; they are others in each epoch.
+    That value is followed by one power iteration each training call. (Keras has a wrapper that
+    overwrites the kernel instead, which PyTorch can't differentiate through two calls.)
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(images))
 
-    def rows():
-        for k in range(skip, len(images) // batch_size):
-            yield to_signed(images[order[k * batch_size : (k + 1) * batch_size]])
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.u = self.add_weight(
+            shape=(1, self.filters), initializer="random_normal", trainable=False, name="u"
+        )
 
-    spec = tf.TensorSpec((batch_size, *images.shape[1:]), tf.float32)
-    return tf.data.Dataset.from_generator(rows, output_signature=spec).prefetch(2)
+    def call(self, inputs, training=False):
+        matrix = ops.reshape(self.kernel, (-1, self.filters))
+        v = ops.stop_gradient(ops.normalize(ops.matmul(self.u, ops.transpose(matrix))))
+        u = ops.stop_gradient(ops.normalize(ops.matmul(v, matrix)))
+        if training:
+            self.u.assign(ops.cast(u, "float32"))
+        norm = ops.sum(ops.matmul(v, matrix) * u)
+        outputs = ops.conv(inputs, self.kernel / norm, self.strides, self.padding)
+        return outputs + self.bias
 
 
 class DCGAN:
-    """Generator, discriminator and their optimizers.
+    """Generator, discriminator, their optimizers, and the average of the generator's weights.
 
     Args:
         height, width: image size in pixels, multiples of 16.
         z_dim: length of the noise vector z, uniform in (-1, 1).
         gf_dim, df_dim: filters next to the image in generator and discriminator.
         learning_rate, beta1: of Adam, for both networks.
-        seed: of the first weights and of the noise in training.
+        seed: of the first weights, and of noise and augmentation in training.
+        spectral_norm: see `build_discriminator`.
+        ema: decay of the average that images are made with; 0: the newest weights.
+        policy: what `augment` does to the images that the discriminator sees, e.g. ("flip",).
+        precision: "bf16" computes in bfloat16 and keeps weights in float32; or "fp32".
+        xla: whether XLA compiles the step (TensorFlow only).
     """
 
     def __init__(
@@ -114,76 +136,53 @@ class DCGAN:
         learning_rate: float = 2e-4,
         beta1: float = 0.5,
         seed: int = 0,
+        spectral_norm: bool = False,
+        ema: float = 0.0,
+        policy: tuple[str, ...] = (),
+        precision: str = "fp32",
+        xla: bool = False,
     ):
         keras.utils.set_random_seed(seed)
-        self.z_dim, self.seed = z_dim, seed
+        keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bf16" else "float32")
+        self.height, self.width, self.z_dim, self.seed = height, width, z_dim, seed
+        self.ema, self.policy, self.backend = ema, policy, keras.backend.backend()
         self.generator = build_generator(height, width, z_dim, gf_dim)
-        self.discriminator = build_discriminator(height, width, df_dim)
+        self.discriminator = build_discriminator(height, width, df_dim, spectral_norm)
+        self.average = build_generator(height, width, z_dim, gf_dim) if ema else None
         self.g_optimizer, self.d_optimizer = (
             keras.optimizers.Adam(learning_rate, beta_1=beta1, epsilon=1e-8) for _ in range(2)
         )
         # Build their variables now: a checkpoint can only fill what exists.
         self.g_optimizer.build(self.generator.trainable_variables)
         self.d_optimizer.build(self.discriminator.trainable_variables)
-        # Whole epochs done, and batches of the epoch after them: where resuming goes on.
-        self.epochs, self.batches = (tf.Variable(0, dtype=tf.int64) for _ in range(2))
-        self.checkpoint = tf.train.Checkpoint(
-            epochs=self.epochs,
-            batches=self.batches,
-            generator=self.generator,
-            discriminator=self.discriminator,
-            g_optimizer=self.g_optimizer,
-            d_optimizer=self.d_optimizer,
-        )
+        # Steps done; whole epochs, and batches of the one after: where resuming goes on.
+        self.steps = self.epochs = self.batches = 0
+        self._step = make_step(self, xla)
+        self._forward = make_forward(self.average or self.generator)
 
-    @tf.function
-    def train_step(self, real: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def train_step(self, real: np.ndarray):
         """One update of the discriminator, two of the generator, all on the same noise.
 
-        `real` is float32 `[B, H, W, 3]` in [-1, 1]. Returns the discriminator's loss before its
-        update and the generator's before its second one: they come out of the graph that
-        computes the gradients, nothing is evaluated twice.
+        `real` is uint8 `[B, H, W, 3]`. Returns the discriminator's loss before its update and
+        the generator's before its second one, as scalars of the backend (a GPU is not waited for).
         """
-        # The noise follows from seed and step number, so resuming repeats nothing.
-        step = tf.cast(self.d_optimizer.iterations, tf.int64)
-        z = tf.random.stateless_uniform(
-            (real.shape[0], self.z_dim), tf.stack([tf.constant(self.seed, tf.int64), step]), -1, 1
-        )
-        with tf.GradientTape() as tape:
-            fake = self.generator(z, training=True)
-            with tape.stop_recording():
-                d_loss = self._update_discriminator(real, fake)
-            # The same images serve the first generator step: its weights have not changed since.
-            g_loss = self._generator_loss(fake)
-        self._update_generator(tape, g_loss)
-        with tf.GradientTape() as tape:
-            g_loss = self._generator_loss(self.generator(z, training=True))
-        self._update_generator(tape, g_loss)
-        return d_loss, g_loss
+        # Noise and augmentation follow from seed and step: the same on each backend, and
+        # resuming repeats nothing.
+        rng = np.random.default_rng([self.seed, self.steps])
+        z = self.noise(len(real), rng)
+        # Of the real images, and of the fake ones in each of the three updates.
+        plans = [augment.draw(self.policy, *real.shape[:3], rng) for _ in range(4)]
+        # The average leaves the random start behind sooner than its decay alone would.
+        decay = min(self.ema, (1 + self.steps) / (10 + self.steps))
+        losses = self._step(real, z, plans, np.float32(1 - decay))
+        self.steps += 1
+        return losses
 
-    def _update_discriminator(self, real, fake):
-        with tf.GradientTape() as tape:
-            # Two calls, not one of both: batch norm keeps the statistics of real and fake apart.
-            on_real = self.discriminator(real, training=True)
-            on_fake = self.discriminator(fake, training=True)
-            # softplus(-x) = -log sigmoid(x), softplus(x) = -log(1 - sigmoid(x))
-            loss = tf.reduce_mean(tf.nn.softplus(-on_real)) + tf.reduce_mean(
-                tf.nn.softplus(on_fake)
-            )
-        weights = self.discriminator.trainable_variables
-        self.d_optimizer.apply(tape.gradient(loss, weights), weights)
-        return loss
-
-    def _generator_loss(self, fake):
-        return tf.reduce_mean(tf.nn.softplus(-self.discriminator(fake, training=True)))
-
-    def _update_generator(self, tape, loss):
-        weights = self.generator.trainable_variables
-        self.g_optimizer.apply(tape.gradient(loss, weights), weights)
-
-    @tf.function(reduce_retracing=True)
-    def _forward(self, z):
-        return self.generator(z, training=False)
+    def update_average(self, share):
+        """Move the averaged weights, batch norm's included, by `share` towards the newest."""
+        if self.average:
+            for mean, weight in zip(self.average.weights, self.generator.weights, strict=True):
+                mean.assign(mean + share * (weight - mean))
 
     def generate(self, z: np.ndarray) -> np.ndarray:
         """z `[N, z_dim]` -> uint8 images `[N, H, W, 3]`, with batch norm's moving averages.
@@ -194,38 +193,37 @@ class DCGAN:
         padded = np.zeros((-(-len(z) // GENERATE_BATCH) * GENERATE_BATCH, self.z_dim), np.float32)
         padded[: len(z)] = z
         made = [
-            to_uint8(self._forward(tf.constant(part)).numpy())
+            to_uint8(ops.convert_to_numpy(self._forward(part)))
             for part in np.split(padded, len(padded) // GENERATE_BATCH)
         ]
         return np.concatenate(made)[: len(z)]
 
-    def save(self, folder: Path) -> None:
-        """Write all of the training state to `folder` (whole or not at all); keep the last two."""
-        try:
-            manager = tf.train.CheckpointManager(self.checkpoint, str(folder), max_to_keep=2)
-            manager.save(checkpoint_number=int(self.epochs))
-        except tf.errors.OpError as problem:
-            fail(f"--checkpoint_dir: cannot write to {folder}: {problem.message[:150]}")
-
-    def restore(self, folder: Path, generator_only: bool = False) -> None:
-        """Load the last checkpoint in `folder`, if there is one; a damaged one is an error."""
-        path = tf.train.latest_checkpoint(folder)
-        if path is None:
-            return
-        try:
-            if generator_only:
-                status = tf.train.Checkpoint(generator=self.generator).restore(path)
-                status.assert_existing_objects_matched().expect_partial()
-            else:
-                learning_rate = float(self.g_optimizer.learning_rate)
-                self.checkpoint.restore(path).assert_consumed()
-                # The checkpoint brings its own learning rate; what the user says goes.
-                self.g_optimizer.learning_rate = learning_rate
-                self.d_optimizer.learning_rate = learning_rate
-        except Exception as problem:  # a damaged file raises anything, IndexError included
-            reason = str(problem).strip().split("\n")[0][:150]
-            fail(f"--checkpoint_dir: cannot load {path}: {reason}")
-
     def noise(self, n: int, rng: np.random.Generator | int) -> np.ndarray:
         """float32 `[n, z_dim]`, uniform in (-1, 1), from a numpy generator or a seed."""
         return np.random.default_rng(rng).uniform(-1, 1, (n, self.z_dim)).astype(np.float32)
+
+    def _variables(self, generator_only: bool = False) -> dict:
+        """Every variable of the training state under a name; or those that make images."""
+        if generator_only:
+            owners = {"average": self.average} if self.average else {"generator": self.generator}
+        else:
+            owners = {"generator": self.generator, "discriminator": self.discriminator}
+            owners |= {"average": self.average} if self.average else {}
+            owners |= {"g_optimizer": self.g_optimizer, "d_optimizer": self.d_optimizer}
+        return {
+            f"{name}/{number}": variable
+            for name, owner in owners.items()
+            for number, variable in enumerate(owner.variables)
+        }
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All of the training state, as plain arrays."""
+        arrays = {name: ops.convert_to_numpy(v) for name, v in self._variables().items()}
+        return arrays | {"done": np.array([self.steps, self.epochs, self.batches])}
+
+    def set_state(self, arrays: dict[str, np.ndarray], generator_only: bool = False) -> None:
+        """Take over what `state` gave. Raises KeyError or ValueError where it does not fit."""
+        for name, variable in self._variables(generator_only).items():
+            if not name.endswith("optimizer/1"):  # the rate: what the user says now goes
+                variable.assign(arrays[name])
+        self.steps, self.epochs, self.batches = arrays["done"].tolist()

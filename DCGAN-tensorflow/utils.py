@@ -8,6 +8,7 @@ Images are numpy arrays `[N, H, W, 3]`, uint8 (0..255) outside the networks and 
 import argparse
 import fnmatch
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -24,8 +25,7 @@ from tqdm import tqdm
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images; more go to a file on disk
-STEPS = 8  # images from z = -1 to z = 1 in a sweep
-FIGURES = 8  # figures side by side in a sweep, and dimensions that --options 2 picks
+MANIFEST = "manifest.json"  # beside single images: where they come from
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -98,6 +98,27 @@ def silence() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether "CPU" or "GPU" has fast bf16 arithmetic."""
+    if device == "GPU":
+        if os.environ["KERAS_BACKEND"] == "torch":
+            import torch
+
+            return torch.cuda.get_device_capability() >= (8, 0)
+        import tensorflow as tf
+
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        details = tf.config.experimental.get_device_details(gpu)
+        return details.get("compute_capability", (0, 0)) >= (8, 0)
+    cpu = Path("/proc/cpuinfo")  # elsewhere than on Linux it can't be told: no
+    return cpu.exists() and any(word in cpu.read_text() for word in ("avx512_bf16", "amx_bf16"))
 
 
 # ---- images in ---------------------------------------------------------------------------------
@@ -178,9 +199,9 @@ def load_images(paths: list[Path], height: int, width: int, crop=None) -> np.nda
     return images
 
 
-def to_signed(images: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float32 -1..1, the same line for every image (no contrast stretching)."""
-    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+def to_signed(images):
+    """Floats 0..255 -> -1..1, the same line for every image (no contrast stretching)."""
+    return images / 127.5 - 1
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -257,40 +278,3 @@ def new_folder(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-# ---- pictures of what a generator has learnt ---------------------------------------------------
-
-
-def visualize(gan, option: int, folder: Path, n: int, seed: int) -> None:
-    """The pictures of --options 0..4 (see main.py --help) in `folder`, n images for option 0."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    if option == 0:
-        save_png(folder / "grid.png", grid(gan.generate(gan.noise(n, rng)), round(n**0.5 + 0.49)))
-    elif option == 4:
-        z = np.repeat(gan.noise(1, rng), gan.z_dim, axis=0)  # one figure, many times:
-        cells = np.arange(gan.z_dim)  # cell d sweeps dimension d
-        columns = round(gan.z_dim**0.5 + 0.49)
-        frames = [grid(made, columns) for made in sweep(gan, z, (cells, cells))]
-        save_gif(folder / "sweeps.gif", frames)
-    else:
-        z = gan.noise(FIGURES, rng)
-        some = sorted(rng.permutation(gan.z_dim)[:FIGURES])
-        for d in tqdm(some if option == 2 else range(gan.z_dim), unit="z", disable=None):
-            made = sweep(gan, z, (slice(None), d))
-            if option == 1:  # a row is a figure, a column a value of z
-                picture = grid(np.concatenate(made.swapaxes(0, 1)), STEPS)
-                save_png(folder / f"sweep_{d:03d}.png", picture)
-            else:
-                frames = [grid(frame, FIGURES) for frame in made]
-                save_gif(folder / f"sweep_{d:03d}.gif", frames)
-
-
-def sweep(gan, z: np.ndarray, where) -> np.ndarray:
-    """Images `[STEPS, N, H, W, 3]` of z `[N, z_dim]` with z[where] going from -1 to 1."""
-    steps = np.repeat(z[None], STEPS, axis=0)
-    for step, value in zip(steps, np.linspace(-1, 1, STEPS), strict=True):
-        step[where] = value
-    made = gan.generate(steps.reshape(-1, gan.z_dim))
-    return made.reshape(STEPS, len(z), *made.shape[1:])

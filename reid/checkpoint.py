@@ -35,7 +35,7 @@ from reid.provenance import provenance
 FREE_ON_RESUME = set("epochs workers gpu_ids resume save_every model_dir tensorboard cache".split())
 # Measured facts that must be the same, and what to say of each where it is not.
 SAME_ON_RESUME = {
-    "loss": "by another script",
+    "loss": "by another script or label rule",
     "class_num": "with another number of classes",
     "dataset": "on other images",
     "arithmetic": "in other arithmetic (see --precision)",

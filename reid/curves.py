@@ -1,4 +1,7 @@
-"""Curves: `train.jpg`, what a run's loss and error did, and the CMC curve of its scores."""
+"""Curves: `train.jpg`, what a run's loss and error did, and the CMC curve of its scores.
+
+And `ablation.jpg`, scores against the number of generated images.
+"""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -43,3 +46,58 @@ def draw_cmc(curves, path):
     axes.legend(loc="lower right", title="band: 95 % interval over other people")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="jpg", dpi=120)
+
+
+def draw_ablation(rows, path):
+    """Draw mAP and Rank@1 against the number of generated images into a JPEG.
+
+    rows: those of ablation.py's table to draw, dicts in shares. A rule is a line from 0 images on
+    with its interval as a band, or with one number a point with an error bar.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    lines = {}
+    for row in rows:
+        lines.setdefault((row["backbone"], row["rule"]), []).append(row)
+    zeros = {row["backbone"]: row for row in rows if row["number"] == 0}
+    numbers = sorted({row["number"] for row in rows})
+    for place, (score, title) in enumerate([("mAP", "mAP"), ("rank1", "Rank@1")], start=1):
+        axes = figure.add_subplot(1, 2, place, xlabel="generated images", ylabel=f"{title}, %")
+        for zero in zeros.values():
+            axes.axhline(100 * zero[score], color="grey", linestyle=":", linewidth=1)
+            draw_point(axes, zero, 0, score, color="grey")
+        shift = numbers[-1] / 80  # lest points at one number hide one another
+        for (backbone, rule), own in lines.items():
+            if not rule:
+                continue
+            name = f"{backbone} {rule}" if len(zeros) > 1 else rule
+            if len(own) > 1:
+                draw_line(axes, [zeros[backbone], *own], score, name)
+            else:
+                draw_point(axes, own[0], own[0]["number"] + shift, score, label=name)
+                shift += numbers[-1] / 80
+        axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        axes.grid(alpha=0.3)
+    seeds = len(rows[0]["seeds"])
+    title = f"band: 95 % interval over {seeds} training seeds" if seeds > 1 else "one training seed"
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=6, title=title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="jpg", dpi=120)
+
+
+def draw_line(axes, rows, score, name):
+    """A line through rows of the table, with the band of their intervals where they have any."""
+    numbers = [row["number"] for row in rows]
+    (line,) = axes.plot(numbers, [100 * row[score] for row in rows], "o-", label=name, markersize=4)
+    if rows[0][f"{score}_interval"]:
+        low, high = zip(*(row[f"{score}_interval"] for row in rows), strict=True)
+        bounds = [100 * value for value in low], [100 * value for value in high]
+        axes.fill_between(numbers, *bounds, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def draw_point(axes, row, at, score, **style):
+    """A row of the table as a point, with its interval as an error bar where it has one."""
+    bounds = row[f"{score}_interval"]
+    reach = 50 * (bounds[1] - bounds[0]) if bounds else None
+    axes.errorbar(at, 100 * row[score], reach, fmt="s", markersize=4, capsize=3, **style)

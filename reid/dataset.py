@@ -161,7 +161,10 @@ def generated_images(gen_dir, number=None, seed=0):
 
 def fingerprint(samples):
     """What a run was trained on: number of images and a hash of their names, sizes and labels."""
-    lines = sorted(f"{s.label} {s.path.name} {s.path.stat().st_size}" for s in samples)
+    try:
+        lines = sorted(f"{s.label} {s.path.name} {s.path.stat().st_size}" for s in samples)
+    except OSError as error:  # a broken link
+        raise UserError(f"{error.filename}: can't be read ({error.strerror}); replace it") from None
     return {
         "images": len(samples),
         "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),

@@ -20,7 +20,7 @@ from reid.files import update_results
 from reid.loading import EvalBatches, TrainBatches, read_all, size_in_memory
 from reid.losses import MetricLoss, full
 from reid.optimiser import rate_factor, running_mean, set_rate, sgd
-from reid.parallel import distribute, join_world, leave_world
+from reid.parallel import Split, distribute, join_world, leave_world
 from reid.provenance import command_line
 from reid.transforms import TrainTransform, normalise, val_transform
 
@@ -28,21 +28,27 @@ CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the
 SHOW_EVERY = 0.5  # seconds between changes of the progress bar
 
 
-def train(args, train_samples, val_samples, class_num, loss_function):
+def train(
+    args, train_samples, val_samples, class_num, loss_function, extra_outputs=0, prepare=None
+):
     """Train a network and fill its run folder.
 
     args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
     `add_speed_options`. train_samples, val_samples: lists of `reid.dataset.Sample`; the second
-    may be empty. loss_function: see `reid.losses`.
+    may be empty. class_num: identities among them. loss_function: see `reid.losses`.
+    extra_outputs: of the network, for classes that are no identities. prepare: called with the
+    World when all is checked and before images are read, for work that the loss needs.
     """
     world = join_world(args.gpu_ids)
     dtype = arithmetic(world.device, args.precision, world.gpus)
-    check_batchsize(args, world, len(train_samples))
+    generated = sum(sample.generated for sample in train_samples)
+    check_split(args, world)
+    check_batchsize(args, world, len(train_samples) - generated + (args.gan_batch or generated))
     run = Run(Path(args.model_dir) / args.name)
     facts = {
         "loss": loss_function.__name__,
         "class_num": class_num,
-        "generated": sum(sample.generated for sample in train_samples),
+        "generated": generated,
         "dataset": fingerprint(train_samples),
         "gan_manifest": manifest(train_samples),
         "device": str(world.device),
@@ -56,7 +62,7 @@ def train(args, train_samples, val_samples, class_num, loss_function):
     torch.manual_seed(args.seed)
     net = build_network(
         args.use_dense,
-        class_num,
+        class_num + extra_outputs,
         "none" if args.resume and run.has_state() else args.pretrained,
         neck=args.neck,
         pooling=args.pooling,
@@ -69,6 +75,8 @@ def train(args, train_samples, val_samples, class_num, loss_function):
     with leaving_clean(run, world):
         if args.resume:
             history = training.resume(run)
+        if prepare:
+            prepare(world)
         training.read(train_samples, val_samples)
         world.say(
             f"{run.path}: {len(train_samples)} images of {class_num} classes, "
@@ -98,7 +106,8 @@ class Training:
         self.metric_loss = MetricLoss(args.triplet, args.circle) if comparing(args) else None
         net = place(net, world.device)
         self.mean = running_mean(net, args.ema) if args.ema else None
-        self.net = distribute(net, world)
+        self.split = Split(world) if args.split_bn else None
+        self.net = distribute(net, world, self.split)
         self.optimizer = sgd(self.net, args.lr)
         if args.compile:
             self.net.compile()
@@ -122,7 +131,14 @@ class Training:
             total = size_in_memory(cache) + size_in_memory(val_cache)
             world.say(f"images decoded into memory: {total:.2f} GB")
         self.batches = TrainBatches(
-            train_samples, transform, args.batchsize, args.workers, cache, world, args.instances
+            train_samples,
+            transform,
+            args.batchsize,
+            args.workers,
+            cache,
+            world,
+            args.instances,
+            args.gan_batch or 0,
         )
         self.val_labels = torch.tensor([sample.label for sample in held_out])
         self.val_images = len(val_samples)
@@ -146,7 +162,7 @@ class Training:
                 set_rate(
                     self.optimizer, rate_factor(number - 1 + step / len(self.batches), self.args)
                 )
-                losses, errors = self.step(batch)
+                losses, errors = self.step(batch, number)
                 totals += torch.stack([losses, *errors])
                 seen.append((losses, batch.numbers))
                 if len(seen) == CHECK_EVERY or self.world.device.type == "cpu":
@@ -167,14 +183,16 @@ class Training:
             line |= self.validate()
         return line | {"seconds": round(time.perf_counter() - started, 2)}
 
-    def step(self, batch):
+    def step(self, batch, epoch=1):
         """Learn from a batch: its mean loss over all processes; errors and number of real images
         of this process's share.
         """
+        if self.split:
+            self.split.tell(batch.generated)
         with autocast(self.world.device, self.dtype):
             logits, features = self.net(batch.images, return_both=True)
         loss = self.loss_function(
-            logits, batch.labels, batch.generated, smoothing=self.args.label_smoothing
+            logits, batch.labels, batch.generated, self.args.label_smoothing, epoch
         )
         if self.metric_loss:
             shares = full(features), batch.labels, batch.generated
@@ -271,15 +289,33 @@ def comparing(args):
     return args.triplet > 0 or args.circle > 0
 
 
+def check_split(args, world):
+    """Raise UserError where batch norm can't treat real and generated images apart."""
+    if args.split_bn and world.gpus:
+        raise UserError(
+            "--split_bn: DataParallel can't; start one process a GPU: "
+            f"torchrun --nproc_per_node {len(world.gpus)}"
+        )
+
+
 def check_batchsize(args, world, images):
-    """Raise UserError where batches can't be shared out, or hold too few images for batch norm."""
+    """Raise UserError where batches can't be shared out, or hold too few images for batch norm.
+
+    images: of which a batch can be made.
+    """
+    real = args.batchsize - (args.gan_batch or 0)
+    if real < 1:
+        raise UserError(
+            f"--gan_batch {args.gan_batch}: leaves no real images in a --batchsize of "
+            f"{args.batchsize}; lower it"
+        )
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:
         raise UserError(f"--batchsize: {batchsize} images can't be shared among {parts}")
     if batchsize < 2 * len(world.gpus) or batchsize < 2:
         raise UserError("--batchsize: batch norm needs two images or more, on each GPU of its own")
-    if args.instances and args.batchsize % args.instances:
-        raise UserError(f"--instances: {args.batchsize} images a batch are no multiple of it")
+    if args.instances and real % args.instances:
+        raise UserError(f"--instances: {real} images a batch are no multiple of it")
     if comparing(args) and args.instances < 2:
         raise UserError("--triplet and --circle compare images of an identity: add --instances 4")
     if world.gpus:

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Images to train on: this process's share of a step."""
 
     images: torch.Tensor  # float32 [B, 3, height, width] on the device
-    labels: torch.Tensor  # int64 [B]
+    labels: torch.Tensor  # int64 [B]; of generated image number n it is -1 - n
     generated: torch.Tensor  # int64 [B], 1 where a GAN made the image
     numbers: list  # which samples the whole step is made of, over all processes
 
@@ -31,22 +31,31 @@ class TrainBatches:
 
     samples: list of `reid.dataset.Sample`; transform: `reid.transforms.TrainTransform`;
     instances: images of an identity that stand together in a batch, or 0 to shuffle freely;
-    world: `reid.parallel.World`. A batch is shared out evenly among its processes.
+    gan_batch: generated images in every batch, or 0 to shuffle them among the real ones; an epoch
+    is then a pass over the real ones. world: `reid.parallel.World`. A batch is shared out evenly
+    among its processes.
     """
 
-    def __init__(self, samples, transform, batchsize, workers, cache, world, instances=0):
+    def __init__(
+        self, samples, transform, batchsize, workers, cache, world, instances=0, gan_batch=0
+    ):
         self.samples, self.transform, self.world = samples, transform, world
+        self.instances, self.gan_batch = instances, gan_batch
+        self.generated = torch.tensor([sample.generated for sample in samples])
+        labels = torch.tensor([sample.label for sample in samples])
+        # Generated images get a number each, for losses that know each of them.
+        self.labels = torch.where(self.generated == 1, -self.generated.cumsum(0), labels)
+        # What an epoch is a pass over, as numbers of samples.
+        self.pool = [n for n, s in enumerate(samples) if not (gan_batch and s.generated)]
         # Batch norm needs full batches, so an incomplete last one is left out; of a set smaller
         # than one batch, all of it is one.
-        self.batchsize = min(batchsize, len(samples))
-        self.instances = instances
-        images = len(samples)
+        self.from_pool = min(batchsize - gan_batch, len(self.pool))
+        self.batchsize = self.from_pool + gan_batch
+        images = len(self.pool)
         if instances:  # groups are filled up
-            counts = Counter(sample.label for sample in samples).values()
+            counts = Counter(samples[n].label for n in self.pool).values()
             images = sum(-(-count // instances) * instances for count in counts)
-        self.steps = images // self.batchsize
-        self.labels = torch.tensor([sample.label for sample in samples])
-        self.generated = torch.tensor([sample.generated for sample in samples])
+        self.steps = images // self.from_pool
         self.images = cache
         if cache is None:
             dataset = Decoded([sample.path for sample in samples], transform.read)
@@ -59,11 +68,7 @@ class TrainBatches:
     def epoch(self, seed):
         """The batches of an epoch, as `Batch`."""
         generator = torch.Generator().manual_seed(seed)
-        if self.instances:
-            order = identity_order(self.samples, self.instances, generator)
-        else:
-            order = torch.randperm(len(self.samples), generator=generator)
-        steps = order[: self.steps * self.batchsize].view(self.steps, self.batchsize)
+        steps = self.draw_steps(generator)
         choices = self.transform.draw(steps.numel(), generator)
         shares = [self.world.share(step) for step in steps]
         if self.images is not None:
@@ -82,6 +87,21 @@ class TrainBatches:
                 send(self.generated[share], device),
                 step.tolist(),
             )
+
+    def draw_steps(self, generator):
+        """Which samples each step of an epoch is made of: int64 [steps, batchsize]."""
+        pool = torch.tensor(self.pool)
+        if self.instances:
+            order = identity_order([self.samples[n] for n in self.pool], self.instances, generator)
+        else:
+            order = torch.randperm(len(pool), generator=generator)
+        steps = pool[order[: self.steps * self.from_pool]].view(self.steps, self.from_pool)
+        if not self.gan_batch:
+            return steps
+        passes = repeated_passes(
+            self.generated.nonzero()[:, 0], self.steps * self.gan_batch, generator
+        )
+        return torch.cat([steps, passes.view(self.steps, self.gan_batch)], dim=1)
 
 
 class EvalBatches:
@@ -163,6 +183,13 @@ def read_all(paths, read, threads, mode, label):
 def size_in_memory(images):
     """Gigabytes that a list of arrays takes."""
     return sum(image.nbytes for image in images) / GIGABYTE
+
+
+def repeated_passes(numbers, length, generator):
+    """The first `length` of shuffled passes over `numbers`, one after the other."""
+    passes = -(-length // len(numbers))
+    orders = [torch.randperm(len(numbers), generator=generator) for _ in range(passes)]
+    return numbers[torch.cat(orders)[:length]]
 
 
 def identity_order(samples, instances, generator):

@@ -1,11 +1,12 @@
-"""Losses. Over logits: one interface, (logits, labels, generated, smoothing=0) -> scalar.
+"""Losses. Over logits: one interface, (logits, labels, generated, smoothing=0, epoch=1) -> scalar.
 
-logits: [B, K], any floating type; labels: int [B], the class of each real image (of a generated
-one it is a marker and never read); generated: [B], 1 where a GAN made the image, 0 where it is
-real. Each loss is the mean over the batch. smoothing (Szegedy et al. 2016): the share of a real
-image's target that is spread evenly over all classes.
+logits: [B, K], any floating type; labels: int [B], the class of each real image; of generated
+image number n it is the marker -1 - n, which no loss reads as a class; generated: [B], 1 where a
+GAN made the image, 0 where it is real. Each loss is the mean over the batch. smoothing (Szegedy et
+al. 2016): the share of a real image's target that is spread evenly over all identities. epoch: from
+1, for losses in which generated images count from some epoch on.
 
-Over features: `MetricLoss`.
+What a generated image is taught is a rule's matter: `LabelRule`. Over features: `MetricLoss`.
 """
 
 import torch
@@ -17,24 +18,111 @@ TRIPLET_MARGIN = 0.3  # Hermans et al. 2017; Luo et al. 2019
 CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 128  # Sun et al. 2020, section 4.1, for re-ID
 
 
-def cross_entropy(logits, labels, generated, smoothing=0.0):
+def cross_entropy(logits, labels, generated, smoothing=0.0, epoch=1):
     """Cross-entropy over real images, the baseline's loss."""
     return F.cross_entropy(full(logits), labels, label_smoothing=smoothing)
 
 
-def lsro(logits, labels, generated, smoothing=0.0):
-    """Label smoothing regularisation for outliers (Zheng et al., ICCV 2017, equation 6).
+class LabelRule:
+    """Cross-entropy with a rule for generated images: mean over the batch of
 
-    A real image has its class as the target, a generated one the uniform distribution over all:
-    -(1 - z) log p(y) - z / K sum_k log p(k), with z = 1 for generated images.
+        -log p(y)               for a real image of class y
+        -w sum_k q_k log p(k)   for a generated one, q = its row of target(logits, labels)
+
+    name: the rule's, which a resumed run must share. target: function of detached logits [B, K] and
+    labels [B] that returns q [B, K]; rows of real images are finite and not read. weight: w, which
+    is 0 up to epoch `start`. extra: the last outputs of the network that are no identities.
     """
-    log_p = F.log_softmax(full(logits), dim=1)
-    generated = generated.bool()
-    # The marker is no class, so it is swapped for any valid one before the look-up.
-    real_loss = -log_p.gather(1, labels.masked_fill(generated, 0)[:, None])[:, 0]
-    even_loss = -log_p.mean(dim=1)
-    real_loss = (1 - smoothing) * real_loss + smoothing * even_loss
-    return torch.where(generated, even_loss, real_loss).mean()
+
+    def __init__(self, name, target, weight=1.0, start=0, extra=0):
+        self.__name__ = name
+        self.target, self.weight, self.start, self.extra = target, weight, start, extra
+
+    def __call__(self, logits, labels, generated, smoothing=0.0, epoch=1):
+        logits = full(logits)
+        log_p = F.log_softmax(logits, dim=1)
+        generated = generated.bool()
+        # The marker is no class, so it is swapped for any valid one before the look-up.
+        real_loss = -log_p.gather(1, labels.masked_fill(generated, 0)[:, None])[:, 0]
+        even_loss = -log_p[:, : log_p.shape[1] - self.extra].mean(dim=1)
+        real_loss = (1 - smoothing) * real_loss + smoothing * even_loss
+        weight = self.weight if epoch > self.start else 0.0
+        generated_loss = -weight * (self.target(logits.detach(), labels) * log_p).sum(dim=1)
+        return torch.where(generated, generated_loss, real_loss).mean()
+
+
+def uniform(logits, labels):
+    """All classes alike."""
+    return torch.full_like(logits, 1 / logits.shape[1])
+
+
+def last_class(logits, labels):
+    """The last output, a class of its own for all that is generated."""
+    return one_hot(torch.full_like(labels, logits.shape[1] - 1), logits)
+
+
+def most_probable(logits, labels):
+    """The class that the network holds most probable now."""
+    return one_hot(logits.argmax(dim=1), logits)
+
+
+def by_rank(logits, labels):
+    """In proportion to the rank of what the network holds probable now."""
+    return shares(ranks(logits), logits)
+
+
+class Table:
+    """A distribution for each generated image, fixed before training: `weights` int [N, K], on the
+    logits' device; row n, over its sum, is image n's.
+    """
+
+    weights = None
+
+    def __call__(self, logits, labels):
+        return shares(self.weights[(-1 - labels).clamp(min=0)], logits)
+
+
+def ranks(logits):
+    """Ranks of the classes, int64 [B, K]: 1 for the least probable, K for the most.
+
+    Of two equal ones the lower class number has the lower rank.
+    """
+    return logits.argsort(dim=1, stable=True).argsort(dim=1) + 1
+
+
+def shares(weights, like):
+    """Rows that sum to 1, in the type of another tensor."""
+    weights = weights.to(like.dtype)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def one_hot(classes, like):
+    """Rows [B, K] with a 1 at `classes` [B], of another tensor's shape and type."""
+    return torch.zeros_like(like).scatter_(1, classes[:, None], 1)
+
+
+# Label smoothing regularisation for outliers (Zheng et al., ICCV 2017, equation 6).
+lsro = LabelRule("lsro", uniform)
+
+
+def label_rule(name, weight=1.0, start=0):
+    """The rule of that name; those of a finished run need their Table filled.
+
+    lsro: uniform (Zheng et al., ICCV 2017). all_in_one: one class more than there are identities
+    (Salimans et al. 2016). pseudo: the network's current arg-max (Lee 2013). mprl_dynamic,
+    mprl_static: in proportion to the rank of the predicted probability, of the network as it is or
+    of a finished run's (Huang et al. 2018, multi-pseudo regularised label). sls: uniform over the
+    identities in the image's cluster of a finished run's features (Ainam et al. 2018, sparse label
+    smoothing).
+    """
+    targets = {
+        "lsro": uniform,
+        "all_in_one": last_class,
+        "pseudo": most_probable,
+        "mprl_dynamic": by_rank,
+    }
+    extra = 1 if name == "all_in_one" else 0
+    return LabelRule(name, targets.get(name) or Table(), weight, start, extra)
 
 
 def full(x):

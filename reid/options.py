@@ -117,6 +117,7 @@ def add_run_options(parser, name, model_dir):
 
 def add_training_options(parser, data_dir):
     """What train_baseline.py and train_lsro.py have in common."""
+    parser.set_defaults(gan_batch=None, split_bn=False)  # flags of train_lsro.py alone
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data_dir", default=data_dir, help="the `pytorch` folder that prepare.py made"

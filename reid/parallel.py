@@ -111,19 +111,23 @@ def leave_world():
         dist.destroy_process_group()
 
 
-def distribute(net, world):
+def distribute(net, world, split=None):
     """The network so that it trains on a share of each batch as on the whole batch.
 
-    On one process: itself, or as DataParallel over `world.gpus`.
+    On one process: itself, or as DataParallel over `world.gpus`. split: a `Split`, by which batch
+    norm treats real and generated images apart, or None.
     """
     if world.gpus:
         return nn.DataParallel(net, world.gpus)
+    norms = nn.modules.batchnorm._BatchNorm
+    if split:
+        net = replace(net, norms, lambda old: WholeBatchNorm(old, world, split))
     if world.size == 1:
         return net
     if world.device.type == "cuda":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # finds none where they are split
     else:
-        net = replace(net, nn.modules.batchnorm._BatchNorm, lambda old: WholeBatchNorm(old, world))
+        net = replace(net, norms, lambda old: WholeBatchNorm(old, world))
     net = replace(net, nn.Dropout, lambda old: WholeDropout(old.p, world))
     ids = [world.device.index] if world.device.type == "cuda" else None
     # The buffers are batch norm's, and the same everywhere.
@@ -153,18 +157,35 @@ class AllSum(torch.autograd.Function):
         return AllSum.apply(gradient)
 
 
+class Split:
+    """Which images of the batch at hand are real and which generated, for all of a network's
+    batch norms to look up.
+    """
+
+    def __init__(self, world):
+        self.world = world
+
+    def tell(self, generated):
+        """To be called before each forward pass in training: [B], 1 where a GAN made the image."""
+        self.groups = torch.stack([generated == 0, generated != 0])  # [2, B]
+        self.images = self.world.sum(self.groups.sum(1))  # of the whole batch, [2]
+
+
 class WholeBatchNorm(nn.Module):
     """Batch norm with the statistics of the whole batch, on any device; PyTorch has it for CUDA.
 
-    Takes over the parameters and buffers of `norm`, under their names.
+    Takes over the parameters and buffers of `norm`, under their names. With a `split`, real and
+    generated images have statistics of their own (the idea of Chang et al. 2019, domain-specific
+    batch normalisation, and Xie et al. 2020, AdvProp), but share scale and shift; what is kept for
+    testing are the real images' statistics.
     """
 
-    def __init__(self, norm, world):
+    def __init__(self, norm, world, split=None):
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         for name, value in norm.named_buffers():
             self.register_buffer(name, value)
-        self.eps, self.momentum, self.world = norm.eps, norm.momentum, world
+        self.eps, self.momentum, self.world, self.split = norm.eps, norm.momentum, world, split
 
     def forward(self, x):
         """[B, C, ...] normalised over all but C, in fp32 (or fp64)."""
@@ -173,18 +194,44 @@ class WholeBatchNorm(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         values = x if x.dtype == torch.float64 else x.float()
-        axes = [n for n in range(x.dim()) if n != 1]
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        number = values.numel() // values.shape[1] * self.world.size
-        mean = self.world.sum(values.sum(axes)) / number
-        centred = values - mean.view(shape)
-        variance = self.world.sum(centred.square().sum(axes)) / number
+        pixels = list(range(2, x.dim()))
+        members, number = self.membership(values)
+
+        def mean_of(values):
+            """The mean over each group's pixels: [groups, C]."""
+            per_image = values.sum(pixels) if pixels else values
+            return self.world.sum((members * per_image).sum(1)) / number.clamp(min=1)
+
+        def of_images(statistics):
+            """Each image's group's: [groups, C] to [B, C, ...], or [1, C, ...] of one group."""
+            rows = statistics if len(number) == 1 else (members * statistics[:, None]).sum(0)
+            return rows.view(*rows.shape, *[1] * len(pixels))
+
+        mean = mean_of(values)
+        centred = values - of_images(mean)
+        variance = mean_of(centred.square())
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (number / (number - 1)), self.momentum)
+            # A group of one value a channel has no variance to learn from.
+            momentum = self.momentum * (number[0] > 1).to(values.dtype)
+            unbiased = variance[0] * (number[0] / (number[0] - 1).clamp(min=1))
+            self.running_mean.lerp_(mean[0], momentum)
+            self.running_var.lerp_(unbiased, momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)
+        shift = self.bias.view(1, -1, *[1] * len(pixels))
+        return torch.addcmul(shift, centred, of_images(scale)).to(x.dtype)
+
+    def membership(self, values):
+        """Who belongs to which group [groups, B, 1], as 0 or 1, and values a channel in each,
+        over all processes, [groups, 1].
+        """
+        if self.split:
+            members, images = self.split.groups, self.split.images
+        else:
+            members = values.new_ones(1, len(values))
+            images = values.new_tensor([len(values) * self.world.size])
+        number = images.to(values.dtype) * values.shape[2:].numel()
+        return members.to(values.dtype)[:, :, None], number[:, None]
 
 
 class WholeDropout(nn.Module):

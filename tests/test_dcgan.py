@@ -4,7 +4,9 @@ Its model.py has the name of the root's, so nothing of it is imported here. Tens
 seconds to start: few processes, each of which shows a lot.
 """
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,15 +20,20 @@ FOLDER = Path(__file__).resolve().parents[1] / "DCGAN-tensorflow"
 NETWORK = ["--output_height=32", "--output_width=16", "--gf_dim=4", "--df_dim=4", "--z_dim=6"]
 
 
-def call(*args):
+def call(*args, backend="tensorflow"):
     """One Python process in DCGAN-tensorflow; paths and numbers become strings."""
     return subprocess.run(
-        [sys.executable, *map(str, args)], cwd=FOLDER, capture_output=True, text=True, timeout=120
+        [sys.executable, *map(str, args)],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": ""},
     )
 
 
-def succeed(*args):
-    done = call(*args)
+def succeed(*args, backend="tensorflow"):
+    done = call(*args, backend=backend)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -93,7 +100,7 @@ def log(place, checkpoint="checkpoint"):
 def test_train_resume_generate(place):
     run = place / "checkpoint/people"
     assert [line["epoch"] for line in log(place)] == [1, 2]
-    assert set(log(place)[0]) == {"epoch", "d_loss", "g_loss", "seconds"}
+    assert set(log(place)[0]) == {"epoch", "d_loss", "g_loss", "diversity", "seconds"}
     assert np.isfinite([line["d_loss"] + line["g_loss"] for line in log(place)]).all()
     options = json.loads((run / "options.json").read_text())
     assert (options["output_height"], options["output_width"], options["gf_dim"]) == (32, 16, 4)
@@ -104,7 +111,7 @@ def test_train_resume_generate(place):
     # Goes on at epoch 3 with the run's own sizes, then generates; line 4 was written by a run
     # that was killed before its checkpoint.
     with (run / "log.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "d_loss": 9, "g_loss": 9, "seconds": 9}\n{"epo')
+        file.write('{"epoch": 3, "d_loss": 9, "g_loss": 9, "diversity": 9, "seconds": 9}\n{"epo')
     done = succeed(
         "main.py",
         "--train",
@@ -120,9 +127,15 @@ def test_train_resume_generate(place):
     )
     assert "epochs 3..3" in done.stdout and "\ngenerate: 70 single images, 32x16" in done.stdout
     assert [line["epoch"] for line in log(place)] == [1, 2, 3] and log(place)[-1]["seconds"] != 9
-    made = sorted((place / "made").iterdir())
+    *made, manifest = sorted((place / "made").iterdir())
     assert [file.name for file in made] == [f"gen_{i:05d}.png" for i in range(70)]
     assert {(Image.open(f).size, Image.open(f).mode) for f in made} == {((16, 32), "RGB")}
+    about = json.loads(manifest.read_text())
+    assert [about[key] for key in ("count", "seed", "height", "width")] == [70, 0, 32, 16]
+    assert (about["epochs"], about["backend"]) == (3, "tensorflow")
+    content = (run / "ckpt-0003.npz").read_bytes()
+    assert about["checkpoint_sha256"] == hashlib.sha256(content).hexdigest()
+    assert sorted(p.name for p in run.glob("ckpt*")) == ["ckpt-0002.npz", "ckpt-0003.npz"]
 
     # Exactly what an uninterrupted run of three epochs arrives at; done twice changes nothing.
     straight = ["--train", "--epoch", 3, "--batch_size", 8, *NETWORK, *paths(place, "straight")]
@@ -132,10 +145,10 @@ def test_train_resume_generate(place):
     assert "train: nothing to do" in done.stdout.splitlines()[-1]
     assert [line["epoch"] for line in log(place, "straight")] == [1, 2, 3]
     one, two = (
-        np.asarray(Image.open(place / f"samples_{name}/train_0003.png")).astype(int)
-        for name in ("checkpoint", "straight")
+        dict(np.load(place / f"{name}/people/ckpt-0003.npz")) for name in ("checkpoint", "straight")
     )
-    assert abs(one - two).max() <= 1
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-6, err_msg=name)
     for a, b in zip(log(place), log(place, "straight"), strict=True):
         assert a["d_loss"] == pytest.approx(b["d_loss"], rel=1e-4)
         assert a["g_loss"] == pytest.approx(b["g_loss"], rel=1e-4)
@@ -167,14 +180,14 @@ def test_interrupt_saves(place):
     assert process.returncode == 130
     assert stderr.startswith("stopped in epoch") and len(stderr.splitlines()) == 1
     done = len(log(place, "interrupted"))
-    assert (place / f"interrupted/people/ckpt-{done}.index").is_file()
+    assert (place / f"interrupted/people/ckpt-{done:04d}.npz").is_file()
 
 
 INSIDE = """
 import contextlib, io, shutil, sys
 from pathlib import Path
 import numpy as np
-import main, utils
+import main, sampling, training, utils, watch
 from PIL import Image
 
 place, *where = sys.argv[1:]
@@ -192,19 +205,31 @@ run("--options=5", "--sample_size=90", "--seed=3", "--batch_size=5", "--output_p
     place / "ninety")
 run("--options", 5, "--sample_size", 7, "--seed", 4, "--output_path", place / "other")
 
-import model  # TensorFlow is up by now
-gan = model.DCGAN(32, 16, z_dim=6, gf_dim=4, df_dim=4, learning_rate=0.25)
-gan.restore(place / "checkpoint/people")
-assert int(gan.epochs) >= 2 and int(gan.batches) == 0
+import augment, checkpoint, model  # TensorFlow is up by now
+gan = model.DCGAN(32, 16, z_dim=6, gf_dim=4, df_dim=4, learning_rate=0.25, ema=0.999)
+main.restore(gan, checkpoint.numbered(place / "checkpoint/people")[-1])
+assert gan.epochs >= 2 and gan.batches == 0
 assert float(gan.d_optimizer.learning_rate) == 0.25
-assert int(gan.g_optimizer.iterations) == 2 * int(gan.d_optimizer.iterations) > 0
+assert int(gan.g_optimizer.iterations) == 2 * int(gan.d_optimizer.iterations) == 2 * gan.steps > 0
 
 # Sampling uses the moving averages: an image does not depend on the others of its batch.
 z = gan.noise(64, 0)
 alone = gan.generate(np.concatenate([z[:1], np.ones((63, 6), "f")]))[0]
 assert np.array_equal(gan.generate(z)[0], alone)
-batch = utils.to_uint8(gan.generator(z, training=True).numpy())[0]
+batch = utils.to_uint8(gan.average(z, training=True).numpy())[0]
 assert not np.array_equal(batch, alone)
+
+# The average of the generator's weights, with which images are made: its decay rises with the
+# steps, and batch norm's averages belong to it.
+young = model.DCGAN(32, 16, z_dim=6, gf_dim=4, df_dim=4, ema=0.15)
+means, real = [w.numpy() for w in young.average.weights], np.zeros((4, 32, 16, 3), np.uint8)
+for decay in (1 / 10, 0.15, 0.15):  # of steps 0, 1 (2 / 11 is above 0.15) and 2
+    young.train_step(real)
+    newest = [w.numpy() for w in young.generator.weights]
+    means = [decay * mean + (1 - decay) * new for mean, new in zip(means, newest)]
+for mean, weight in zip(means, young.average.weights):
+    np.testing.assert_allclose(mean, weight.numpy(), atol=1e-6)
+assert max(abs(m - n).max() for m, n in zip(means, newest)) > 1e-4
 
 # Networks of full width, as the papers used them.
 g, d = model.build_generator(128, 64), model.build_discriminator(128, 64)
@@ -224,9 +249,8 @@ assert abs(np.std(g.layers[0].kernel) - 0.02) < 1e-3
 pale = np.linspace(100, 140, 32 * 16 * 3).round().reshape(32, 16, 3).astype(np.uint8)
 Image.fromarray(pale).save(place / "pale.png")
 read = utils.load_images([place / "pale.png"], 32, 16)
-assert np.allclose(utils.to_signed(read)[0], pale / 127.5 - 1, atol=1e-6)
-assert np.array_equal(utils.to_uint8(utils.to_signed(read))[0], pale)
-every = np.arange(256, dtype=np.uint8)
+assert np.array_equal(read[0], pale)
+every = np.arange(256, dtype=np.float32)
 assert np.array_equal(utils.to_uint8(utils.to_signed(every)), every)
 assert utils.to_signed(every)[[0, 255]].tolist() == [-1, 1]
 # A set that is too large for memory goes through a file and is the same.
@@ -242,15 +266,91 @@ assert np.array_equal(utils.read_image(place / "framed.png", 32, 16, crop=(32, 1
 # the first ones.
 images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, -1)
 def seen(epoch, skip=0):
-    return [utils.to_uint8(b.numpy())[:, 0, 0, 0].tolist()
-            for b in model.batches(images, 5, 0, epoch, skip)]
+    return [b[:, 0, 0, 0].tolist() for b in training.batches(images, 5, 0, epoch, skip)]
 assert sorted(sum(seen(1), [])) == list(range(10)) and seen(1) != seen(2)
 assert seen(1, skip=1) == seen(1)[1:]
 
-# A damaged checkpoint is one line.
+# Augmentation, image by image in plain loops. Pixel (y, x) comes from where it was before.
+rng = np.random.default_rng(0)
+policy = ("flip", "color", "translation", "cutout")
+shape = (40, 32, 16, 3)
+before = rng.uniform(-1, 1, shape).astype(np.float32)
+plan = augment.draw(policy, *shape[:3], rng)
+after = augment.apply(before, plan).numpy()
+pixels = plan["pixels"].reshape(shape[:3]) - np.arange(40)[:, None, None] * 32 * 16
+shifts, flips, cut = set(), set(), []
+for image, result, (brightness, saturation, contrast), where, mask in zip(
+    before, after, plan["color"], pixels, plan["mask"][..., 0]
+):
+    image = image + brightness
+    grey = image.mean(axis=2, keepdims=True)
+    image = grey + (image - grey) * saturation
+    image = image.mean() + (image - image.mean()) * contrast
+    for y in range(32):
+        for x in range(16):
+            expected = mask[y, x] * image[where[y, x] // 16, where[y, x] % 16]
+            np.testing.assert_allclose(result[y, x], expected, atol=1e-5)
+    assert set(np.unique(mask)) <= {0, 1}
+    rows, columns = np.diff(where[:, 8] // 16), np.diff(where[16] % 16)
+    assert set(rows) <= {0, 1} and set(columns) in ({0, 1}, {1}, {0, -1}, {-1})
+    flips.add(-1 in columns)
+    shifts.add(where[16, 8] // 16 - 16)
+    cut.append(1 - mask.mean())
+assert flips == {False, True} and shifts == set(range(-4, 5))
+assert 0.05 < min(cut) < max(cut) < 0.6  # a quarter, less at the border, and what was shifted in
+assert augment.draw((), *shape[:3], rng) == {}
+only = augment.draw(("cutout",), *shape[:3], rng)
+assert only.keys() == {"mask"}
+assert np.array_equal(augment.apply(before, only), before * only["mask"])
+
+# The collapse watch. Noise on a few figures is no diversity, and a shift of a pixel hardly any.
+people = rng.integers(0, 256, (64, 4, 2, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+three = people[np.arange(64) % 3] // 2 + rng.integers(0, 60, (64, 32, 16, 3)).astype(np.uint8)
+whole = watch.diversity(people)
+assert whole > 0.1 and watch.diversity(three) < 0.2 * whole
+by_hand = people[:, ::8, ::8].reshape(64, -1) / 255
+gaps = [
+    np.sqrt(((a - b) ** 2).mean())
+    for i, a in enumerate(by_hand) for j, b in enumerate(by_hand) if i != j
+]
+nearest = np.reshape(gaps, (64, 63)).min(axis=1).mean()
+assert abs(whole - nearest) < 1e-6
+
+class Collapsing:
+    epochs = batches = steps = 0
+    loss = 1.0
+    def noise(self, n, rng): return np.zeros((n, 6))
+    def generate(self, z): return (people if self.epochs <= 2 else three)[np.arange(len(z)) % 64]
+    def train_step(self, real): return self.loss, 1.0
+    def state(self): return {"done": np.array([0, self.epochs, 0])}
+
+args = main.get_parser().parse_args(["--train", "--save_every", "1", "--epoch", "6"])
+args.batch_size, args.seed, args.sample_dir = 64, 0, place / "watched_samples"
+watched = place / "watched"
+log = training.start_log(watched, {}, 1)
+stderr = io.StringIO()
+with contextlib.redirect_stderr(stderr):
+    training.train(Collapsing(), people, args, watched, log)
+lines = stderr.getvalue().splitlines()
+assert len(lines) == 4 and all("diversity (a collapse?)" in line for line in lines)
+assert checkpoint.load(watched / "healthy.npz")["done"].tolist() == [0, 2, 0]
+assert [path.name for path in checkpoint.numbered(watched)] == ["ckpt-0005.npz", "ckpt-0006.npz"]
+assert ["warning" in line for line in log.read_text().splitlines()] == [False] * 2 + [True] * 4
+# A loss that is no number ends the training and leaves its checkpoints.
+Collapsing.loss = np.nan
+try:
+    training.train(Collapsing(), people, args, watched, log)
+    raise AssertionError("went on with NaN")
+except SystemExit as end:
+    assert end.code == 2
+assert len(checkpoint.numbered(watched)) == 2
+
+# A damaged checkpoint is one line; so is one of another network.
 shutil.copytree(place / "checkpoint", place / "damaged")
-for file in (place / "damaged/people").glob("*.data*"):
-    file.write_bytes(file.read_bytes()[:100])
+for file in (place / "damaged/people").glob("*.npz"):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 stderr = io.StringIO()
 with contextlib.redirect_stderr(stderr):
     try:
@@ -261,6 +361,79 @@ with contextlib.redirect_stderr(stderr):
 assert len(stderr.getvalue().splitlines()) == 1 and "cannot load" in stderr.getvalue()
 assert not (place / "no").exists()
 """
+
+# Both backends from the same state and batch: in Adam's momentums are the gradients. The tiny
+# rate keeps the second generator step comparable.
+ONE_STEP = """
+import sys
+from pathlib import Path
+import numpy as np
+import checkpoint, main
+
+main.start_backend()
+import model
+
+start, out, policy = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+images = np.random.default_rng(1).integers(0, 256, (16, 32, 16, 3), dtype=np.uint8)
+for spectral in (False, True):
+    gan = model.DCGAN(32, 16, z_dim=6, gf_dim=8, df_dim=8, ema=0.9, learning_rate=1e-6,
+                      spectral_norm=spectral, policy=tuple(policy.split(",")))
+    name = f"{spectral}.npz"
+    if (start / name).exists():
+        main.restore(gan, start / name)
+    else:
+        np.savez(start / name, **gan.state())
+    losses = [float(loss) for loss in gan.train_step(images)]
+    np.savez(out / name, losses=losses, **gan.state(), images=gan.generate(gan.noise(3, 0)))
+# The norm that kernels are divided by becomes their largest singular value.
+for _ in range(30):
+    gan.train_step(images)
+layer = gan.discriminator.layers[2]
+kernel, u = map(model.ops.convert_to_numpy, (layer.kernel, layer.u))
+matrix = kernel.reshape(-1, 16)
+v = u @ matrix.T
+assert abs(np.linalg.norm(v) / np.linalg.svd(matrix)[1][0] - 1) < 0.02
+"""
+
+
+def test_backends_compute_the_same(tmp_path):
+    for backend in ("tensorflow", "torch"):
+        (tmp_path / backend).mkdir()
+        where = tmp_path, tmp_path / backend, "flip,color,translation,cutout"
+        succeed("-c", ONE_STEP, *where, backend=backend)
+    for name in ("False.npz", "True.npz"):
+        one, two = (np.load(tmp_path / backend / name) for backend in ("tensorflow", "torch"))
+        start = np.load(tmp_path / name)
+        assert set(one) == set(two) == {*start, "losses", "images"}
+        assert abs(one["images"].astype(int) - two["images"]).max() <= 1
+        moved = 0
+        for key in set(one) - {"images"}:
+            scale = max(abs(one[key]).max(), 1e-6)
+            np.testing.assert_allclose(one[key], two[key], atol=2e-4 * scale, err_msg=key)
+            moved += key in start and (one[key] != start[key]).any()
+        assert moved > 50  # momentums, weights, averages, statistics
+
+
+def test_torch_trains_and_tensorflow_generates(place):
+    """One run, two backends, with everything that is off by default."""
+    where = paths(place, "torch")
+    flags = ["--spectral_norm", "--augment", "flip,color", "--precision", "bf16", "--batch_size", 8]
+    train = ["main.py", "--train", *where]
+    done = succeed(*train, "--epoch", 1, *NETWORK, *flags, backend="torch")
+    assert "torch, CPU, bf16" in done.stdout and done.stderr == ""
+    succeed(*train, "--epoch", 2, backend="torch")
+    made = place / "by_tensorflow"
+    succeed("main.py", "--options", 5, "--sample_size", 3, *where, "--output_path", made)
+    assert len(list(made.glob("*.png"))) == 3
+    options = json.loads((place / "torch/people/options.json").read_text())
+    assert (options["spectral_norm"], options["augment"], options["precision"]) == (
+        True,
+        "flip,color",
+        "bf16",
+    )
+    state = np.load(place / "torch/people/ckpt-0002.npz")
+    assert {state[key].dtype for key in state if key.startswith("gen")} == {np.dtype(np.float32)}
+    assert len(log(place, "torch")) == 2
 
 
 def test_options_and_networks(place):
@@ -357,6 +530,9 @@ BAD = [
     ([*TRAIN, "--out", "x"], "unrecognized arguments: --out"),
     ([*TRAIN, "--crop", "maybe"], "--crop: True or False"),
     ([*TRAIN, "--learning_rate", "0"], "--learning_rate must be above 0"),
+    ([*TRAIN, "--ema", "1"], "--ema from 0 to below 1"),
+    ([*TRAIN, "--augment", "flip,rotate"], "--augment: invalid policy value: 'flip,rotate'"),
+    ([*TRAIN, "--precision", "fp16"], "--precision: invalid choice"),
     ([*TRAIN, "--checkpoint_dir", "{}/file"], "--checkpoint_dir: cannot write to {}/file"),
     ([*TRAIN, "--sample_dir", "{}/file/in"], "--sample_dir: cannot write to {}/file/in"),
     ([*TRAIN, "--options", "5", "--output_path", "{}/data/good"], "already holds files"),
@@ -391,7 +567,7 @@ BAD = [
     ),
     (
         ["main.py", "--train", "--dataset", "people", "--checkpoint_dir", "{place}/checkpoint"],
-        "was trained on other images (20 of {place}/data/people)",
+        "goes on with other images than those it was started with (20 of {place}/data/people)",
     ),
     ([*RESIZE, "--input_path", "{}/none"], "--input_path: there is no folder {}/none"),
     ([*RESIZE, "--input_path", "{}/data/empty"], "--input_path: no jpg, jpeg, png or bmp image"),

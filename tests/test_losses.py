@@ -1,32 +1,139 @@
-"""LSRO beyond the parity numbers: reduced precision, untouched logits, all-generated batches."""
+"""Losses over logits, each against its formula written out as loops over images and classes."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from reid import losses
+from reid.losses import Table, label_rule
+
+RULES = "lsro all_in_one pseudo mprl_dynamic mprl_static sls".split()
+K = 7
+# Generated images 2, 0, 1 and 2 again, in no order, among real ones.
+LABELS = torch.tensor([4, -3, -1, 0, -2, 5, -3, 2])
+GENERATED = (LABELS < 0).int()
+# What a finished run says of them: ranks of each class, and who is in the image's cluster.
+TABLES = {
+    "mprl_static": [[3, 1, 7, 2, 4, 6, 5], [1, 2, 3, 4, 5, 6, 7], [7, 5, 6, 1, 3, 2, 4]],
+    "sls": [[1, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1]],
+}
 
 
-def test_lsro_of_real_images_is_cross_entropy():
-    logits, labels = torch.randn(6, 5), torch.arange(6) % 5
-    real = torch.zeros(6, dtype=torch.long)
-    expected = losses.cross_entropy(logits, labels, real)
-    assert torch.allclose(losses.lsro(logits, labels, real), expected)
+def rule_of(name, *weight_and_start):
+    rule = label_rule(name, *weight_and_start)
+    if name in TABLES:
+        rule.target.weights = torch.tensor(TABLES[name], dtype=torch.uint8)
+    return rule
 
 
-def test_lsro_of_generated_images_is_least_at_the_uniform_distribution():
+def some_logits():
+    return torch.from_numpy(np.random.default_rng(0).normal(scale=2, size=(len(LABELS), K)))
+
+
+def target_by_hand(name, x, marker):
+    """What a generated image with logits x (a list) is taught: a list."""
+    if name == "lsro":
+        return [1 / K] * K
+    if name == "all_in_one":
+        return [0.0] * (K - 1) + [1.0]
+    if name == "pseudo":
+        return [float(k == x.index(max(x))) for k in range(K)]
+    if name == "mprl_dynamic":
+        weights = [sum((x[j], j) <= (x[k], k) for j in range(K)) for k in range(K)]
+    else:
+        weights = TABLES[name][-marker - 1]
+    return [w / sum(weights) for w in weights]
+
+
+def by_hand(name, logits, labels, generated, weight=1.0, smoothing=0.0):
+    total = 0.0
+    for x, label, made in zip(logits.tolist(), labels.tolist(), generated.tolist(), strict=True):
+        log_p = [value - math.log(sum(math.exp(other) for other in x)) for value in x]
+        identities = K - (name == "all_in_one")
+        if made:
+            target = target_by_hand(name, x, label)
+            total -= weight * sum(q * lp for q, lp in zip(target, log_p, strict=True))
+        else:
+            total -= (1 - smoothing) * log_p[label]
+            total -= smoothing * sum(log_p[:identities]) / identities
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("weight, smoothing", [(1.0, 0.0), (0.3, 0.1)])
+def test_each_rule_by_hand(name, weight, smoothing):
+    logits = some_logits()
+    found = rule_of(name, weight)(logits, LABELS, GENERATED, smoothing)
+    expected = by_hand(name, logits, LABELS, GENERATED, weight, smoothing)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+    order = torch.tensor([6, 2, 7, 0, 5, 4, 1, 3])  # the same images in another order
+    again = rule_of(name, weight)(logits[order], LABELS[order], GENERATED[order], smoothing)
+    assert again.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_take_the_target_for_a_constant(name):
+    """Of -sum q log p it is p - q, also where q follows from p itself."""
+    logits = some_logits().requires_grad_()
+    rule_of(name, 0.3)(logits, LABELS, GENERATED).backward()
+    for x, label, gradient in zip(logits.tolist(), LABELS.tolist(), logits.grad, strict=True):
+        p = [math.exp(value) / sum(map(math.exp, x)) for value in x]
+        real = [float(k == label) for k in range(K)]
+        q = real if label >= 0 else target_by_hand(name, x, label)
+        share = (1.0 if label >= 0 else 0.3) / len(LABELS)
+        expected = [share * (a - b) for a, b in zip(p, q, strict=True)]
+        np.testing.assert_allclose(gradient, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_batches_of_one_kind(name):
+    for some in (GENERATED == 1, GENERATED == 0):
+        batch = some_logits()[some], LABELS[some], GENERATED[some]
+        assert rule_of(name)(*batch).item() == pytest.approx(by_hand(name, *batch), abs=1e-12)
+    if name != "all_in_one":
+        assert torch.allclose(rule_of(name)(*batch, 0.1), losses.cross_entropy(*batch, 0.1))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_bf16_logits_are_left_alone_and_computed_in_fp32(name):
+    logits = some_logits().bfloat16()
+    before = logits.clone()
+    loss = rule_of(name)(logits, LABELS, GENERATED)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, rule_of(name)(logits.float(), LABELS, GENERATED))
+    assert loss.item() == pytest.approx(by_hand(name, logits, LABELS, GENERATED), abs=1e-5)
+    assert torch.equal(logits, before)
+
+
+def test_weight_counts_after_the_start():
+    logits = some_logits()
+    batch = logits, LABELS, GENERATED
+    none, full = by_hand("pseudo", *batch, 0.0), by_hand("pseudo", *batch, 0.1)
+    rule = rule_of("pseudo", 0.1, 20)
+    for epoch, expected in [(1, none), (20, none), (21, full), (130, full)]:
+        assert rule(*batch, epoch=epoch).item() == pytest.approx(expected, abs=1e-12)
+    assert none != pytest.approx(full)
+
+
+def test_equal_probabilities_are_ranked_by_class():
+    logits = torch.tensor([[2.0, 1.0, 2.0, 1.0, 1.0]])
+    assert losses.ranks(logits).tolist() == [[4, 1, 5, 2, 3]]
+    assert losses.ranks(torch.zeros(3, 5)).tolist() == [[1, 2, 3, 4, 5]] * 3
+
+
+def test_lsro_is_least_at_the_uniform_distribution():
     generated, marker = torch.ones(4, dtype=torch.long), torch.full((4,), -1)
     even = losses.lsro(torch.zeros(4, 10), marker, generated)
     assert even.item() == pytest.approx(math.log(10), abs=1e-6)
     assert losses.lsro(torch.randn(4, 10), marker, generated) > even
 
 
-def test_lsro_leaves_logits_alone_and_computes_bf16_logits_in_fp32():
-    logits = torch.randn(4, 10).bfloat16()
-    before = logits.clone()
-    labels, flags = torch.tensor([1, -1, 2, -1]), torch.tensor([0, 1, 0, 1])
-    loss = losses.lsro(logits, labels, flags)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, losses.lsro(logits.float(), labels, flags))
-    assert torch.equal(logits, before)
+def test_a_table_of_ranks_of_many_classes_keeps_its_digits():
+    weights = torch.stack([torch.randperm(4000) + 1 for _ in range(3)]).int()
+    table = Table()
+    table.weights = weights
+    rows = table(torch.zeros(2, 4000), torch.tensor([-3, -1]))
+    expected = weights[[2, 0]].double() / (4000 * 4001 / 2)
+    assert torch.allclose(rows.double(), expected, rtol=1e-6)

@@ -1,6 +1,6 @@
-"""Twenty steps of training in float64, alone or under torchrun; writes gradients and weights.
+"""Twenty or fewer steps of training in float64, alone or under torchrun; writes gradients, weights.
 
-    python tests/twenty_steps.py PREPARED OUT.pth [flags of train_lsro.py]
+    python tests/twenty_steps.py PREPARED OUT.pth STEPS [flags of train_lsro.py]
 
 Called by test_parallel.py. In float64, since rounding grows from step to step.
 """
@@ -21,21 +21,21 @@ from reid.engine import Training
 from reid.options import parse_training
 from reid.parallel import join_world
 
-prepared, out, *flags = sys.argv[1:]
-prepared = Path(prepared)
+prepared, out, last, *flags = sys.argv[1:]
+prepared, last = Path(prepared), int(last)
 args = parse_training(train_lsro.get_parser(), flags)
 world = join_world(args.gpu_ids)
 torch.manual_seed(0)
 torch.set_default_dtype(torch.float64)
 net = ft_net_dense(3, neck=args.neck)
 torch.set_default_dtype(torch.float32)
-training = Training(args, world, net, None, losses.lsro)
+training = Training(args, world, net, None, losses.label_rule(args.gan_label))
 training.read(
     labelled_images(prepared / "train_new") + generated_images(prepared / "train_new" / "gen_0000"),
     labelled_images(prepared / "val_new"),
 )
 result, steps = {}, 0
-while steps < 20:
+while steps < last:
     torch.manual_seed(steps)
     training.net.train()
     for batch in training.batches.epoch(steps):

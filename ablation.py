@@ -1,0 +1,426 @@
+"""How many generated images help, and under which label rule: a grid of trainings, one table.
+
+    python ablation.py --data_dir data/Market-1501-v15.09.15/pytorch -- --train_all
+    python ablation.py --name demo --data_dir data/demo/pytorch --numbers 0 700 1400 \
+        --gan_labels lsro all_in_one --backbones densenet121 -- --height 128 --width 64 --epochs 15
+
+Without flags the grid is Table 2 of Zheng et al. (ICCV 2017), each cell with three seeds. What
+follows -- goes to train_lsro.py as it is, for every cell. A cell is a run folder
+model/<name>/<cell>/, trained, extracted, scored plain and re-ranked at its last epoch; what is
+there already is not done again, so that the same command goes on after a stop. Once all of a
+cell is scored its pytorch_result.mat is no longer needed.
+Writes model/<name>/table.md, table.json and ablation.jpg.
+"""
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import train_lsro
+from reid.checkpoint import FREE_ON_RESUME, Run
+from reid.curves import draw_ablation
+from reid.dataset import (
+    GENERATED_FOLDER,
+    GENERATED_LABEL,
+    Sample,
+    fingerprint,
+    list_images,
+    manifest,
+    training_splits,
+)
+from reid.errors import Interrupted, UserError, run
+from reid.files import read_results, replacing, write_json
+from reid.options import Parser, at_least, seed
+from reid.provenance import ROOT, command_line, provenance
+from reid.seeds import mean_interval, paired_difference
+from results_table import read_json
+
+DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
+GEN_DIR = None  # generated images; None: <data_dir>/train_new/gen_0000
+MODEL_DIR = "model"
+NAME = "table2"
+# Table 2 of the paper: LSRO at each number, the other rules at one.
+NUMBERS = [0, 12000, 18000, 24000, 30000, 36000]
+GAN_LABELS = ["lsro", "all_in_one:24000", "pseudo:24000"]
+SEEDS = [0, 1, 2]
+
+BACKBONES = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}
+NEED_A_RUN = {"mprl_static", "sls"}  # rules that take labels from a trained network
+# Flags of train_lsro.py that the grid itself sets.
+OF_THE_GRID = (
+    "--name --model_dir --data_dir --gen_dir --num_generated --seed --use_dense --gan_label "
+    "--label_run --resume"
+).split()
+# Options that may differ among the cells of a table; the number of epochs may not.
+FREE = FREE_ON_RESUME - {"epochs"}
+RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # sections of results.json
+SCORES = ("rank1", "mAP")
+
+
+class Cell(NamedTuple):
+    """One training of the grid. Without generated images no rule applies: `rule` is empty."""
+
+    backbone: str
+    rule: str
+    number: int
+    seed: int
+
+    @property
+    def name(self):
+        """The name of its run folder."""
+        words = [self.backbone, self.rule, self.number, f"seed{self.seed}"]
+        return "_".join(str(word) for word in words if word != "")
+
+    @property
+    def baseline(self):
+        """The cell without generated images of the same backbone and seed."""
+        return self._replace(rule="", number=0)
+
+
+def get_parser():
+    parser = Parser("Train a grid of networks with generated images; make one table of it.")
+    parser.add_argument("--name", default=NAME, help="the grid's name: its folder in --model_dir")
+    parser.add_argument("--model_dir", default=MODEL_DIR, help="folder that holds the runs")
+    parser.add_argument(
+        "--data_dir", default=DATA_DIR, help="the `pytorch` folder that prepare.py made"
+    )
+    parser.add_argument(
+        "--gen_dir",
+        default=GEN_DIR,
+        help=f"folder of generated images (default: <data_dir>/train_new/{GENERATED_FOLDER})",
+    )
+    group = parser.add_argument_group("grid")
+    group.add_argument(
+        "--numbers",
+        type=at_least(0),
+        nargs="+",
+        default=NUMBERS,
+        help="of generated images; 0 is always run, for the differences to it",
+    )
+    group.add_argument(
+        "--gan_labels",
+        nargs="+",
+        default=GAN_LABELS,
+        metavar="RULE[:N,N]",
+        help="train_lsro.py's label rules; with :N,N a rule is run at its own numbers",
+    )
+    group.add_argument("--seeds", type=seed, nargs="+", default=SEEDS, help="trainings of each")
+    group.add_argument(
+        "--backbones", nargs="+", choices=BACKBONES, default=["resnet50"], help="networks"
+    )
+    group.add_argument(
+        "--nproc_per_node",
+        type=at_least(1),
+        default=1,
+        help="processes, a GPU each, that torchrun starts for training and extraction",
+    )
+    parser.add_argument(
+        "training_flags",
+        nargs="*",
+        metavar="-- FLAGS",
+        help="flags of train_lsro.py for every cell, after --",
+    )
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    folder = Path(args.model_dir) / args.name
+    cells = grid(args)
+    options = {cell: training_options(args, cell) for cell in cells}
+    for cell in cells:
+        check_options(folder / cell.name, options[cell])
+    missing = [cell for cell in cells if not is_scored(folder / cell.name)]
+    if missing:
+        real = check_images(args, folder, cells, options)
+        names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
+        done = len(cells) - len(missing)
+        print(f"{folder}: {len(cells)} cells, {done} of them done; {names}", flush=True)
+        run_cells(args, folder, cells, missing, options, real)
+    write_table(args, folder, cells)
+
+
+def grid(args):
+    """The Cells in the order in which they are run: a whole grid for each seed in turn."""
+    numbers = {}
+    for text in args.gan_labels:
+        rule, own = label_rule(text)
+        numbers[rule] = {*numbers.get(rule, ()), *(own or args.numbers)} - {0}
+    if not any(numbers.values()):
+        raise UserError("--numbers: nothing to compare; ask for a number of images above 0")
+    kinds = [("", 0), *((rule, n) for rule in numbers for n in sorted(numbers[rule]))]
+    every = product(dict.fromkeys(args.seeds), dict.fromkeys(args.backbones), kinds)
+    return [Cell(backbone, *kind, number) for number, backbone, kind in every]
+
+
+def label_rule(text):
+    """A rule and its own numbers: ("pseudo", [24000]) for pseudo:24000, ("pseudo", []) for it."""
+    rule, colon, numbers = text.partition(":")
+    try:
+        return rule, [at_least(0)(number) for number in numbers.split(",")] if colon else []
+    except (ValueError, argparse.ArgumentTypeError):
+        raise UserError(
+            f"--gan_labels {text}: expected a rule, alone or with its own numbers of images, "
+            "like lsro or pseudo:12000,24000"
+        ) from None
+
+
+def training_words(args, cell):
+    """The flags of train_lsro.py for a cell."""
+    words = ["--name", cell.name, "--model_dir", Path(args.model_dir) / args.name]
+    words += ["--data_dir", args.data_dir, *(["--gen_dir", args.gen_dir] if args.gen_dir else [])]
+    words += ["--num_generated", cell.number, "--seed", cell.seed]
+    if cell.backbone == "densenet121":
+        words += ["--use_dense"]
+    flags = args.training_flags
+    if cell.rule:
+        words += ["--gan_label", cell.rule]
+    else:  # takes no flags on generated images
+        of_generated = Parser("")
+        train_lsro.add_generated_options(of_generated)
+        _, flags = of_generated.parse_known_args(flags)
+    if cell.rule in NEED_A_RUN:
+        words += ["--label_run", cell.baseline.name]
+    return [*map(str, words), *flags]
+
+
+def training_options(args, cell):
+    """train_lsro.py's options for a cell. A flag that it doesn't know ends this process."""
+    for word in args.training_flags:
+        if word.partition("=")[0] in OF_THE_GRID:
+            raise UserError(f"{word} after --: the grid sets it for each cell; leave it out")
+    return vars(train_lsro.parse(training_words(args, cell)))
+
+
+def check_options(folder, options):
+    """Raise UserError where a cell is there already, but trained with other options."""
+    opts = Run(folder).opts()
+    if not opts:
+        return
+    for name in sorted(options.keys() - FREE):
+        asked, before = options[name], opts["options"].get(name, options[name])
+        if asked != before:
+            raise UserError(
+                f"{folder}: was trained with --{name} {before}, not {asked}; "
+                "repeat its options, or take another --name for the grid"
+            )
+
+
+def is_scored(folder):
+    """Whether all that the table needs of a cell is there."""
+    return {"train", *RANKINGS.values()} <= read_results(folder / "results.json").keys()
+
+
+def check_images(args, folder, cells, options):
+    """The number of real images to train on, which are there, as are enough generated ones.
+
+    Raises UserError where they are not, or are not those that the cells so far were trained on.
+    """
+    real, _ = training_splits(args.data_dir, options[cells[0]]["train_all"])
+    now = {"dataset": fingerprint(real)}
+    gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
+    largest = max(cell.number for cell in cells)
+    if largest:
+        images = list_images(gen_dir)
+        if len(images) < largest:
+            raise UserError(
+                f"{gen_dir}: {len(images)} images, too few for a cell of {largest}; generate "
+                "more, or ask for fewer with --numbers and --gan_labels"
+            )
+        now["gan_manifest"] = manifest([Sample(images[0], GENERATED_LABEL, generated=1)])
+    for cell in cells:
+        # A cell's own fingerprint is of real and generated images together.
+        fact = "gan_manifest" if cell.number else "dataset"
+        before = Run(folder / cell.name).opts()
+        if before and before[fact] != now[fact]:
+            raise UserError(
+                f"{folder / cell.name}: was trained on other images than there are now in "
+                f"{gen_dir if cell.number else args.data_dir}; take another --name for the grid"
+            )
+    return len(real)
+
+
+def run_cells(args, folder, cells, missing, options, real):
+    """Run the missing cells. Their time is guessed from the images that are left to train on."""
+    started, done = time.monotonic(), 0
+    work = {cell: real + cell.number for cell in missing}
+    for cell in missing:
+        left = ""
+        if done:
+            rate = (time.monotonic() - started) / done
+            left = f", about {rate * (sum(work.values()) - done) / 60:.0f} min left"
+        print(f"\n== cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}{left}", flush=True)
+        run_cell(args, folder / cell.name, training_words(args, cell), options[cell])
+        done += work[cell]
+
+
+def run_cell(args, folder, words, options):
+    """Train, extract and score a cell; what is there already is kept if all before it was."""
+    results, mat = folder / "results.json", folder / "pytorch_result.mat"
+    sections = read_results(results)
+    if "train" not in sections and Run(folder).has_state():
+        words = [*words, "--resume"]
+    where = ["--name", folder.name, "--model_dir", folder.parent, "--data_dir", args.data_dir]
+    device = ["--precision", options["precision"], "--workers", options["workers"]]
+    gpu = [] if options["gpu_ids"] is None else ["--gpu_ids", options["gpu_ids"]]
+    many = args.nproc_per_node
+    steps = [
+        ("train" in sections, many, ["train_lsro.py", *words]),
+        (mat.exists(), many, ["test.py", *where, "--mat", mat, *device, *gpu]),
+        ("evaluate" in sections, 1, ["evaluate.py", mat, "--json", results]),
+        ("evaluate_rerank" in sections, 1, ["evaluate_rerank.py", mat, "--json", results, *gpu]),
+    ]
+    first = [done for done, _, _ in steps].index(False)
+    for _, processes, command in steps[first:]:
+        launch(processes, *map(str, command))
+
+
+def launch(processes, script, *words):
+    """Run a script as a process, or as several by torchrun; end this one where it fails."""
+    typed, python = ["python"], [sys.executable]
+    if processes > 1:
+        flags = ["--standalone", "--nproc_per_node", str(processes)]
+        typed, python = ["torchrun", *flags], [*python, "-m", "torch.distributed.run", *flags]
+    print(f"\n$ {shlex.join([*typed, script, *words])}", flush=True)
+    code = wait(subprocess.Popen([*python, str(ROOT / script), *words]))
+    if code == 2:
+        sys.exit(2)  # the script has said why, in its one line
+    if code:
+        raise UserError(f"{script} ended with exit code {code}; the same command goes on from here")
+
+
+def wait(process):
+    """The exit code of a process. Ctrl-C and SIGTERM first let it save what it is doing."""
+
+    def stop(number, frame):
+        process.terminate()  # Ctrl-C reaches it by itself, this doesn't
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        code = 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code == 130:
+        raise Interrupted("the grid is stopped; the same command goes on from here")
+    return code
+
+
+def write_table(args, folder, cells):
+    """Print the table and write table.md, table.json and ablation.jpg into the grid's folder."""
+    opts, scores = (
+        {cell: read_json(folder / cell.name / name) for cell in cells}
+        for name in ("opts.json", "results.json")
+    )
+    rows = table_rows(scores)
+    text = "\n".join([*table_lines(rows), "", notes(rows[0]["seeds"], opts.values())]) + "\n"
+    with replacing(folder / "table.md") as temporary:
+        temporary.write_text(text)
+    content = {"cells": [cell_scores(cell, scores[cell]) for cell in cells], "rows": rows}
+    write_json(folder / "table.json", content | provenance())
+    draw_ablation([row for row in rows if row["ranking"] == "plain"], folder / "ablation.jpg")
+    print(f"\n{text}\n{folder}: table.md, table.json, ablation.jpg")
+
+
+def cell_scores(cell, results):
+    """A cell and its scores, of its results.json, as a dict."""
+    scores = {
+        ranking: {score: results[section][score] for score in SCORES}
+        for ranking, section in RANKINGS.items()
+    }
+    return {"name": cell.name, **cell._asdict(), **scores}
+
+
+def table_rows(scores):
+    """The table's rows as dicts: means and differences to 0 images, each with its interval.
+
+    scores: the results.json of each Cell. Scores are shares, as there; intervals [low, high], or
+    None with one seed.
+    """
+    kinds = {}
+    for cell in scores:
+        kinds.setdefault(cell[:3], []).append(cell)
+    rows = []
+    for ranking, section in RANKINGS.items():
+        for (backbone, rule, number), cells in kinds.items():
+            row = {"backbone": backbone, "rule": rule, "number": number, "ranking": ranking}
+            row["seeds"] = [cell.seed for cell in cells]
+            for score in SCORES:
+                own = {cell.seed: scores[cell][section][score] for cell in cells}
+                zero = {cell.seed: scores[cell.baseline][section][score] for cell in cells}
+                row[score], row[f"{score}_interval"] = mean_interval(own.values())
+                if number:
+                    found = paired_difference(own, zero)
+                    row[f"{score}_difference"], row[f"{score}_difference_interval"] = found
+            rows.append(row)
+    return rows
+
+
+def table_lines(rows):
+    """The table in Markdown, in points; ± is half of a 95 % interval."""
+    yield "| model | rule | generated | | Rank@1 | to 0 images | mAP | to 0 images |"
+    yield "|---|---|---:|---|---:|---:|---:|---:|"
+    for row in rows:
+        cells = [
+            BACKBONES[row["backbone"]],
+            row["rule"] or "–",
+            f"{row['number']:,}",
+            row["ranking"],
+        ]
+        for score in SCORES:
+            cells += [points(row, score), points(row, f"{score}_difference", "+")]
+        yield f"| {' | '.join(cells)} |"
+
+
+def points(row, name, sign=""):
+    """A value of a row and half of its interval, in points; nothing where it has none."""
+    if name not in row:
+        return ""
+    text = f"{100 * row[name]:{sign}.2f}"
+    if row[f"{name}_interval"]:
+        low, high = row[f"{name}_interval"]
+        text += f" ± {50 * (high - low):.2f}"
+    return text
+
+
+def notes(seeds, opts):
+    """What the table says and where it comes from. opts: each cell's opts.json."""
+    names = ", ".join(map(str, seeds))
+    if len(seeds) == 1:
+        text = f"In %, of one training seed, {names}: no intervals."
+    else:
+        text = (
+            f"In %, means over training seeds {names}, ± 95 % intervals (Student's t); differences "
+            "are paired by seed. The intervals are over trainings, not over people to test on."
+        )
+    opts = list(opts)
+    commits = " and ".join(dict.fromkeys(map(commit, opts)))
+    machines = " and ".join(dict.fromkeys(map(hardware, opts)))
+    return f"{text} Made by `{command_line()}`; trained at {commits} on {machines}."
+
+
+def commit(opts):
+    """The commit of the code that trained a run."""
+    if not opts["git"]:
+        return "an unknown commit"
+    dirty = " (with changes)" if opts["git"]["dirty"] else ""
+    return f"commit {opts['git']['commit'][:7]}{dirty}"
+
+
+def hardware(opts):
+    """What a run was trained on."""
+    name = opts["device_name"] or opts["device"]
+    return f"{opts['processes']} x {name} in {opts['arithmetic']}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,316 @@
+"""Numbers for a GAN, in the feature space of a trained re-ID network: no Inception weights needed.
+
+    python evaluate_gan.py --data_dir data/Market-1501-v15.09.15/pytorch --name ft_ResNet50
+
+Are the generated images like the real ones? Frechet distance, precision, recall, density and
+coverage, each three times: of all images; of fewer; and, of as many, between two halves of the
+real images, which is what images as good as real ones would get. The distance is between
+L2-normalised features: compare it with others of the same run, not with published FIDs. Don't read
+precision alone: one real image that is far from all others lets everything near it pass (noise
+gets 1.0 of a weak network); coverage sees through that.
+
+Are they copies? Their distances to the nearest training image stand between two yardsticks:
+  - those of photographs of other people (`query`), which nobody can have copied (the idea of
+    Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models");
+  - those of training images to the nearest other training image, mostly the next frame of the
+    same walk: whatever is nearer than these is the same picture but for its pixels.
+Of either, the closest 1 % set a limit, and the share of generated images within it is said: about
+1 % or less is no sign of copies. An exact copy is at distance 0 in any feature space; a small
+distance alone is no proof, since features forget much and blurred images come near to many: look at
+the picture, too, which has 16 generated images, each beside its nearest training images.
+
+Take a run that was trained without these generated images: train_lsro.py teaches a network to
+tell them apart.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from reid.checkpoint import Run, build_network, load_network
+from reid.dataset import (
+    GENERATED_FOLDER,
+    generated_images,
+    identity_folders,
+    is_image,
+    list_images,
+    manifest,
+)
+from reid.device import arithmetic, place
+from reid.errors import UserError, run
+from reid.features import extract
+from reid.files import check_writable, read_results, update_results
+from reid.loading import EvalBatches
+from reid.neighbours import draw_neighbours
+from reid.options import Parser, add_device_options, add_run_options, at_least, seed
+from reid.parallel import join_world, leave_world
+from reid.provenance import provenance
+from reid.transforms import test_transform
+
+DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
+REAL_DIR = None  # training images; None: <data_dir>/train_all_new
+GEN_DIR = None  # generated images; None: <data_dir>/train_new/gen_0000
+HELD_OUT_DIR = None  # images of people not in training; None: <data_dir>/query
+MODEL_DIR = "model"
+NAME = "ft_ResNet50"
+OUTPUT = "gan_neighbours.jpg"
+
+SHOWN, NEIGHBOURS = 16, 5  # generated images in the picture, real ones beside each
+LABEL = 36  # characters of a printed row's name
+YARDSTICKS = {
+    "generated": "generated",
+    "held_out": "of other people",
+    "real": "real, without itself",
+}
+
+
+class Images(NamedTuple):
+    """Paths of the images that are compared."""
+
+    real: list
+    generated: list
+    held_out: list
+
+
+def get_parser():
+    parser = Parser("Compare generated with real images in a re-ID network's feature space.")
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--data_dir", default=DATA_DIR, help="the `pytorch` folder that prepare.py made"
+    )
+    group.add_argument(
+        "--real_dir",
+        default=REAL_DIR,
+        help="training images, in it or in a folder an identity (default: "
+        "<data_dir>/train_all_new)",
+    )
+    group.add_argument(
+        "--gen_dir",
+        default=GEN_DIR,
+        help=f"folder of generated images (default: <data_dir>/train_new/{GENERATED_FOLDER})",
+    )
+    group.add_argument(
+        "--held_out_dir",
+        default=HELD_OUT_DIR,
+        help="real images of people that are not in training, like --real_dir (default: "
+        "<data_dir>/query)",
+    )
+    group.add_argument(
+        "--max_images",
+        type=at_least(1),
+        default=10000,
+        help="images of each kind that are compared, chosen by the seed; memory grows with the "
+        "square: 10,000 take 1.5 GB. Nearest ones are searched among all training images",
+    )
+    group.add_argument("--seed", type=seed, default=0, help="of every random choice")
+
+    add_run_options(parser, NAME, MODEL_DIR)
+    group = parser.add_argument_group("features")
+    group.add_argument(
+        "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
+    )
+    group.add_argument(
+        "--pretrained",
+        default="none",
+        metavar="{imagenet,none,FILE}",
+        help="in place of the run's: features of torchvision's ImageNet weights (downloaded on "
+        "first use), or of a weights file with such a backbone, at 256x128",
+    )
+    group.add_argument(
+        "--use_dense",
+        action="store_true",
+        help="DenseNet-121 in place of ResNet-50 with --pretrained; a run's weights tell",
+    )
+    group.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
+    group.add_argument(
+        "--nearest_k",
+        type=at_least(1),
+        default=5,
+        help="precision, recall, density, coverage: which neighbour's distance is an image's reach",
+    )
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", default=OUTPUT, help="the picture, a JPEG")
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write the numbers here, as a section of the file (model/<name>/results.json)",
+    )
+    add_device_options(parser)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    from reid import gan_metrics  # scikit-learn: a second that --help needn't wait
+
+    check_writable(args.output)
+    if args.json:
+        check_writable(args.json)
+        read_results(args.json)
+    world = join_world(args.gpu_ids)
+    images, facts = find_images(args, gan_metrics.smallest_set(args.nearest_k))
+    features, source = features_of(images, args, world)
+    leave_world()
+    if not world.first:
+        return
+    real, generated, held_out = features
+
+    # Copies are looked for among all real images: one that was left out could be the model.
+    distances, neighbours = gan_metrics.nearest(real, generated, NEIGHBOURS)
+    to_nearest = (
+        distances[:, 0],
+        gan_metrics.nearest(real, held_out)[0][:, 0],
+        gan_metrics.nearest(real)[0][:, 0],
+    )
+    compared = real[chosen(len(real), args)]
+    found = {
+        "comparisons": gan_metrics.compare(compared, generated, args.nearest_k, args.seed),
+        "nearest_real": gan_metrics.copying(*to_nearest),
+    }
+    print("\n".join(lines(found, facts, real.shape[1])))
+
+    shown = np.random.default_rng(args.seed).permutation(len(generated))[:SHOWN]
+    groups = [
+        (images.generated[n], [images.real[m] for m in neighbours[n]], distances[n])
+        for n in sorted(shown)
+    ]
+    draw_neighbours(groups, args.output)
+    print(f"generated images beside their nearest real ones: {args.output}")
+    if args.json:
+        settings = {"nearest_k": args.nearest_k, "seed": args.seed, "picture": args.output}
+        section = {**found, "images": facts, "features": source, **settings, **provenance()}
+        update_results(args.json, "evaluate_gan", section)
+
+
+def find_images(args, smallest):
+    """The Images to compare, and a dict of where they are and how many.
+
+    smallest: how many generated images, and half of the real ones, must be at the least.
+    """
+    data_dir = Path(args.data_dir)
+    if not data_dir.is_dir() and None in (args.real_dir, args.gen_dir, args.held_out_dir):
+        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    gen_dir = Path(args.gen_dir or data_dir / "train_new" / GENERATED_FOLDER)
+    real_dir = Path(args.real_dir or data_dir / "train_all_new")
+    held_out_dir = Path(args.held_out_dir or data_dir / "query")
+    samples = generated_images(gen_dir)
+    real, held_out = real_images(real_dir), real_images(held_out_dir)
+    for folder, there, wanted in (
+        (gen_dir, len(samples), smallest),
+        (real_dir, len(real), 2 * smallest),
+    ):
+        if min(there, args.max_images) < wanted:
+            culprit = folder if there < wanted else f"--max_images {args.max_images}"
+            raise UserError(
+                f"{culprit}: too few images; --nearest_k {args.nearest_k} takes {wanted} or more "
+                f"{'generated' if folder == gen_dir else 'real'} ones"
+            )
+    images = Images(
+        real,
+        [samples[n].path for n in chosen(len(samples), args)],
+        [held_out[n] for n in chosen(len(held_out), args)],
+    )
+    folders = {"real": real_dir, "generated": gen_dir, "held_out": held_out_dir}
+    facts = {
+        name: {"folder": str(folder), "images": len(getattr(images, name))}
+        for name, folder in folders.items()
+    }
+    facts["generated"] |= {"of": len(samples), "manifest": manifest(samples)}
+    return images, facts
+
+
+def real_images(folder):
+    """The images in a folder, or else in its folders of identities."""
+    if folder.is_dir() and any(map(is_image, folder.iterdir())):
+        return list_images(folder)
+    return [path for identity in identity_folders(folder) for path in list_images(identity)]
+
+
+def chosen(count, args):
+    """Which `--max_images` of `count` images to take: numbers chosen by the seed, sorted."""
+    order = np.random.default_rng(args.seed).permutation(count)
+    return np.sort(order[: args.max_images])
+
+
+def features_of(images, args, world):
+    """Features of all Images, a list of [N, D] in the first process; a dict of what made them."""
+    net, transform, source = feature_space(args)
+    dtype = arithmetic(world.device, args.precision, world.gpus)
+    source["arithmetic"] = str(dtype or torch.float32).removeprefix("torch.")
+    size = f"{transform.height}x{transform.width}"
+    world.say(f"features of {source['weights']}: {source['network']}, {size}, on {world.device}")
+    net = place(net, world.device)
+    if world.gpus:
+        net = torch.nn.DataParallel(net, world.gpus)
+    features = []
+    for name, paths in images._asdict().items():
+        share = world.share(paths)
+        batches = EvalBatches(share, transform, args.batchsize, args.workers, world.device)
+        parts = world.collect(
+            extract(net, batches, world.device, dtype, name if world.first else None)
+        )
+        if world.first:
+            features.append(np.concatenate(parts))
+    return features, source
+
+
+def feature_space(args):
+    """The network, the transform of its images, and a dict of where both come from."""
+    height, width, weights = 256, 128, args.pretrained
+    if args.pretrained == "none":
+        trained = Run(Path(args.model_dir) / args.name)
+        options = trained.opts().get("options", {})
+        weights = trained.weights_file(args.which_epoch)
+        net = load_network(weights, args.use_dense or None)
+        height, width = options.get("height", height), options.get("width", width)
+    else:
+        net = build_network(args.use_dense, 1, args.pretrained)
+    transform = test_transform(height, width)
+    return (
+        net,
+        transform,
+        {
+            "weights": str(weights),
+            "sha256": None if args.pretrained == "imagenet" else sha256(weights),
+            "network": type(net).__name__,
+            "height": transform.height,
+            "width": transform.width,
+        },
+    )
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lines(found, facts, dim):
+    """The numbers as two tables. dim: of the features."""
+    names = "Frechet distance", "precision", "recall", "density", "coverage"
+    yield f"{'':{LABEL}}" + "".join(f"  {name}" for name in names)
+    for row in found["comparisons"]:
+        label = f"{row['images']} {row['compared']} against {row['real']} real"
+        values = [row[name.split()[0].lower()] for name in names]
+        cells = zip(names, values, strict=True)
+        yield f"{label:{LABEL}}" + "".join(f"  {value:{len(name)}.4f}" for name, value in cells)
+    if (fewest := found["comparisons"][-1]["images"]) <= dim:
+        yield (
+            f"  {fewest} images are too few for {dim} dimensions: Frechet distances are too large, "
+            "as that of real images shows"
+        )
+    title = f"to the nearest of {facts['real']['images']} real"
+    yield f"{title:{LABEL}}  median  closest 1 %  generated within that"
+    for name, label in YARDSTICKS.items():
+        row = found["nearest_real"][name]
+        within = row.get("generated_within")
+        label = f"{facts[name]['images']} {label}"
+        cells = f"{row['median']:8.4f}{row['closest']:13.4f}"
+        yield f"{label:{LABEL}}{cells}" + ("" if within is None else f"{within:23.2%}")
+
+
+if __name__ == "__main__":
+    run(main)

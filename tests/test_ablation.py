@@ -1,0 +1,261 @@
+"""ablation.py: means over seeds, the table, and a grid that is stopped and goes on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, call, exit_code, save_image
+from PIL import Image
+from scipy import stats
+
+import ablation
+from reid.seeds import mean_interval, paired_difference
+
+SMALL = (
+    "--gpu_ids -1 --workers 0 --pretrained none --height 64 --width 32 --batchsize 4 "
+    "--precision fp32 --epochs"
+).split()
+
+
+def cells(*flags):
+    args = ablation.get_parser().parse_args([*map(str, flags)])
+    return args, ablation.grid(args)
+
+
+def invented(cell):
+    """Scores of a cell: a generated image gives mAP 1.01e-5 more, and seeds differ by much."""
+    mean_ap = 0.3 + 0.1 * cell.seed + 1.01e-5 * cell.number * (1 + 0.1 * cell.seed)
+    plain = {"rank1": mean_ap + 0.2, "mAP": mean_ap}
+    ranked = {name: value + 0.05 for name, value in plain.items()}
+    return {"train": {}, "evaluate": plain, "evaluate_rerank": ranked}
+
+
+def invent(folder, *flags, device="GPU"):
+    """Run folders of a grid, as if all of it had been run."""
+    args, grid = cells(*flags)
+    for cell in grid:
+        (folder / cell.name).mkdir(parents=True)
+        opts = {"options": ablation.training_options(args, cell), "device_name": device}
+        opts |= {"git": {"commit": "0123456789abc", "dirty": cell.seed == 1}}
+        opts |= {"processes": 1, "arithmetic": "bfloat16", "command": " ".join(map(str, flags))}
+        (folder / cell.name / "opts.json").write_text(json.dumps(opts))
+        (folder / cell.name / "results.json").write_text(json.dumps(invented(cell)))
+
+
+def test_interval_is_students():
+    values = [0.31, 0.35, 0.30, 0.38]
+    mean, bounds = mean_interval(values)
+    expected = stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(values))
+    assert (mean, bounds) == (pytest.approx(0.335), pytest.approx(expected))
+    assert mean_interval([0.5]) == (0.5, None)
+
+
+def test_differences_are_paired_by_seed():
+    baseline = {0: 0.20, 1: 0.30, 2: 0.40}
+    mean, bounds = paired_difference({2: 0.42, 0: 0.21, 1: 0.33}, baseline)
+    assert mean == pytest.approx(0.02)
+    test = stats.ttest_rel([0.21, 0.33, 0.42], [0.20, 0.30, 0.40])
+    assert bounds == pytest.approx(test.confidence_interval(0.95))
+    with pytest.raises(ValueError, match="seeds differ"):
+        paired_difference({0: 0.2, 3: 0.3, 2: 0.4}, baseline)
+
+
+def test_default_grid_is_table_2():
+    _, grid = cells()
+    assert len(grid) == 3 * 8
+    assert [cell[:3] for cell in grid if cell.seed == 1] == [
+        ("resnet50", "", 0),
+        *(("resnet50", "lsro", 6000 * n) for n in range(2, 7)),
+        ("resnet50", "all_in_one", 24000),
+        ("resnet50", "pseudo", 24000),
+    ]
+
+
+def test_what_a_cell_is_trained_with():
+    flags = "--gan_labels sls:8 lsro --numbers 6 --backbones densenet121 --seeds 5".split()
+    args, grid = cells(*flags, "--", "--gan_batch=2", "--lr", "0.02", "--split_bn", "--train_all")
+    none, sls, lsro = (ablation.training_options(args, cell) for cell in grid)
+    assert [cell.name for cell in grid] == [
+        "densenet121_0_seed5",
+        "densenet121_sls_8_seed5",
+        "densenet121_lsro_6_seed5",
+    ]
+    for options in (none, sls, lsro):
+        assert (options["seed"], options["use_dense"], options["lr"]) == (5, True, 0.02)
+        assert options["train_all"]
+    asked = "num_generated", "gan_label", "gan_batch", "split_bn", "label_run"
+    # Without generated images there is nothing for their flags to be about.
+    assert [none[name] for name in asked] == [0, "lsro", None, False, None]
+    assert [sls[name] for name in asked] == [8, "sls", 2, True, "densenet121_0_seed5"]
+    assert [lsro[name] for name in asked] == [6, "lsro", 2, True, None]
+
+
+def test_table_of_a_grid_that_is_done(tmp_path, capsys):
+    flags = ["--model_dir", tmp_path, "--name", "g", "--gan_labels", "lsro", "sls:50"]
+    flags += ["--numbers", 100, 200, "--data_dir", tmp_path / "not needed"]
+    invent(tmp_path / "g", *flags, "--seeds", 0, 1)
+    invent(tmp_path / "g", *flags, "--seeds", 2, device="another GPU")
+    call(ablation.main, *flags, "--seeds", 2, 0, 1)
+    out = capsys.readouterr().out
+    table = (tmp_path / "g" / "table.md").read_text()
+    assert table in out
+    rows = table.splitlines()[2:10]
+    assert rows[0].startswith("| ResNet-50 | – | 0 | plain | 60.00 ± 24.84 |  | 40.00 ± 24.84 |")
+    # Differences of 0.101, 0.111, 0.121: t(2) = 4.303 times 0.0101 over the root of 3.
+    assert rows[1].startswith("| ResNet-50 | lsro | 100 | plain | 60.11 ± 24.87 | +0.11 ± 0.03 |")
+    assert [row.split(" | ")[2] for row in rows] == ["0", "100", "200", "50"] * 2
+    assert "| re-ranked | 65.06 ± 24.85 | +0.06 ± 0.01 | 45.06 ± 24.85 | +0.06 ± 0.01 |" in rows[7]
+    assert "not over people to test on" in table
+    commits = "trained at commit 0123456 and commit 0123456 (with changes) on 1 x another GPU in"
+    assert commits in table
+    assert "and 1 x GPU in bfloat16." in table
+    content = json.loads((tmp_path / "g" / "table.json").read_text())
+    assert len(content["cells"]) == 3 * 4
+    assert content["rows"][1]["mAP_difference"] == pytest.approx(0.001111)
+    assert content["rows"][1]["mAP_difference_interval"] == pytest.approx(
+        [0.001111 - 2.509e-4, 0.001111 + 2.509e-4], abs=1e-7
+    )
+    assert {"command", "versions", "git"} <= content.keys()
+    assert Image.open(tmp_path / "g" / "ablation.jpg").size[0] > 800
+
+    call(ablation.main, *flags, "--seeds", 1)
+    text = (tmp_path / "g" / "table.md").read_text()
+    assert "In %, of one training seed, 1: no intervals." in text
+    assert "±" not in text
+
+
+def test_cells_with_other_options_are_not_mixed(tmp_path, capsys):
+    flags = ["--model_dir", tmp_path, "--name", "g", "--gan_labels", "lsro:9", "--seeds", 0]
+    invent(tmp_path / "g", *flags, "--", "--epochs", 5, "--gan_weight", 0.5)
+    for other, says in [
+        (["--epochs", 6], "resnet50_0_seed0: was trained with --epochs 5, not 6"),
+        (["--epochs", 5], "_lsro_9_seed0: was trained with --gan_weight 0.5, not 1.0"),
+        (["--epochs", 5, "--gan_weight", 2], "with --gan_weight 0.5, not 2.0"),
+    ]:
+        assert exit_code(ablation.main, *flags, "--", *other) == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert len(err.splitlines()) == 1
+    call(ablation.main, *flags, "--", "--epochs", 5, "--gan_weight", 0.5, "--workers", 7)
+
+
+@pytest.fixture
+def small(prepared, tmp_path):
+    """Flags of a grid on a tiny dataset with three generated images."""
+    for number in range(3):
+        save_image(prepared / "train_new" / "gen_0000" / f"gen_{number}.jpg", seed=number)
+    flags = ["--data_dir", prepared, "--model_dir", tmp_path / "model", "--name", "g"]
+    return [*flags, "--backbones", "densenet121", "--gan_labels", "lsro"]
+
+
+def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
+    for flags, says in [
+        (["--", "--heigth", 128], "unrecognized arguments: --heigth 128 (see train_lsro.py"),
+        (["--", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
+        (["--", "--seed", 3], "--seed after --: the grid sets it"),
+        (["--", "--name=x"], "--name=x after --"),
+        (["--gan_labels", "lsr"], "invalid choice: 'lsr'"),
+        (["--gan_labels", "lsro:x"], "--gan_labels lsro:x: expected a rule"),
+        (["--numbers", 0], "--numbers: nothing to compare"),
+        (["--numbers", 4], "gen_0000: 3 images, too few for a cell of 4"),
+        (["--data_dir", tmp_path / "nowhere"], "--data_dir"),
+    ]:
+        assert exit_code(ablation.main, *small, *flags) == 2
+        out, err = capsys.readouterr()
+        assert says in err
+        assert (out, len(err.splitlines())) == ("", 1)
+    assert not (tmp_path / "model").exists()
+
+
+def stop_at(line, number, flags):
+    """Start the grid, stop it at a line of its output; returns all of that and the error lines.
+
+    SIGINT goes to its children as well, as a terminal's Ctrl-C does.
+    """
+
+    def listen():  # a shell's background job, as the tests may be, starts without Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "ablation.py", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=listen,
+    )
+    out = ""
+    for text in process.stdout:
+        out += text
+        if text.startswith(line):
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            break
+    rest, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    return out + rest, err.splitlines()
+
+
+def test_a_grid_is_stopped_goes_on_and_is_not_run_again(small, prepared, tmp_path, capfd):
+    """SIGTERM to it alone, Ctrl-C, the rest, nothing; then a cell of which results are lost."""
+    flags = [*small, "--numbers", 2, "--seeds", 0, "--", *SMALL, 4]
+    folder = tmp_path / "model" / "g"
+    none, lsro = folder / "densenet121_0_seed0", folder / "densenet121_lsro_2_seed0"
+    stopped = "the grid is stopped; the same command goes on from here"
+
+    out, err = stop_at("epoch 1/4", signal.SIGTERM, flags)
+    assert "2 cells, 0 of them done; to run:\n  densenet121_0_seed0\n" in out
+    assert "== cell 1 of 2: densenet121_0_seed0\n\n$ python train_lsro.py --name" in out
+    assert "all whole epochs are saved" in err[0]
+    assert err[1:] == [stopped]
+
+    out, err = stop_at("epoch 1/4", signal.SIGINT, flags)
+    assert re.search(r"train_lsro.py --name densenet121_0_seed0 .* --resume\n", out)
+    assert re.search(r"== cell 2 of 2: densenet121_lsro_2_seed0, about \d+ min left\n", out)
+    assert err[-1] == stopped
+    assert not (folder / "table.md").exists()
+
+    call(ablation.main, *flags)
+    out = capfd.readouterr().out
+    assert "2 cells, 1 of them done; to run:\n  densenet121_lsro_2_seed0\n" in out
+    assert scripts(out) == ["train_lsro", "test", "evaluate", "evaluate_rerank"]
+    for run in (none, lsro):
+        assert len((run / "log.jsonl").read_text().splitlines()) == 4
+    table = json.loads((folder / "table.json").read_text())["rows"]
+    scores = [json.loads((run / "results.json").read_text()) for run in (none, lsro)]
+    assert [row["mAP"] for row in table[:2]] == [score["evaluate"]["mAP"] for score in scores]
+    text = (folder / "table.md").read_text()
+    assert text in out
+
+    call(ablation.main, *flags)
+    assert scripts(capfd.readouterr().out) == []
+    assert (folder / "table.md").read_text() == text
+
+    results = {name: score for name, score in scores[1].items() if name != "evaluate"}
+    (lsro / "results.json").write_text(json.dumps(results))
+    call(ablation.main, *flags)
+    assert scripts(capfd.readouterr().out) == ["evaluate", "evaluate_rerank"]
+    assert (folder / "table.md").read_text() == text
+
+    save_image(next((prepared / "train_new" / "0000").iterdir()), size=(9, 9))
+    (lsro / "results.json").unlink()
+    assert exit_code(ablation.main, *flags) == 2
+    assert "_0_seed0: was trained on other images than there are now" in capfd.readouterr().err
+
+
+def scripts(out):
+    """The names of the scripts that a grid has run."""
+    return re.findall(r"^\$ python (\w+)\.py ", out, re.MULTILINE)
+
+
+def test_a_cell_that_fails_ends_the_grid_with_its_own_line(small, prepared, capfd):
+    image = next((prepared / "train_new" / "0001").iterdir())
+    image.write_bytes(b"no image")
+    assert exit_code(ablation.main, *small, "--numbers", 2, "--", *SMALL, 1) == 2
+    out, err = capfd.readouterr()
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"error: {image}: can't be read as an image")
+    assert scripts(out) == ["train_lsro"]

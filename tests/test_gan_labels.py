@@ -1,0 +1,347 @@
+"""Rules for generated images from end to end, their share of a batch, their own batch norm."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import call, exit_code, run_script, save_image
+from PIL import Image
+from scipy.io import loadmat
+from torch import nn
+
+import train_baseline
+import train_lsro
+from model import ft_net_dense
+from reid import losses
+from reid.checkpoint import Run, load_network
+from reid.dataset import Sample, generated_images, labelled_images
+from reid.engine import check_batchsize, check_split
+from reid.errors import UserError
+from reid.gan_labels import Describer, nearest_centres
+from reid.loading import TrainBatches
+from reid.parallel import Split, WholeBatchNorm, World, distribute
+from reid.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+SMALL = "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32".split()
+FLAGS = (*SMALL, *"--batchsize 6 --precision fp32 --epochs 1 --name r".split())
+WORLD = World(0, 1, torch.device("cpu"), [])
+
+
+@pytest.fixture
+def folder(prepared):
+    """`prepared` with five generated images."""
+    for number in range(5):
+        save_image(prepared / "train_new" / "gen_0000" / f"gen_{number}.png", seed=number)
+    return prepared
+
+
+@pytest.fixture
+def label_run(folder, tmp_path):
+    """A finished run of the baseline, trained at another size; returns its folder's name."""
+    flags = ("--data_dir", folder, "--model_dir", tmp_path, *FLAGS, "--height", 96, "--name", "old")
+    call(train_baseline.main, *flags)
+    return "old"
+
+
+def train(folder, tmp_path, *flags):
+    call(train_lsro.main, "--data_dir", folder, "--model_dir", tmp_path, *FLAGS, *flags)
+    return tmp_path / "r"
+
+
+def describer(tmp_path, label_run, class_num=3, **more):
+    flags = ["--model_dir", str(tmp_path), "--label_run", label_run, *SMALL]
+    args = train_lsro.get_parser().parse_args(flags)
+    vars(args).update(more)
+    return Describer(args, class_num, WORLD)
+
+
+def test_a_table_of_ranks_follows_its_images(folder, tmp_path):
+    """Row by row what the finished network says of that very image, in any order of images."""
+    images = generated_images(folder / "train_new" / "gen_0000")
+    random.Random(1).shuffle(images)
+    torch.manual_seed(0)
+    net = ft_net_dense(10).eval()
+    nn.init.normal_(net.classifier[0].weight)
+
+    def logits(path):
+        """With the pipeline of a single image, at the run's size."""
+        pixels = Image.open(path).resize((32, 96), Image.Resampling.BICUBIC)
+        x = (np.asarray(pixels) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+        with torch.no_grad():
+            return net(torch.tensor(x, dtype=torch.float32).permute(2, 0, 1)[None])[0]
+
+    # Untrained, it would say nearly the same of all.
+    net.classifier[0].bias.data = -torch.stack([logits(s.path) for s in images]).mean(0)
+    Run(tmp_path / "run").start({"height": 96, "width": 32}, {})
+    Run(tmp_path / "run").save_weights(net, "last")
+    table = describer(tmp_path, "run", class_num=10, batchsize=2).rank_table(images)
+    assert len(set(map(tuple, table.tolist()))) == len(images)
+    for row, sample in zip(table.tolist(), images, strict=True):
+        found = logits(sample.path).tolist()
+        assert row == [sum(a <= b for a in found) for b in found]
+
+
+def test_an_image_of_a_batch_finds_its_row(folder):
+    """The markers that batches carry, against the files that the table was made from."""
+    generated = generated_images(folder / "train_new" / "gen_0000", 4, seed=1)
+    samples = labelled_images(folder / "train_new") + generated
+    batches = TrainBatches(samples, Plain(), 6, 0, dict(enumerate(range(99))), WORLD)
+    table = losses.Table()
+    table.weights = torch.arange(1, 5)[:, None] * torch.tensor([[0, 1, 0]]) + torch.eye(4, 3).int()
+    for batch in batches.epoch(0):
+        rows = table(torch.zeros(6, 3, dtype=torch.float64), batch.labels)
+        for number, label, made, row in zip(
+            batch.numbers, batch.labels.tolist(), batch.generated.tolist(), rows, strict=True
+        ):
+            if made:
+                weights = table.weights[generated.index(samples[number])].double()
+                assert torch.equal(row, weights / weights.sum())
+            else:
+                assert label == samples[number].label
+
+
+class Plain:
+    """A transform for tests of which images a batch has: images are numbers."""
+
+    def draw(self, number, generator):
+        return self
+
+    def part(self, part):
+        return self
+
+    def crop(self, images, choices, device):
+        return images
+
+    def finish(self, images, choices):
+        return torch.tensor(images)
+
+
+def test_clusters_from_end_to_end(folder, tmp_path, label_run, monkeypatch):
+    """Identities 0 and 1 are dark, 1 and 2 bright; so are the generated images."""
+    shades = {"0000": [10, 12, 14], "0001": [11, 240, 245], "0002": [235, 238, 250]}
+    real = []
+    for label, (name, values) in enumerate(shades.items()):
+        for number, shade in enumerate(values):
+            path = tmp_path / "toy" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 128), (shade,) * 3).save(path)
+            real.append(Sample(path, label))
+    generated = []
+    for number, shade in enumerate([242, 9, 236]):
+        Image.new("RGB", (64, 128), (shade,) * 3).save(tmp_path / f"{number}.png")
+        generated.append(Sample(tmp_path / f"{number}.png", -1, 1))
+    found = describer(tmp_path, label_run, clusters=2, seed=5)
+    monkeypatch.setattr("reid.gan_labels.extract", mean_colour)
+    assert found.cluster_table(real, generated).tolist() == [[0, 1, 1], [1, 1, 0], [0, 1, 1]]
+    # And trained with, by the network's own features.
+    monkeypatch.undo()
+    run = train(folder, tmp_path, "--gan_label", "sls", "--label_run", label_run, "--clusters", 2)
+    opts = json.loads((run / "opts.json").read_text())
+    assert (opts["loss"], opts["options"]["clusters"]) == ("sls", 2)
+
+
+def mean_colour(net, batches, device, dtype, label):
+    """Instead of a network's features."""
+    rows = torch.cat([images.float().mean(dim=(1, 2)) for images in batches])
+    return torch.stack([rows[:, 0], 255 - rows[:, 1]], 1).numpy()
+
+
+def test_k_means_is_the_seeds_alone():
+    points = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    real, generated = points[:200], points[200:]
+    first, again = (nearest_centres(real, generated, 5, seed=3) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    centres = np.stack([real[first[0] == n].mean(0) for n in range(5)])
+    nearest = ((generated[:, None] - centres) ** 2).sum(2).argmin(1)
+    assert (nearest == first[1]).all()
+    with pytest.raises(UserError, match="--clusters 3: only 2 real images differ"):
+        nearest_centres(np.repeat(real[:2], 4, axis=0), generated, 3, seed=0)
+
+
+def test_all_in_one_from_training_to_features(folder, tmp_path):
+    """One output more than there are identities, which the run folder still counts honestly."""
+    run = train(folder, tmp_path, "--gan_label", "all_in_one", "--label_smoothing", 0.1)
+    opts, log = ((run / name).read_text() for name in ("opts.json", "log.jsonl"))
+    assert (json.loads(opts)["class_num"], json.loads(opts)["loss"]) == (3, "all_in_one")
+    assert np.isfinite(json.loads(log)["val_loss"])
+    assert load_network(run / "net_last.pth").classifier[0].out_features == 4
+    flags = ("--test_dir", folder, "--model_dir", tmp_path, "--name", "r", "--gpu_ids", -1)
+    code, _, err = run_script("test.py", *flags, "--workers", 0, cwd=tmp_path)
+    assert code == 0, err
+    assert loadmat(tmp_path / "pytorch_result.mat")["query_f"].shape == (3, 1024)
+    flags = ("--gan_label", "mprl_static", "--label_run", "r", "--name", "other")
+    with pytest.raises(UserError, match="--label_run r: its network has 4 classes"):
+        train(folder, tmp_path, *flags)
+    assert not (tmp_path / "other").exists()
+
+
+def test_resumed_static_run_is_bit_identical_and_of_the_same_rule(folder, tmp_path, label_run):
+    rule = ("--gan_label", "mprl_static", "--label_run", label_run, "--gan_batch", 2, "--split_bn")
+    run = train(folder, tmp_path, *rule, "--epochs", 2)
+    whole = torch.load(run / "net_last.pth", weights_only=True)
+    shutil.rmtree(run)
+    train(folder, tmp_path, *rule)
+    train(folder, tmp_path, *rule, "--epochs", 2, "--resume")
+    cut = torch.load(run / "net_last.pth", weights_only=True)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    for other in (("--gan_label", "lsro"), ("--gan_label", "mprl_static", "--gan_weight", 2)):
+        flags = (*rule[2:], *other) if "mprl_static" in other else (*rule[4:], *other)
+        with pytest.raises(UserError, match="--resume"):
+            train(folder, tmp_path, *flags, "--epochs", 3, "--resume")
+
+
+@pytest.mark.parametrize("instances", [0, 2])
+def test_share_of_generated_images_in_every_batch(instances):
+    samples = [Sample(n, n % 4) for n in range(40)] + [Sample(n, -1, 1) for n in range(40, 47)]
+    random.Random(0).shuffle(samples)
+    worlds = [World(rank, 2, torch.device("cpu"), []) for rank in range(2)]
+    cache = list(range(len(samples)))
+    first, second = (
+        TrainBatches(samples, Plain(), 10, 0, cache, world, instances, gan_batch=4)
+        for world in worlds
+    )
+    epochs = []
+    for seed in (1, 2):
+        seen = []
+        for a, b in zip(first.epoch(seed), second.epoch(seed), strict=True):
+            generated = torch.cat([a.generated, b.generated])
+            assert generated.sum() == 4
+            assert a.numbers == b.numbers == torch.cat([a.images, b.images]).tolist()
+            assert [samples[n].generated for n in a.numbers] == generated.tolist()
+            real = [samples[n].label for n in a.numbers if not samples[n].generated]
+            if instances:
+                assert real[::2] == real[1::2]
+            seen += a.numbers
+        assert len(seen) == len(first) * 10 == 6 * 10
+        made = [n for n in seen if samples[n].generated]
+        assert all(len(set(made[n : n + 7])) == 7 for n in (0, 7, 14))  # pass after pass
+        assert made[:7] != made[7:14]
+        real = [n for n in seen if not samples[n].generated]
+        assert len(real) == len(set(real)) == 36
+        epochs.append(seen)
+    assert epochs[0] != epochs[1]
+    again = [n for batch in first.epoch(1) for n in batch.numbers]
+    assert again == epochs[0]
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 5, 4), (8, 3)])
+def test_split_batch_norm_is_two_batch_norms(shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    generated = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0])
+    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    norm, of_real, of_generated = (kind(3).double() for _ in range(3))
+    for other in (norm, of_real, of_generated):
+        nn.init.constant_(other.weight, 1.5)
+        nn.init.constant_(other.bias, 0.3)
+    split = Split(WORLD)
+    ours = WholeBatchNorm(norm, WORLD, split)
+    weights = torch.randn(shape, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    expected[generated == 0] = of_real(x[generated == 0])
+    expected[generated == 1] = of_generated(x[generated == 1])
+    wanted = torch.autograd.grad((expected * weights).sum(), [x, of_real.bias, of_generated.bias])
+    split.tell(generated)
+    found = ours(x)
+    assert torch.allclose(found, expected)
+    gradient, bias = torch.autograd.grad((found * weights).sum(), [x, ours.bias])
+    assert torch.allclose(gradient, wanted[0])
+    assert torch.allclose(bias, wanted[1] + wanted[2])  # shared
+    for name, value in of_real.state_dict().items():  # what testing sees is of the real ones
+        assert torch.allclose(ours.state_dict()[name], value), name
+    assert torch.allclose(ours.eval()(x), of_real.eval()(x))
+
+
+def test_split_batch_norm_of_small_groups():
+    """One real image, or none, teaches the running statistics nothing; no output is lost."""
+    split = Split(WORLD)
+    ours, plain = WholeBatchNorm(nn.BatchNorm1d(3), WORLD, split), nn.BatchNorm1d(3)
+    x = torch.randn(4, 3, requires_grad=True)
+    for generated in ([1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]):
+        split.tell(torch.tensor(generated))
+        found = ours(x)
+        found.square().sum().backward()
+        assert found.isfinite().all()
+        assert x.grad.isfinite().all()
+        if sum(generated) in (0, 4):  # one group is all
+            assert torch.allclose(found, plain(x), atol=1e-6)
+        if sum(generated):
+            assert torch.equal(ours.running_mean, torch.zeros(3))
+            assert torch.equal(ours.running_var, torch.ones(3))
+    assert torch.allclose(ours.running_var, 0.9 + 0.1 * x.detach().var(0))
+
+
+def test_split_network_keeps_names_and_shapes():
+    net, plain = (ft_net_dense(3, neck=neck) for neck in ("bottleneck", "bottleneck"))
+    split = distribute(net, WORLD, Split(WORLD))
+    assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in split.modules())
+    assert [(name, value.shape) for name, value in split.state_dict().items()] == [
+        (name, value.shape) for name, value in plain.state_dict().items()
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--gan_label mprl_dynamic --ema 0.5 --gan_batch 2",
+        "--gan_label pseudo --gan_start 0 --precision bf16",
+        "--gan_batch 3 --instances 3 --triplet 1 --neck bnneck",
+    ],
+)
+def test_split_batch_norm_trains_and_validates(flags, folder, tmp_path):
+    run = train(folder, tmp_path, "--split_bn", *flags.split())
+    log = json.loads((run / "log.jsonl").read_text())
+    assert np.isfinite([log["train_loss"], log["val_loss"]]).all()
+    net = load_network(run / "net_last.pth").eval()
+    assert net(torch.zeros(1, 3, 64, 32)).isfinite().all()
+
+
+def test_flags_of_data_parallel_and_batches():
+    args = train_lsro.get_parser().parse_args(["--split_bn"])
+    two = World(0, 1, torch.device("cuda", 0), [0, 1])
+    with pytest.raises(UserError, match=r"--split_bn: DataParallel can't.*--nproc_per_node 2"):
+        check_split(args, two)
+    args.batchsize, args.gan_batch, args.instances = 8, 3, 4
+    with pytest.raises(UserError, match="--instances: 5 images a batch are no multiple"):
+        check_batchsize(args, WORLD, 100)
+    args.gan_batch = 4
+    check_batchsize(args, WORLD, 100)
+
+
+def test_mistakes(folder, tmp_path, capsys):
+    """One line, exit code 2, no run folder."""
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "net_last.pth").write_bytes(b"damaged")
+    static = ("--gan_label", "mprl_static")
+    cases = [
+        (static, "--gan_label mprl_static: name a finished run with --label_run"),
+        ((*static, "--label_run", "none"), "--label_run none: no such file as"),
+        ((*static, "--label_run", "damaged"), "net_last.pth: not a readable"),
+        (("--label_run", "damaged"), "--label_run: --gan_label lsro does not use it"),
+        ((*static, "--label_run", "damaged", "--num_generated", 0), "no generated images"),
+        (("--gan_batch", 2, "--num_generated", 0), "--gan_batch 2: there are no generated"),
+        (("--gan_batch", 6), "--gan_batch 6: leaves no real images in a --batchsize of 6"),
+        (("--gan_batch", 0), "--gan_batch: 0 is under 1"),
+        (("--gan_weight", -1), "--gan_weight: -1 is under 0"),
+        (("--num_generated", 6), "--num_generated 6: only 5 images"),
+    ]
+    image = folder / "train_new" / "gen_0000" / "gen_3.png"
+
+    def check(flags, says):
+        flags = ("--data_dir", folder, "--model_dir", tmp_path, *FLAGS, *flags)
+        assert exit_code(train_lsro.main, *flags) == 2, says
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert says in lines[0]
+        assert not (tmp_path / "r").exists()
+
+    for case in cases:
+        check(*case)
+    image.write_bytes(image.read_bytes()[:300])
+    check((), "gen_3.png: can't be read as an image")
+    image.unlink()
+    image.symlink_to("nowhere.png")
+    check((), "gen_3.png: can't be read (No such file or directory); replace it")
