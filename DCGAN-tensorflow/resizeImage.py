@@ -4,6 +4,7 @@
         --output_path ../data/Market-1501-v15.09.15/pytorch/train_new/gen_0000
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def get_parser() -> utils.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write every image of --input_path as a JPEG of the same name to --output_path."""
+    """Write every image of --input_path as a JPEG of the same name to --output_path.
+
+    The manifest.json of the images, if they have one, goes with them.
+    """
     args = get_parser().parse_args(argv)
     if args.quality > 100:
         utils.fail(f"--quality: from 1 to 100, not {args.quality}")
@@ -60,12 +64,25 @@ def main(argv: list[str] | None = None) -> None:
                 image.save(folder / f"{path.stem}.jpg", quality=args.quality)
 
             utils.in_threads(resize, paths, "resizing")
+            write_manifest(args, folder, len(paths))
     except OSError as problem:
         utils.fail(problem)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
     print(f"{len(paths)} images of {args.width}x{args.height} in {output}")
+
+
+def write_manifest(args, folder: Path, count: int) -> None:
+    """Say in `folder` what these images are: what main.py said of them, and what was done here."""
+    source = Path(args.input_path) / utils.MANIFEST
+    try:
+        generated = json.loads(source.read_text()) if source.exists() else None
+    except ValueError as problem:
+        utils.fail(f"--input_path: {source} is no JSON ({problem}); delete it")
+    sizes = {"count": count, "height": args.height, "width": args.width, "quality": args.quality}
+    manifest = sizes | {"command": utils.command_line(), "generated": generated}
+    (folder / utils.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -480,7 +480,7 @@ def test_resize(tmp_path):
         tmp_path / "new/gen_0000",
     )
     assert done.stdout.startswith("10 images of 64x128 in ") and done.stderr == ""
-    files = sorted((tmp_path / "new/gen_0000").iterdir())
+    files = sorted((tmp_path / "new/gen_0000").glob("*.jpg"))
     assert [f.stem for f in files] == sorted(f.stem for f in (tmp_path / "made").iterdir())
     assert {(f.suffix, Image.open(f).format, Image.open(f).size) for f in files} == {
         (".jpg", "JPEG", (64, 128))
