@@ -278,6 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     if not args.train and args.options is None:
         fail("nothing to do: pass --train to train, --options 0..5 to generate, or both")
+    if args.xla and os.environ.get("KERAS_BACKEND") == "torch":
+        fail("--xla: only TensorFlow has it; leave the flag out")
     try:
         run = Path(args.checkpoint_dir) / find_dataset(args).resolve().name
         stored = settle(args, run)

@@ -145,7 +145,8 @@ class DCGAN:
         keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bf16" else "float32")
         self.height, self.width, self.z_dim, self.seed = height, width, z_dim, seed
-        self.ema, self.policy, self.backend = ema, policy, keras.backend.backend()
+        self.ema, self.policy, self.xla = ema, policy, xla
+        self.backend = keras.backend.backend()
         self.generator = build_generator(height, width, z_dim, gf_dim)
         self.discriminator = build_discriminator(height, width, df_dim, spectral_norm)
         self.average = build_generator(height, width, z_dim, gf_dim) if ema else None
@@ -157,7 +158,7 @@ class DCGAN:
         self.d_optimizer.build(self.discriminator.trainable_variables)
         # Steps done; whole epochs, and batches of the one after: where resuming goes on.
         self.steps = self.epochs = self.batches = 0
-        self._step = make_step(self, xla)
+        self._step = make_step(self)
         self._forward = make_forward(self.average or self.generator)
 
     def train_step(self, real: np.ndarray):

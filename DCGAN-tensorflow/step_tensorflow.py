@@ -8,7 +8,7 @@ from utils import to_signed
 softplus = tf.nn.softplus
 
 
-def make_step(gan, xla: bool):
+def make_step(gan):
     """A function of a batch that updates both networks of `gan`; see DCGAN.train_step."""
     generator, discriminator = gan.generator, gan.discriminator
 
@@ -28,7 +28,7 @@ def make_step(gan, xla: bool):
         weights = generator.trainable_variables
         gan.g_optimizer.apply(tape.gradient(loss, weights), weights)
 
-    @tf.function(jit_compile=xla)
+    @tf.function(jit_compile=gan.xla)
     def step(real, z, plans, share):
         real = to_signed(tf.cast(real, tf.float32))
         with tf.GradientTape() as tape:

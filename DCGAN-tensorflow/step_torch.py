@@ -4,13 +4,11 @@ import augment
 import torch
 from keras import ops
 from torch.nn.functional import softplus
-from utils import fail, to_signed
+from utils import to_signed
 
 
-def make_step(gan, xla: bool):
+def make_step(gan):
     """A function of a batch that updates both networks of `gan`; see DCGAN.train_step."""
-    if xla:
-        fail("--xla: only for TensorFlow; leave the flag out")
     generator, discriminator = gan.generator, gan.discriminator
 
     def seen(images, plan):

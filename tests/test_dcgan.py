@@ -69,13 +69,13 @@ def place(tmp_path_factory):
         "--save_every",
         1,
         "--batch_size",
-        8,
+        4,
         *NETWORK,
         *paths(place),
     )
     assert done.stderr == ""
     first = done.stdout.splitlines()[0]
-    assert first.startswith("train: 20 images as 32x16, epochs 1..2, batch 8, generator ")
+    assert first.startswith("train: 20 images as 32x16, epochs 1..2, batch 4, generator ")
     return place
 
 
@@ -138,7 +138,7 @@ def test_train_resume_generate(place):
     assert sorted(p.name for p in run.glob("ckpt*")) == ["ckpt-0002.npz", "ckpt-0003.npz"]
 
     # Exactly what an uninterrupted run of three epochs arrives at; done twice changes nothing.
-    straight = ["--train", "--epoch", 3, "--batch_size", 8, *NETWORK, *paths(place, "straight")]
+    straight = ["--train", "--epoch", 3, "--batch_size", 4, *NETWORK, *paths(place, "straight")]
     done = succeed(
         "-c", "import main, sys; main.main(sys.argv[1:]); main.main(sys.argv[1:])", *straight
     )
@@ -279,7 +279,7 @@ plan = augment.draw(policy, *shape[:3], rng)
 after = augment.apply(before, plan).numpy()
 pixels = plan["pixels"].reshape(shape[:3]) - np.arange(40)[:, None, None] * 32 * 16
 shifts, flips, cut = set(), set(), []
-for image, result, (brightness, saturation, contrast), where, mask in zip(
+for image, result, (brightness, saturation, contrast), source, mask in zip(
     before, after, plan["color"], pixels, plan["mask"][..., 0]
 ):
     image = image + brightness
@@ -288,13 +288,13 @@ for image, result, (brightness, saturation, contrast), where, mask in zip(
     image = image.mean() + (image - image.mean()) * contrast
     for y in range(32):
         for x in range(16):
-            expected = mask[y, x] * image[where[y, x] // 16, where[y, x] % 16]
+            expected = mask[y, x] * image[source[y, x] // 16, source[y, x] % 16]
             np.testing.assert_allclose(result[y, x], expected, atol=1e-5)
     assert set(np.unique(mask)) <= {0, 1}
-    rows, columns = np.diff(where[:, 8] // 16), np.diff(where[16] % 16)
+    rows, columns = np.diff(source[:, 8] // 16), np.diff(source[16] % 16)
     assert set(rows) <= {0, 1} and set(columns) in ({0, 1}, {1}, {0, -1}, {-1})
     flips.add(-1 in columns)
-    shifts.add(where[16, 8] // 16 - 16)
+    shifts.add(source[16, 8] // 16 - 16)
     cut.append(1 - mask.mean())
 assert flips == {False, True} and shifts == set(range(-4, 5))
 assert 0.05 < min(cut) < max(cut) < 0.6  # a quarter, less at the border, and what was shifted in
@@ -418,10 +418,13 @@ def test_torch_trains_and_tensorflow_generates(place):
     """One run, two backends, with everything that is off by default."""
     where = paths(place, "torch")
     flags = ["--spectral_norm", "--augment", "flip,color", "--precision", "bf16", "--batch_size", 8]
-    train = ["main.py", "--train", *where]
+    without = "import sys; sys.modules['tensorflow'] = None; import main; main.main(sys.argv[1:])"
+    train = ["-c", without, "--train", *where]
     done = succeed(*train, "--epoch", 1, *NETWORK, *flags, backend="torch")
     assert "torch, CPU, bf16" in done.stdout and done.stderr == ""
     succeed(*train, "--epoch", 2, backend="torch")
+    done = call(*train, "--xla", backend="torch")
+    assert done.returncode == 2 and done.stderr.startswith("error: --xla: only TensorFlow has it")
     made = place / "by_tensorflow"
     succeed("main.py", "--options", 5, "--sample_size", 3, *where, "--output_path", made)
     assert len(list(made.glob("*.png"))) == 3
@@ -460,7 +463,7 @@ def test_options_and_networks(place):
     assert Image.open(place / "option4/sweeps.gif").size == (3 * 18 + 2, 2 * 34 + 2)
 
     seven, other, ninety = (
-        sorted((place / name).iterdir()) for name in ("seven", "other", "ninety")
+        sorted((place / name).glob("*.png")) for name in ("seven", "other", "ninety")
     )
     assert (len(seven), len(other), len(ninety)) == (7, 7, 90)
     contents = [file.read_bytes() for file in seven]
@@ -486,6 +489,8 @@ def test_resize(tmp_path):
         (".jpg", "JPEG", (64, 128))
     }
     assert abs(np.asarray(Image.open(files[-1])).astype(int) - 77).max() <= 1
+    about = json.loads((tmp_path / "new/gen_0000/manifest.json").read_text())
+    assert [about[key] for key in ("count", "height", "width", "generated")] == [10, 128, 64, None]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["gen_0000"]  # nothing temporary
 
     succeed(
