@@ -27,11 +27,9 @@ from reid.checkpoint import FREE_ON_RESUME, Run
 from reid.curves import draw_ablation
 from reid.dataset import (
     GENERATED_FOLDER,
-    GENERATED_LABEL,
-    Sample,
     fingerprint,
+    generated_images,
     list_images,
-    manifest,
     training_splits,
 )
 from reid.errors import Interrupted, UserError, run
@@ -223,25 +221,21 @@ def check_images(args, folder, cells, options):
     Raises UserError where they are not, or are not those that the cells so far were trained on.
     """
     real, _ = training_splits(args.data_dir, options[cells[0]]["train_all"])
-    now = {"dataset": fingerprint(real)}
     gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
     largest = max(cell.number for cell in cells)
-    if largest:
-        images = list_images(gen_dir)
-        if len(images) < largest:
-            raise UserError(
-                f"{gen_dir}: {len(images)} images, too few for a cell of {largest}; generate "
-                "more, or ask for fewer with --numbers and --gan_labels"
-            )
-        now["gan_manifest"] = manifest([Sample(images[0], GENERATED_LABEL, generated=1)])
+    there = len(list_images(gen_dir))
+    if there < largest:
+        raise UserError(
+            f"{gen_dir}: {there} images, too few for a cell of {largest}; generate "
+            "more, or ask for fewer with --numbers and --gan_labels"
+        )
     for cell in cells:
-        # A cell's own fingerprint is of real and generated images together.
-        fact = "gan_manifest" if cell.number else "dataset"
         before = Run(folder / cell.name).opts()
-        if before and before[fact] != now[fact]:
+        now = [*real, *generated_images(gen_dir, cell.number, cell.seed)] if before else []
+        if before and before["dataset"] != fingerprint(now):
             raise UserError(
                 f"{folder / cell.name}: was trained on other images than there are now in "
-                f"{gen_dir if cell.number else args.data_dir}; take another --name for the grid"
+                f"{args.data_dir} and {gen_dir}; take another --name for the grid"
             )
     return len(real)
 

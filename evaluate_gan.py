@@ -23,7 +23,6 @@ Take a run that was trained without these generated images: train_lsro.py teache
 tell them apart.
 """
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ from reid.dataset import (
 from reid.device import arithmetic, place
 from reid.errors import UserError, run
 from reid.features import extract
-from reid.files import check_writable, read_results, update_results
+from reid.files import check_writable, read_results, sha256, update_results
 from reid.loading import EvalBatches
 from reid.neighbours import draw_neighbours
 from reid.options import Parser, add_device_options, add_run_options, at_least, seed
@@ -281,11 +280,6 @@ def feature_space(args):
             "width": transform.width,
         },
     )
-
-
-def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def lines(found, facts, dim):

@@ -16,6 +16,7 @@ from pathlib import Path
 from reid import engine, losses
 from reid.dataset import GENERATED_FOLDER, count_classes, generated_images, training_splits
 from reid.errors import UserError, is_first, run
+from reid.files import sha256
 from reid.gan_labels import Describer, label_run
 from reid.options import (
     Parser,
@@ -105,19 +106,17 @@ def check_rule(args, generated):
     if args.label_run and not static:
         raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
     if static:
-        label_run(args)
-    if generated and args.gan_start >= args.epochs:
-        raise UserError(
-            f"--gan_start {args.gan_start}: generated images would not count in any of the "
-            f"{args.epochs} epochs; lower it"
-        )
-    for flag, given in [("--gan_batch", args.gan_batch), ("--label_run", args.label_run)]:
-        if given and not generated:
-            raise UserError(f"{flag} {given}: there are no generated images; raise --num_generated")
+        args.label_run_sha256 = sha256(label_run(args))  # on resuming it must be the same network
+    for flag in ("gan_batch", "label_run", "split_bn"):
+        if getattr(args, flag) and not generated:
+            raise UserError(f"--{flag}: there are no generated images; raise --num_generated")
 
 
 def parse(argv=None):
-    """The options, with the defaults that depend on the rule."""
+    """The options, with the defaults that depend on the rule.
+
+    Raises UserError where generated images would leave no room for others, or never count.
+    """
     parser = get_parser()
     parser.prog = Path(__file__).name  # in errors, also where ablation.py parses a cell's flags
     args = parse_training(parser, argv)
@@ -126,6 +125,16 @@ def parse(argv=None):
         args.gan_weight = PSEUDO_WEIGHT if pseudo else 1.0
     if args.gan_start is None:
         args.gan_start = PSEUDO_START if pseudo else 0
+    if args.gan_batch and args.gan_batch >= args.batchsize:
+        raise UserError(
+            f"--gan_batch {args.gan_batch}: leaves no real images in a --batchsize of "
+            f"{args.batchsize}; lower it"
+        )
+    if args.num_generated != 0 and args.gan_start >= args.epochs:
+        raise UserError(
+            f"--gan_start {args.gan_start}: with --gan_label {args.gan_label} generated images "
+            f"would not count in any of the {args.epochs} epochs; lower it"
+        )
     return args
 
 

@@ -38,13 +38,14 @@ NETWORK |= {"spectral_norm": False, "ema": 0.999}
 TRAINING = {"batch_size": 64, "learning_rate": 2e-4, "beta1": 0.5, "augment": "none"}
 TRAINING |= {"precision": "auto", "crop": False, "input_height": 128, "input_width": None}
 TRAINING |= {"input_fname_pattern": "*.jpg", "train_size": None, "seed": 0}
+SAME_IMAGES = ("seed", "crop", "input_height", "input_width")  # a run goes on with these alone
 
 
 def get_parser() -> utils.Parser:
     """All flags; those of the original TensorFlow 1 script work as they did."""
     parser = utils.Parser(
         description="DCGAN (Radford et al. 2016): pass --train, --options K, or both.",
-        epilog="Resuming and generating keep the sizes and settings that the run was started with "
+        epilog="Resuming and generating keep the sizes and settings that the run had before "
         "(its options.json); the defaults of network and training flags are for a new run. "
         "KERAS_BACKEND=torch in the environment computes with PyTorch instead of TensorFlow.",
     )
@@ -93,7 +94,7 @@ def get_parser() -> utils.Parser:
     add("augment", policy, "vary what the discriminator sees, for small datasets (Zhao et al. "
         f"2020): some of {','.join(AUGMENT)}, with commas, or none")  # fmt: skip
     add("precision", str, "arithmetic of training; auto: bf16 where the hardware multiplies in "
-        "it, else fp32. Images are generated in fp32",
+        "it, else fp32. What --options makes is made in fp32",
         choices=["auto", "fp32", "bf16"])  # fmt: skip
     add("xla", utils.boolean, "have XLA compile the training step (TensorFlow): for GPUs; on a CPU "
         "it takes minutes and is slower", False)  # fmt: skip
@@ -123,17 +124,18 @@ def settle(args, run: Path) -> dict:
     if checkpoint.numbered(run):
         try:
             stored = json.loads((run / "options.json").read_text())
-            _ = [stored[key] for key in [*NETWORK, *TRAINING, "fingerprint"]]
-        except (OSError, ValueError, KeyError) as problem:
+            _ = [stored[key] for key in [*NETWORK, *TRAINING, "fingerprint", "images", "folder"]]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
             fail(
                 f"--checkpoint_dir: {run} has a checkpoint but no usable options.json "
                 f"({problem}); delete the folder or name another"
             )
     elif not args.train:
         fail(f"--checkpoint_dir: no checkpoint in {run}; train first (--train) or name its folder")
+    fixed = {*NETWORK, *(SAME_IMAGES if args.train else ())}
     for key, default in (NETWORK | TRAINING).items():
         given = getattr(args, key)
-        if stored and given is not None and key in NETWORK and given != stored[key]:
+        if stored and given is not None and key in fixed and given != stored[key]:
             fail(
                 f"--{key} {given}: the checkpoint in {run} has {stored[key]}; leave the flag out, "
                 "or name another --checkpoint_dir"

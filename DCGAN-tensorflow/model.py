@@ -68,7 +68,9 @@ def build_discriminator(
     `spectral_norm` takes batch norm's place (Miyato et al., "Spectral Normalization for
     Generative Adversarial Networks", ICLR 2018).
     """
-    convolution = SpectralConv2D if spectral_norm else layers.Conv2D
+    convolution, dense = layers.Conv2D, layers.Dense
+    if spectral_norm:
+        convolution, dense = SpectralConv2D, SpectralDense
     net = keras.Sequential(name="discriminator")
     net.add(keras.Input((height, width, 3)))
     for stage in range(STAGES):
@@ -82,12 +84,12 @@ def build_discriminator(
             net.add(_batch_norm())
         net.add(layers.LeakyReLU(negative_slope=0.2))
     net.add(layers.Flatten())
-    net.add(layers.Dense(1, kernel_initializer=_normal(), dtype="float32"))
+    net.add(dense(1, kernel_initializer=_normal(), dtype="float32"))
     return net
 
 
-class SpectralConv2D(layers.Conv2D):
-    """A convolution whose kernel is divided by its largest singular value.
+class Spectral:
+    """For layers whose kernel is divided by its largest singular value.
 
     That value is followed by one power iteration each training call. (Keras has a wrapper that
     overwrites the kernel instead, which PyTorch can't differentiate through two calls.)
@@ -96,18 +98,35 @@ class SpectralConv2D(layers.Conv2D):
     def build(self, input_shape):
         super().build(input_shape)
         self.u = self.add_weight(
-            shape=(1, self.filters), initializer="random_normal", trainable=False, name="u"
+            shape=(1, self.kernel.shape[-1]),
+            initializer="random_normal",
+            trainable=False,
+            autocast=False,
+            name="u",
         )
 
-    def call(self, inputs, training=False):
-        matrix = ops.reshape(self.kernel, (-1, self.filters))
+    def normed_kernel(self, training):
+        matrix = ops.cast(ops.reshape(self.kernel, (-1, self.kernel.shape[-1])), "float32")
         v = ops.stop_gradient(ops.normalize(ops.matmul(self.u, ops.transpose(matrix))))
         u = ops.stop_gradient(ops.normalize(ops.matmul(v, matrix)))
         if training:
-            self.u.assign(ops.cast(u, "float32"))
-        norm = ops.sum(ops.matmul(v, matrix) * u)
-        outputs = ops.conv(inputs, self.kernel / norm, self.strides, self.padding)
-        return outputs + self.bias
+            self.u.assign(u)
+        return self.kernel / ops.cast(ops.sum(ops.matmul(v, matrix) * u), self.kernel.dtype)
+
+
+class SpectralConv2D(Spectral, layers.Conv2D):
+    """A convolution with such a kernel."""
+
+    def call(self, inputs, training=False):
+        kernel = self.normed_kernel(training)
+        return ops.conv(inputs, kernel, self.strides, self.padding) + self.bias
+
+
+class SpectralDense(Spectral, layers.Dense):
+    """A linear layer with such a kernel."""
+
+    def call(self, inputs, training=False):
+        return ops.matmul(inputs, self.normed_kernel(training)) + self.bias
 
 
 class DCGAN:

@@ -26,7 +26,10 @@ def load_data(folder: Path, args, stored: dict) -> tuple[np.ndarray, str]:
     if args.train_size and args.train_size < len(paths):
         chosen = np.random.default_rng(args.seed).permutation(len(paths))[: args.train_size]
         paths = [paths[i] for i in sorted(chosen)]
-    names = "\n".join(path.relative_to(folder).as_posix() for path in paths)
+    if len(paths) < 2:
+        fail(f"--dataset: only one image to train on in {folder}; a GAN needs many")
+    lines = (f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths)
+    names = "\n".join(lines)
     fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
     if stored and fingerprint != stored["fingerprint"]:
         fail(
@@ -55,6 +58,8 @@ def start_log(run: Path, options: dict, first: int) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     text = json.dumps(options, indent=2) + "\n"
     utils.write_whole(run / "options.json", lambda path: path.write_text(text))
+    if first == 1:  # of a run whose checkpoints were deleted
+        (run / checkpoint.HEALTHY).unlink(missing_ok=True)
     log = run / "log.jsonl"
     lines = log.read_text().splitlines(keepends=True)[: first - 1] if log.exists() else []
     utils.write_whole(log, lambda path: path.write_text("".join(lines)))
@@ -65,22 +70,21 @@ def train(gan, images: np.ndarray, args, run: Path, log: Path) -> None:
     """Train `gan` from where it is up to --epoch epochs in all."""
     first, steps = gan.epochs + 1, len(images) // args.batch_size
     skip = min(gan.batches, steps - 1)  # fewer steps than then: --batch_size has changed
-    samples = Path(args.sample_dir)
-    samples.mkdir(parents=True, exist_ok=True)
+    folder = Path(args.sample_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     fixed = gan.noise(max(GRID, watch.IMAGES), args.seed)
     some = np.random.default_rng(args.seed).permutation(len(images))[: watch.IMAGES]
-    real_diversity = watch.diversity(images[some]) if len(some) > 1 else 0
+    real_diversity = watch.diversity(images[some])
+    total = steps * (args.epoch - first + 1)
     with (
-        tqdm(
-            total=steps * (args.epoch - first + 1), initial=skip, unit="step", disable=None
-        ) as bar,
+        tqdm(total=total, initial=skip, unit="step", disable=None) as bar,
         utils.postponed_interrupts() as interrupts,
     ):
         for epoch in range(first, args.epoch + 1):
             started, losses = time.time(), []
             for real in batches(images, args.batch_size, args.seed, epoch, skip):
                 if interrupts:
-                    checkpoint.save(run, gan.epochs, gan.state())
+                    save(gan, run)
                     message = f"stopped in epoch {epoch}: saved in {run}, the same command goes on"
                     print(message, file=sys.stderr)
                     raise SystemExit(130)
@@ -94,42 +98,56 @@ def train(gan, images: np.ndarray, args, run: Path, log: Path) -> None:
             gan.epochs = epoch
             d_loss, g_loss = np.mean([[float(x) for x in pair] for pair in losses], axis=0).tolist()
             record = {"epoch": epoch, "d_loss": d_loss, "g_loss": g_loss}
-            if epoch % args.save_every == 0 or epoch == args.epoch:
+            saving = epoch % args.save_every == 0 or epoch == args.epoch
+            if saving:
                 made = gan.generate(fixed)
-                picture = utils.grid(made[:GRID], 8)
-                utils.save_png(samples / f"train_{epoch:04d}.png", picture)
+                utils.save_png(folder / f"train_{epoch:04d}.png", utils.grid(made[:GRID], 8))
                 record["diversity"] = watch.diversity(made[: len(some)]) / max(real_diversity, 1e-9)
-                healthy = record["diversity"] >= watch.COLLAPSED
-                if not healthy:
-                    warn(bar, record, run)
-                checkpoint.save(run, epoch, gan.state(), healthy)
+            healthy = record.get("diversity", 1) >= watch.COLLAPSED
+            # Samples are alike at first, too: what never was better is only said at the end.
+            if not healthy and (epoch == args.epoch or (run / checkpoint.HEALTHY).is_file()):
+                record["warning"] = "collapse"
             record["seconds"] = round(time.time() - started, 2)
-            with log.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            bar.write(
-                f"epoch {epoch}/{args.epoch}  d_loss {d_loss:.3f}  g_loss {g_loss:.3f}  "
-                + (f"diversity {record['diversity']:.2f}  " if "diversity" in record else "")
-                + f"{record['seconds']:.1f} s"
-            )
-            sys.stdout.flush()  # each epoch is seen when it ends, through a pipe too
+            report(record, args.epoch, bar, run, log)
+            if saving:  # last: a line of the log without a checkpoint is cut off on resuming
+                save(gan, run, healthy)
+        if interrupts:
+            print(f"stopped; all {args.epoch} epochs are done, saved in {run}", file=sys.stderr)
+            raise SystemExit(130)
 
 
-def check(losses, epoch: int, run: Path) -> None:
-    """End where a loss is no longer a number; the checkpoints stay as they are."""
-    if not np.isfinite([float(loss) for loss in losses]).all():
-        fail(
-            f"--learning_rate: the loss is no longer a number in epoch {epoch}; lower the rate and "
-            f"go on from the last checkpoint in {run}"
+def save(gan, run: Path, healthy: bool = False) -> None:
+    """Write a checkpoint, unless it would be of no use: then end, as `check` does."""
+    arrays = gan.state()
+    check([np.isfinite(array).all() or np.nan for array in arrays.values()], gan.epochs, run)
+    checkpoint.save(run, gan.epochs, arrays, healthy)
+
+
+def report(record: dict, epochs: int, bar, run: Path, log: Path) -> None:
+    """Write an epoch's figures to the log, and say them."""
+    with log.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    diversity = f"  diversity {record['diversity']:.2f}" if "diversity" in record else ""
+    bar.write(
+        f"epoch {record['epoch']}/{epochs}  d_loss {record['d_loss']:.3f}  "
+        f"g_loss {record['g_loss']:.3f}{diversity}  {record['seconds']:.1f} s"
+    )
+    sys.stdout.flush()  # each epoch is seen when it ends, through a pipe too
+    if "warning" in record:
+        path = run / checkpoint.HEALTHY
+        before = f"generate from {path}, which is from before, with --which healthy, or "
+        bar.write(
+            f"warning: epoch {record['epoch']}: samples have {record['diversity']:.2f} of the real "
+            f"images' diversity (a collapse?); {before if path.is_file() else ''}train anew, with "
+            "--augment flip,translation or --spectral_norm",
+            file=sys.stderr,
         )
 
 
-def warn(bar, record: dict, run: Path) -> None:
-    """Say that samples are too much alike, once there were better ones."""
-    if (run / checkpoint.HEALTHY).is_file():
-        record["warning"] = "collapse"
-        bar.write(
-            f"warning: epoch {record['epoch']}: samples have {record['diversity']:.2f} of the real "
-            f"images' diversity (a collapse?); {run / checkpoint.HEALTHY} is from before: generate "
-            "from it with --which healthy, or train anew, with --augment flip,color,translation",
-            file=sys.stderr,
+def check(losses, epoch: int, run: Path) -> None:
+    """End where a loss, or a weight, is no number any more; the checkpoints stay as they are."""
+    if not np.isfinite([float(loss) for loss in losses]).all():
+        fail(
+            f"--learning_rate: in epoch {epoch} the loss or a weight is no number any more; lower "
+            f"the rate and go on from the last checkpoint in {run}"
         )

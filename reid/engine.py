@@ -290,12 +290,13 @@ def comparing(args):
 
 
 def check_split(args, world):
-    """Raise UserError where batch norm can't treat real and generated images apart."""
-    if args.split_bn and world.gpus:
-        raise UserError(
-            "--split_bn: DataParallel can't; start one process a GPU: "
-            f"torchrun --nproc_per_node {len(world.gpus)}"
-        )
+    """Raise UserError where batch norm would not see real and generated images as it should."""
+    for flag in ("split_bn", "gan_batch"):  # of the latter one GPU would get more than others
+        if getattr(args, flag) and world.gpus:
+            raise UserError(
+                f"--{flag}: DataParallel can't; start one process a GPU: "
+                f"torchrun --nproc_per_node {len(world.gpus)}"
+            )
 
 
 def check_batchsize(args, world, images):
@@ -304,11 +305,6 @@ def check_batchsize(args, world, images):
     images: of which a batch can be made.
     """
     real = args.batchsize - (args.gan_batch or 0)
-    if real < 1:
-        raise UserError(
-            f"--gan_batch {args.gan_batch}: leaves no real images in a --batchsize of "
-            f"{args.batchsize}; lower it"
-        )
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:
         raise UserError(f"--batchsize: {batchsize} images can't be shared among {parts}")

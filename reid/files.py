@@ -1,5 +1,6 @@
 """Outputs that are whole or not there: written under a temporary name, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -68,6 +69,12 @@ def check_writable(path):
 def cannot_write(path, error):
     """The UserError for an OSError met while writing `path`."""
     return UserError(f"{path}: can't be written ({error.strerror or error}); name another place")
+
+
+def sha256(path):
+    """Of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path, content):

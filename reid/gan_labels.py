@@ -14,6 +14,7 @@ from reid.checkpoint import Run, load_network
 from reid.device import place
 from reid.errors import UserError
 from reid.features import extract
+from reid.files import read_results
 from reid.loading import EvalBatches
 from reid.losses import ranks
 from reid.transforms import normalise, val_transform
@@ -22,14 +23,19 @@ STARTS = 10  # of k-means, the best of which counts
 
 
 def label_run(args):
-    """The Run that --label_run names. Raises UserError where it has no net_last.pth."""
+    """Path of the weights of the run that --label_run names: net_last.pth.
+
+    Raises UserError where there is none, or its training is not finished.
+    """
     run = Run(Path(args.model_dir) / args.label_run)
     weights = run.file("net_last.pth")
     if not weights.exists():
         raise UserError(
             f"--label_run {args.label_run}: no such file as {weights}; name a finished run"
         )
-    return run
+    if run.opts() and "train" not in read_results(run.file("results.json")):
+        raise UserError(f"--label_run {args.label_run}: its training is not finished; --resume it")
+    return weights
 
 
 class Describer:
@@ -39,15 +45,15 @@ class Describer:
     """
 
     def __init__(self, args, class_num, world):
-        run = label_run(args)
-        net = load_network(run.file("net_last.pth"))
+        weights = label_run(args)
+        net = load_network(weights)
         outputs = net.classifier[0].out_features
         if outputs != class_num:
             raise UserError(
                 f"--label_run {args.label_run}: its network has {outputs} classes, the images "
                 f"here {class_num}; name a run on the same identities"
             )
-        options = run.opts().get("options", {})
+        options = Run(weights.parent).opts().get("options", {})
         self.transform = val_transform(options.get("height", 256), options.get("width", 128))
         self.net = place(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world

@@ -156,6 +156,11 @@ def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
     for flags, says in [
         (["--", "--heigth", 128], "unrecognized arguments: --heigth 128 (see train_lsro.py"),
         (["--", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
+        (["--", "--gan_batch", 64], "--gan_batch 64: leaves no real images"),
+        (
+            ["--gan_labels", "lsro", "pseudo", "--", "--epochs", 9],
+            "--gan_start 20: with --gan_label",
+        ),
         (["--", "--seed", 3], "--seed after --: the grid sets it"),
         (["--", "--name=x"], "--name=x after --"),
         (["--gan_labels", "lsr"], "invalid choice: 'lsr'"),

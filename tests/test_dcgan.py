@@ -184,7 +184,7 @@ def test_interrupt_saves(place):
 
 
 INSIDE = """
-import contextlib, io, shutil, sys
+import contextlib, io, shutil, signal, sys
 from pathlib import Path
 import numpy as np
 import main, sampling, training, utils, watch
@@ -336,14 +336,57 @@ assert len(lines) == 4 and all("diversity (a collapse?)" in line for line in lin
 assert checkpoint.load(watched / "healthy.npz")["done"].tolist() == [0, 2, 0]
 assert [path.name for path in checkpoint.numbered(watched)] == ["ckpt-0005.npz", "ckpt-0006.npz"]
 assert ["warning" in line for line in log.read_text().splitlines()] == [False] * 2 + [True] * 4
-# A loss that is no number ends the training and leaves its checkpoints.
-Collapsing.loss = np.nan
-try:
-    training.train(Collapsing(), people, args, watched, log)
-    raise AssertionError("went on with NaN")
-except SystemExit as end:
-    assert end.code == 2
-assert len(checkpoint.numbered(watched)) == 2
+# A loss or a weight that is no number ends the training and leaves its checkpoints.
+class NoLoss(Collapsing):
+    loss = np.nan
+class NoWeight(Collapsing):
+    def state(self): return {"done": np.array([0, 0, 0]), "weight": np.array([1, np.inf])}
+kept = [path.read_bytes() for path in sorted(watched.glob("*.npz"))]
+for broken in (NoLoss(), NoWeight()):
+    try:
+        training.train(broken, people, args, watched, log)
+        raise AssertionError("went on with NaN")
+    except SystemExit as end:
+        assert end.code == 2
+assert [path.read_bytes() for path in sorted(watched.glob("*.npz"))] == kept
+# A new run in a folder whose checkpoints were deleted has no healthy one; what never was
+# varied is said at the end.
+for path in checkpoint.numbered(watched):
+    path.unlink()
+training.start_log(watched, {}, 1)
+assert not (watched / "healthy.npz").exists()
+never = Collapsing()
+never.generate = lambda z: three[np.arange(len(z)) % 64]
+stderr = io.StringIO()
+with contextlib.redirect_stderr(stderr):
+    training.train(never, people, args, watched, log)
+assert len(stderr.getvalue().splitlines()) == 1 and "(a collapse?); train anew" in stderr.getvalue()
+assert not (watched / "healthy.npz").exists()
+
+# Stopped in the middle of an epoch and gone on with, a run ends where an unbroken one does.
+args.epoch, args.batch_size = 3, 4
+def run_on(name, stop_at=None):
+    gan = model.DCGAN(32, 16, z_dim=6, gf_dim=4, df_dim=4, ema=0.9, policy=("flip",))
+    folder = place / name
+    if checkpoint.numbered(folder):
+        main.restore(gan, checkpoint.numbered(folder)[-1])
+    step = gan.train_step
+    def stopped_step(real):
+        if gan.steps == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return step(real)
+    gan.train_step = stopped_step
+    log = training.start_log(folder, {}, gan.epochs + 1)
+    try:
+        training.train(gan, people[:20], args, folder, log)
+    except SystemExit as end:
+        assert end.code == 130 and stop_at
+    return checkpoint.load(checkpoint.numbered(folder)[-1])
+assert run_on("broken", stop_at=6)["done"].tolist() == [7, 1, 2]  # steps, epochs, batches
+broken, unbroken = run_on("broken"), run_on("unbroken")
+assert broken["done"].tolist() == [15, 3, 0]
+for name in unbroken:
+    np.testing.assert_allclose(broken[name], unbroken[name], rtol=1e-5, atol=1e-8, err_msg=name)
 
 # A damaged checkpoint is one line; so is one of another network.
 shutil.copytree(place / "checkpoint", place / "damaged")
@@ -527,6 +570,7 @@ BAD = [
     (["main.py"], "nothing to do: pass --train"),
     ([*TRAIN, "--dataset", "nobody"], "no folder {}/data/nobody"),
     ([*TRAIN, "--dataset", "empty"], "no jpg, jpeg, png or bmp image in {}/data/empty"),
+    ([*TRAIN, "--train_size", "1"], "--dataset: only one image to train on in {}/data/good"),
     ([*TRAIN, "--input_fname_pattern", "*.bmp"], "--input_fname_pattern: none of the 4 images"),
     ([*TRAIN, "--dataset", "damaged"], "cannot read the image {}/data/damaged/b.jpg"),
     ([*TRAIN, "--output_width", "20"], "--output_width 20: heights and widths must be multiples"),
@@ -569,6 +613,19 @@ BAD = [
             "{}/file",
         ],
         "--output_path: cannot write to {}/file",
+    ),
+    (
+        [
+            "main.py",
+            "--train",
+            "--seed",
+            "1",
+            "--dataset",
+            "people",
+            "--checkpoint_dir",
+            "{place}/checkpoint",
+        ],
+        "--seed 1: the checkpoint in",
     ),
     (
         ["main.py", "--train", "--dataset", "people", "--checkpoint_dir", "{place}/checkpoint"],

@@ -322,7 +322,7 @@ def test_mistakes(folder, tmp_path, capsys):
         ((*static, "--label_run", "damaged"), "net_last.pth: not a readable"),
         (("--label_run", "damaged"), "--label_run: --gan_label lsro does not use it"),
         ((*static, "--label_run", "damaged", "--num_generated", 0), "no generated images"),
-        (("--gan_batch", 2, "--num_generated", 0), "--gan_batch 2: there are no generated"),
+        (("--gan_batch", 2, "--num_generated", 0), "--gan_batch: there are no generated"),
         (("--gan_batch", 6), "--gan_batch 6: leaves no real images in a --batchsize of 6"),
         (("--gan_batch", 0), "--gan_batch: 0 is under 1"),
         (("--gan_weight", -1), "--gan_weight: -1 is under 0"),

@@ -11,7 +11,8 @@ import torch
 from conftest import ROOT, run_script, save_image
 from scipy.io import loadmat
 
-from reid.checkpoint import load_network
+from model import ft_net_dense
+from reid.checkpoint import Run, load_network
 
 FLAGS = (
     "--gpu_ids -1 --workers 1 --pretrained none --use_dense --height 64 --width 32 "
@@ -69,6 +70,28 @@ def test_two_processes_train_like_one(steps, extra, generated, tmp_path):
     for name, expected in one["weights"].items():
         error = (two["weights"][name] - expected).abs().max()
         assert error <= 1e-4 * expected.abs().max() + 1e-12, name
+
+
+def test_two_processes_make_the_same_tables(generated, tmp_path):
+    """Of the label rules, in each process; nine generated images are shared out unevenly."""
+    torch.manual_seed(0)
+    (tmp_path / "old").mkdir()
+    net = ft_net_dense(3)
+    torch.nn.init.normal_(net.classifier[0].weight)
+    Run(tmp_path / "old").save_weights(net, "last")
+    flags = [*FLAGS, "--model_dir", tmp_path, "--label_run", "old", "--clusters", 2]
+    script, out = ROOT / "tests/gan_tables.py", tmp_path / "table"
+    code, _, err = run_script(script, generated, out, *flags)
+    assert code == 0, err
+    ranks, clusters = torch.load(f"{out}.0")
+    assert ranks.shape == clusters.shape == (9, 3)
+    assert len(ranks.unique(dim=0)) > 1
+    done = torchrun(2, script, generated, out, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-6000:]
+    for rank in (0, 1):
+        found = torch.load(f"{out}.{rank}")
+        assert torch.equal(found[0], ranks)
+        assert torch.equal(found[1], clusters)
 
 
 def test_two_processes_fill_one_run_folder(generated, tmp_path):
