@@ -77,6 +77,9 @@ def test_a_table_of_ranks_follows_its_images(folder, tmp_path):
     net.classifier[0].bias.data = -torch.stack([logits(s.path) for s in images]).mean(0)
     Run(tmp_path / "run").start({"height": 96, "width": 32}, {})
     Run(tmp_path / "run").save_weights(net, "last")
+    with pytest.raises(UserError, match="--label_run run: its training is not finished"):
+        describer(tmp_path, "run", class_num=10)
+    (tmp_path / "run" / "results.json").write_text('{"train": {}}')
     table = describer(tmp_path, "run", class_num=10, batchsize=2).rank_table(images)
     assert len(set(map(tuple, table.tolist()))) == len(images)
     for row, sample in zip(table.tolist(), images, strict=True):
