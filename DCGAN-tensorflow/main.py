@@ -96,8 +96,8 @@ def get_parser() -> utils.Parser:
     add("precision", str, "arithmetic of training; auto: bf16 where the hardware multiplies in "
         "it, else fp32. What --options makes is made in fp32",
         choices=["auto", "fp32", "bf16"])  # fmt: skip
-    add("xla", utils.boolean, "have XLA compile the training step (TensorFlow): for GPUs; on a CPU "
-        "it takes minutes and is slower", False)  # fmt: skip
+    add("xla", utils.boolean, "have XLA compile the training step (TensorFlow): for GPUs; on two "
+        "CPU cores it was many times slower", False)  # fmt: skip
     add("crop", utils.boolean, "take the middle --input_height x --input_width of each image and "
         "scale that, not the whole image")  # fmt: skip
     add("input_height", count, "height of the middle that --crop takes")

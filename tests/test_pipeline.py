@@ -61,7 +61,7 @@ def test_pipeline(data):
     raw, gen = data / "generated", prepared / "train_new" / "gen_0000"
     dcgan("main.py", *gan, "--options", 5, "--sample_size", 10, "--output_path", raw)
     dcgan("resizeImage.py", "--input_path", raw, "--output_path", gen)
-    made = sorted(gen.iterdir())
+    made = sorted(gen.glob("*.jpg"))
     assert len(made) == 10
     assert Image.open(made[0]).size == (64, 128)
 
@@ -70,7 +70,8 @@ def test_pipeline(data):
     ok("train_baseline.py", "--name", "baseline", "--use_dense", *common, cwd=work)
     ok("train_lsro.py", "--name", "lsro", *common, "--num_generated", 7, cwd=work)
     runs = work / "model"
-    assert json.loads((runs / "lsro" / "opts.json").read_text())["generated"] == 7
+    opts = json.loads((runs / "lsro" / "opts.json").read_text())
+    assert (opts["generated"], opts["gan_manifest"]["path"]) == (7, str(gen / "manifest.json"))
 
     for name, dim in [("baseline", 1024), ("lsro", 2048)]:
         flags = ["--name", name, "--test_dir", prepared, "--which_epoch", "best"]
