@@ -134,11 +134,12 @@ def report(record: dict, epochs: int, bar, run: Path, log: Path) -> None:
     )
     sys.stdout.flush()  # each epoch is seen when it ends, through a pipe too
     if "warning" in record:
-        path = run / checkpoint.HEALTHY
-        before = f"generate from {path}, which is from before, with --which healthy, or "
+        path, advice = run / checkpoint.HEALTHY, "train longer"
+        if path.is_file():
+            advice = f"{path} is from before: generate from it with --which healthy"
         bar.write(
             f"warning: epoch {record['epoch']}: samples have {record['diversity']:.2f} of the real "
-            f"images' diversity (a collapse?); {before if path.is_file() else ''}train anew, with "
+            f"images' diversity (a collapse?); {advice}, or train anew with "
             "--augment flip,translation or --spectral_norm",
             file=sys.stderr,
         )
