@@ -34,6 +34,7 @@ from reid.dataset import (
 )
 from reid.errors import Interrupted, UserError, run
 from reid.files import read_results, replacing, write_json
+from reid.gan_labels import NEED_A_RUN
 from reid.options import Parser, at_least, seed
 from reid.provenance import ROOT, command_line, provenance
 from reid.seeds import mean_interval, paired_difference
@@ -49,7 +50,6 @@ GAN_LABELS = ["lsro", "all_in_one:24000", "pseudo:24000"]
 SEEDS = [0, 1, 2]
 
 BACKBONES = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}
-NEED_A_RUN = {"mprl_static", "sls"}  # rules that take labels from a trained network
 # Flags of train_lsro.py that the grid itself sets.
 OF_THE_GRID = (
     "--name --model_dir --data_dir --gen_dir --num_generated --seed --use_dense --gan_label "

@@ -17,7 +17,7 @@ from reid import engine, losses
 from reid.dataset import GENERATED_FOLDER, count_classes, generated_images, training_splits
 from reid.errors import UserError, is_first, run
 from reid.files import sha256
-from reid.gan_labels import Describer, label_run
+from reid.gan_labels import NEED_A_RUN, Describer, label_run
 from reid.options import (
     Parser,
     add_device_options,
@@ -100,13 +100,11 @@ def add_generated_options(parser):
 
 def check_rule(args, generated):
     """Raise UserError where the flags of the label rule don't go together."""
-    static = args.gan_label in ("mprl_static", "sls")
+    static = args.gan_label in NEED_A_RUN
     if static and not args.label_run:
         raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
     if args.label_run and not static:
         raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
-    if static:
-        args.label_run_sha256 = sha256(label_run(args))  # on resuming it must be the same network
     for flag in ("gan_batch", "label_run", "split_bn"):
         if getattr(args, flag) and not generated:
             raise UserError(f"--{flag}: there are no generated images; raise --num_generated")
@@ -144,6 +142,8 @@ def main(argv=None):
     gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
     generated = generated_images(gen_dir, args.num_generated, args.seed)
     check_rule(args, generated)
+    if args.label_run:
+        args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
     class_num = count_classes(real + validation)
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
 

@@ -24,6 +24,8 @@ def draw(policy, n: int, height: int, width: int, rng: np.random.Generator) -> d
     where nothing is left.
     """
     plan = {}
+    if not policy:
+        return plan
     if "color" in policy:  # brightness is added; saturation and contrast are factors
         plan["color"] = rng.uniform([-0.5, 0, 0.5], [0.5, 2, 1.5], (n, 3)).astype(np.float32)
     y, x = (np.broadcast_to(np.arange(size), (n, size)) for size in (height, width))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from reid.errors import UserError
+from reid.files import sha256
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 GENERATED_FOLDER = "gen_0000"
@@ -177,7 +178,7 @@ def manifest(samples):
     path = folder and folder / "manifest.json"
     if not path or not path.exists():
         return None
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": str(path), "sha256": sha256(path)}
 
 
 def read_image(path):

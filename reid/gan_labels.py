@@ -19,6 +19,7 @@ from reid.loading import EvalBatches
 from reid.losses import ranks
 from reid.transforms import normalise, val_transform
 
+NEED_A_RUN = ("mprl_static", "sls")  # the rules that take their table from one
 STARTS = 10  # of k-means, the best of which counts
 
 
