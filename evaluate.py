@@ -1,13 +1,19 @@
 """Score the features that test.py extracted: Rank@1/5/10 and mAP, with error bars.
 
-python evaluate.py                                   # pytorch_result.mat in this folder
-python evaluate.py model/lsro/pytorch_result.mat --against model/baseline/pytorch_result.mat
+    python evaluate.py                                   # pytorch_result.mat in this folder
+    python evaluate.py model/lsro/pytorch_result.mat --against model/baseline/pytorch_result.mat
+
+Or find the similarity from which on two images count as one person, for search.py:
+
+    python test.py --name lsro --val --mat val.mat
+    python evaluate.py val.mat --calibrate 0.001
 """
 
-from reid import report
+from reid import report, verification
 from reid.errors import run
+from reid.files import update_results
 from reid.metrics import similarity_blocks
-from reid.options import Parser
+from reid.options import Parser, rate
 
 MAT = "pytorch_result.mat"
 
@@ -15,12 +21,28 @@ MAT = "pytorch_result.mat"
 def get_parser():
     parser = Parser("Score extracted features: Rank@1/5/10 and mAP.")
     report.add_options(parser, MAT)
+    parser.add_argument(
+        "--calibrate",
+        type=rate,
+        metavar="RATE",
+        help="in place of scores: find the similarity that this share of pairs of two people "
+        "reaches, e.g. 0.001, and store it in the run folder (default: scores; where one is "
+        "stored, the rates at it, too)",
+    )
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    report.score(args, "evaluate", similarity_blocks, {})
+    if args.calibrate:
+        verification.calibrate(args.mat, args.calibrate)
+        return
+    sets = report.score(args, "evaluate", similarity_blocks, {})
+    found = verification.at_stored_threshold(sets)
+    if found:
+        print(verification.say(found))
+        if args.json:
+            update_results(args.json, "verification", {"mat": args.mat, **found})
 
 
 if __name__ == "__main__":

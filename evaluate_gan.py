@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from reid.checkpoint import Run, build_network, load_network
+from reid.checkpoint import build_network, load_trained
 from reid.dataset import (
     GENERATED_FOLDER,
     generated_images,
@@ -42,6 +42,7 @@ from reid.device import arithmetic, place
 from reid.errors import UserError, run
 from reid.features import extract
 from reid.files import check_writable, read_results, sha256, update_results
+from reid.inference import frozen
 from reid.loading import EvalBatches
 from reid.neighbours import draw_neighbours
 from reid.options import Parser, add_device_options, add_run_options, at_least, seed
@@ -242,16 +243,14 @@ def features_of(images, args, world):
     source["arithmetic"] = str(dtype or torch.float32).removeprefix("torch.")
     size = f"{transform.height}x{transform.width}"
     world.say(f"features of {source['weights']}: {source['network']}, {size}, on {world.device}")
-    net = place(net, world.device)
+    net = place(frozen(net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
     features = []
     for name, paths in images._asdict().items():
         share = world.share(paths)
         batches = EvalBatches(share, transform, args.batchsize, args.workers, world.device)
-        parts = world.collect(
-            extract(net, batches, world.device, dtype, name if world.first else None)
-        )
+        parts = world.collect(extract(net, batches, dtype, name if world.first else None))
         if world.first:
             features.append(np.concatenate(parts))
     return features, source
@@ -261,11 +260,8 @@ def feature_space(args):
     """The network, the transform of its images, and a dict of where both come from."""
     height, width, weights = 256, 128, args.pretrained
     if args.pretrained == "none":
-        trained = Run(Path(args.model_dir) / args.name)
-        options = trained.opts().get("options", {})
-        weights = trained.weights_file(args.which_epoch)
-        net = load_network(weights, args.use_dense or None)
-        height, width = options.get("height", height), options.get("width", width)
+        run_folder = Path(args.model_dir) / args.name
+        net, weights, height, width = load_trained(run_folder, args.which_epoch, args.use_dense)
     else:
         net = build_network(args.use_dense, 1, args.pretrained)
     transform = test_transform(height, width)

@@ -20,6 +20,7 @@ from torch import nn
 from torchvision import models
 
 BOTTLENECK_DIM = 512
+LAYERS = ("pool", "bottleneck")
 
 
 class ReIDNet(nn.Module):
@@ -44,17 +45,28 @@ class ReIDNet(nn.Module):
         if last_stride == 1:  # no weight shows it, so that a weights file would not tell
             self.register_buffer("stride_1", torch.ones(()))
 
-    def forward(self, images, return_features=False, return_both=False):
-        """Logits [B, class_num]; or the features for testing [B, feature_dim]; or, for losses
+    def forward(self, images, return_features=False, return_both=False, layer=None):
+        """Logits [B, class_num]; or the features for testing [B, dim(layer)]; or, for losses
         that compare features, both logits and pooled features.
 
-        The features for testing are the pooled ones, with bnneck after its batch norm.
+        layer: of the features for testing, one of LAYERS: "pool", the pooled ones, or
+        "bottleneck", what the classifier sees. None takes the usual one: pooled, with bnneck after
+        its batch norm.
         """
         pooled = self.pooling(self.feature_maps(images))
         if return_features:
-            return self.model.fc(pooled) if self.bnneck else pooled
+            return pooled if self.test_layer(layer) == "pool" else self.model.fc(pooled)
         logits = self.classifier(self.model.fc(pooled))
         return (logits, pooled) if return_both else logits
+
+    def test_layer(self, layer=None):
+        """The layer of the features for testing: the named one, or the usual one."""
+        return layer or ("bottleneck" if self.bnneck else "pool")
+
+    def dim(self, layer=None):
+        """How many numbers a feature for testing has."""
+        wide = self.bnneck or self.test_layer(layer) == "pool"
+        return self.feature_dim if wide else BOTTLENECK_DIM
 
 
 class ft_net(ReIDNet):

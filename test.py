@@ -1,6 +1,7 @@
 """Extract the features of query and gallery with a trained network: writes `pytorch_result.mat`.
 
     python test.py --name ft_ResNet50 --which_epoch best --test_dir data/Market/pytorch
+    python test.py --name ft_ResNet50 --val --mat val.mat    # for evaluate.py --calibrate
 
 Which network it is, how many classes it has, and the size of its images are read from the run
 folder; nothing needs to be repeated here. (The project's tests are in tests/.)
@@ -11,15 +12,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reid.checkpoint import Run, load_network
+from reid.checkpoint import load_trained
 from reid.dataset import test_images
 from reid.device import arithmetic, place
 from reid.errors import UserError, run
-from reid.features import extract
+from reid.features import combined, extract, made_by
 from reid.files import check_writable
+from reid.inference import frozen
 from reid.loading import EvalBatches
 from reid.mat import TestSets, feature_set, save_mat
-from reid.options import Parser, add_device_options, add_run_options, at_least
+from reid.options import (
+    Parser,
+    add_device_options,
+    add_feature_options,
+    add_run_options,
+    at_least,
+)
 from reid.parallel import join_world, leave_world
 from reid.transforms import test_transform
 
@@ -38,14 +46,17 @@ def get_parser():
         default=DATA_DIR,
         help="the `pytorch` folder that prepare.py made; both flags mean the same",
     )
-    parser.add_argument(
-        "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
-    )
     parser.add_argument("--mat", default=MAT, help="file to write")
-    parser.add_argument(
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
         "--multi",
         action="store_true",
         help="also extract `multi-query`: evaluate.py then scores multi-query, too",
+    )
+    others.add_argument(
+        "--val",
+        action="store_true",
+        help="the validation data in place of the test data: `val` as query, `train` as gallery",
     )
     parser.add_argument(
         "--use_dense",
@@ -59,6 +70,7 @@ def get_parser():
     parser.add_argument(
         "--width", type=at_least(32), help="image width in training (default: the run's, or 128)"
     )
+    add_feature_options(parser)
     add_device_options(parser)
     return parser
 
@@ -70,39 +82,57 @@ def main(argv=None):
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir():
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
-    names = ["query", "gallery", *(["multi-query"] if args.multi else [])]
+    names = ["val", "train"] if args.val else ["query", "gallery"]
+    names += ["multi-query"] if args.multi else []
     splits = [test_images(data_dir / name) for name in names]
 
-    trained = Run(Path(args.model_dir) / args.name)
-    options = trained.opts().get("options", {})
-    weights = trained.weights_file(args.which_epoch)
-    net = load_network(weights, args.use_dense or options.get("use_dense"))
-    height = args.height or options.get("height", 256)
-    width = args.width or options.get("width", 128)
-    world.say(f"{weights}: {type(net).__name__}, trained at {height}x{width}, on {world.device}")
-    net = place(net, world.device)
+    run_folder = Path(args.model_dir) / args.name
+    trained = load_trained(
+        run_folder, args.which_epoch, args.use_dense or None, args.height, args.width
+    )
+    world.say(
+        f"{trained.weights}: {type(trained.net).__name__}, trained at "
+        f"{trained.height}x{trained.width}, on {world.device}"
+    )
+    dtype = arithmetic(world.device, args.precision, world.gpus)
+    source = {"run": str(run_folder.resolve()), "split": names[0]}
+    source |= made_by(trained, args.which_layer, args.ms)
+    net = place(frozen(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
 
-    transform = test_transform(height, width)
-    dtype = arithmetic(world.device, args.precision, world.gpus)
     sets = []
     for name, entries in zip(names, splits, strict=True):
-        paths = [entry.path for entry in world.share(entries)]
-        batches = EvalBatches(paths, transform, args.batchsize, args.workers, world.device)
-        label = name if world.first else None
-        parts = world.collect(extract(net, batches, world.device, dtype, label))
+        features = split_features(net, name, [e.path for e in entries], trained, args, world, dtype)
         if world.first:
-            sets.append(feature_set(np.concatenate(parts), entries, data_dir))
+            sets.append(feature_set(features, entries, data_dir))
     leave_world()
     if not world.first:
         return
     query, gallery, multi = sets if args.multi else (*sets, None)
-    save_mat(args.mat, TestSets(query, gallery, multi, data_dir.resolve()))
+    save_mat(args.mat, TestSets(query, gallery, multi, data_dir.resolve(), source))
     counts = ", ".join(
         f"{len(entries)} {name}" for name, entries in zip(names, splits, strict=True)
     )
     print(f"{args.mat}: {counts} images")
+
+
+def split_features(net, name, paths, trained, args, world, dtype):
+    """Features [N, D] of a split's images, shared out among the processes; for the first of them.
+
+    trained: `reid.checkpoint.Trained`, whose `net` is the network by now on its devices.
+    """
+    scales = []
+    for scale in args.ms:
+        transform = test_transform(trained.height, trained.width, scale)
+        batches = EvalBatches(
+            world.share(paths), transform, args.batchsize, args.workers, world.device
+        )
+        label = f"{name}, size {scale:g}" if len(args.ms) > 1 else name
+        label = label if world.first else None
+        scales.append(extract(net, batches, dtype, label, args.which_layer))
+    parts = world.collect(combined(scales))
+    return np.concatenate(parts) if world.first else None
 
 
 if __name__ == "__main__":

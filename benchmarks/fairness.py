@@ -51,7 +51,7 @@ def main(argv=None):
 
     def untrained(entries):
         batches = EvalBatches([entry.path for entry in entries], transform, 64, 2, device)
-        return extract(net, batches, device, arithmetic(device), "untrained")
+        return extract(net, batches, arithmetic(device), "untrained")
 
     methods = {
         "stripe histogram, joint RGB 8x8x8": lambda entries: histograms(entries, joint_bins),

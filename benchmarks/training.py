@@ -36,6 +36,7 @@ from reid.dataset import labelled_images
 from reid.device import arithmetic, choose_device, device_name, place
 from reid.engine import Training
 from reid.features import extract
+from reid.inference import frozen
 from reid.loading import EvalBatches
 from reid.optimiser import sgd
 from reid.parallel import World
@@ -177,7 +178,8 @@ class Ours:
     def extract(self, paths):
         device = self.world.device
         batches = EvalBatches(paths, test_transform(256, 128), self.batchsize, 2, device)
-        return extract(place(self.net, device), batches, device, arithmetic(device), None)
+        dtype = arithmetic(device)
+        extract(place(frozen(self.net, dtype), device), batches, dtype, None)
 
 
 class Plain:

@@ -21,6 +21,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import ZipFile
 
 import torch
@@ -222,11 +223,37 @@ def load_network(path, use_dense=None):
     if use_dense is not None and use_dense != dense and "classifier.0.weight" in weights:
         raise UserError(f"{path}: holds a {names[dense]}, not the expected {names[use_dense]}")
     try:
-        net = build_network(dense, len(weights["classifier.0.weight"]), **options_of(weights))
-        net.load_state_dict(weights)
+        with torch.device("meta"):  # random weights need not be drawn
+            net = build_network(dense, len(weights["classifier.0.weight"]), **options_of(weights))
+        net.load_state_dict(weights, assign=True)
+        net.float()
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{path}: not the weights of a ft_net or ft_net_dense") from error
     return net
+
+
+class Trained(NamedTuple):
+    """A run's network, the file its weights are from, the image size it was trained at."""
+
+    net: torch.nn.Module
+    weights: Path
+    height: int
+    width: int
+
+
+def load_trained(run, which_epoch="last", use_dense=None, height=None, width=None):
+    """The network of a run folder, as `Trained`.
+
+    use_dense, height, width: in place of what the folder says; it may say nothing, as the
+    original's do: 256 x 128 then.
+    """
+    run = Run(run)
+    options = run.opts().get("options", {})
+    weights = run.weights_file(which_epoch)
+    net = load_network(weights, use_dense or options.get("use_dense"))
+    height = height or options.get("height", 256)
+    width = width or options.get("width", 128)
+    return Trained(net, weights, height, width)
 
 
 def unwrap(net):

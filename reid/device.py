@@ -50,16 +50,21 @@ def device_name(device):
     )
 
 
-def place(net, device):
-    """Move a network to the device, and set the device up.
-
-    channels_last is the layout in which convolutions are fastest; results are the same.
-    """
+def set_up(device):
+    """Set the whole process up for speed on the device: for scripts, not for others' programs."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one size
         torch.set_float32_matmul_precision("high")  # TF32: what fp32 is left on tensor cores
     if device.type == "cpu":
         keep_memory()
+
+
+def place(net, device):
+    """Move a network to the device, and set the process up for it.
+
+    channels_last is the layout in which convolutions are fastest; results are the same.
+    """
+    set_up(device)
     return net.to(device, memory_format=torch.channels_last)
 
 

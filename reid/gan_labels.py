@@ -84,7 +84,7 @@ class Describer:
     def features(self, samples, label):
         """L2-normalised features as `reid.features` has them: an array, float32 [N, D]."""
         label = label if self.world.first else None
-        share = extract(self.net, self.batches(samples), self.world.device, None, label)
+        share = extract(self.net, self.batches(samples), None, label)
         return self.whole(torch.from_numpy(share), len(samples)).cpu().numpy()
 
     def batches(self, samples):

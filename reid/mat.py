@@ -2,9 +2,11 @@
 
 For each of `query` and `gallery`, and `mquery` where there are multi-query images:
     <set>_f [N, D] float32, rows L2-normalised; <set>_label [1, N]; <set>_cam [1, N]
-and, of our own, <set>_files: each image's path under the folder named in `data_dir`.
+and, of our own, <set>_files: each image's path under the folder named in `data_dir`; `source`, what
+made the features, as JSON.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +34,17 @@ class FeatureSet(NamedTuple):
 
 
 class TestSets(NamedTuple):
-    """What a file holds; `multi` is None without multi-query images, `data_dir` without paths."""
+    """What a file holds; `multi` is None without multi-query images, `data_dir` without paths.
+
+    source: a dict of what made the features (`reid.features.made_by`) and the path of its `run`;
+    None in other codes' files.
+    """
 
     query: FeatureSet
     gallery: FeatureSet
     multi: FeatureSet | None = None
     data_dir: Path | None = None
+    source: dict | None = None
 
     __test__ = False  # no pytest class, for all its name
 
@@ -55,6 +62,7 @@ def feature_set(features, entries, data_dir):
 def save_mat(path, sets):
     """Write TestSets."""
     content = {} if sets.data_dir is None else {"data_dir": str(sets.data_dir)}
+    content |= {} if sets.source is None else {"source": json.dumps(sets.source)}
     for name, found in [("query", sets.query), ("gallery", sets.gallery), ("mquery", sets.multi)]:
         if found is None:
             continue
@@ -84,9 +92,10 @@ def load_mat(path):
     if "mquery_f" in content:
         multi = take_set(content, "mquery", path)
         same_length(path, mquery=multi, gallery=gallery)
-    data_dir = content.get("data_dir")
-    has_text = isinstance(data_dir, np.ndarray) and data_dir.dtype.kind == "U" and data_dir.size
-    return TestSets(query, gallery, multi, Path(str(data_dir[0])) if has_text else None)
+    data_dir, source = text(content, "data_dir"), text(content, "source")
+    return TestSets(
+        query, gallery, multi, data_dir and Path(data_dir), source and made_from(source)
+    )
 
 
 def load_multi(path, gallery):
@@ -139,6 +148,22 @@ def take_set(content, name, path):
         cameras.astype(np.int64),
         files,
     )
+
+
+def text(content, key):
+    """A variable that is a string, or None where there is none of that kind."""
+    value = content.get(key)
+    has_text = isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size
+    return str(value[0]) if has_text else None
+
+
+def made_from(source):
+    """What `save_mat` wrote as source; None where another code means something else by it."""
+    try:
+        found = json.loads(source)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "run" in found else None
 
 
 def unit_length(features, what):

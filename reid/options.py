@@ -77,6 +77,14 @@ def decay(text):
     return value
 
 
+def rate(text):
+    """An argument type: a number above 0 and under 1."""
+    value = decay(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is not above 0")
+    return value
+
+
 def positive(text):
     """An argument type: a number above 0."""
     value = float(text)
@@ -113,6 +121,37 @@ def add_run_options(parser, name, model_dir):
     group = parser.add_argument_group("run")
     group.add_argument("--name", default=name, help="the run's name: its folder in --model_dir")
     group.add_argument("--model_dir", default=model_dir, help="folder that holds the runs")
+
+
+def scales(text):
+    """An argument type: sizes to look at an image in, e.g. 1,0.9."""
+    found = tuple(float(word) for word in text.split(","))
+    if not all(0.1 <= scale <= 10 for scale in found):
+        raise argparse.ArgumentTypeError(f"{text}: scales go from 0.1 to 10")
+    return found
+
+
+def add_feature_options(parser):
+    """Which features of a run: `--which_epoch --which_layer --ms`."""
+    group = parser.add_argument_group("features")
+    group.add_argument(
+        "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
+    )
+    group.add_argument(
+        "--which_layer",
+        choices=["pool", "bottleneck"],
+        help="pool: the pooled features (2048 or 1024 numbers); bottleneck: what the classifier "
+        "sees (512, or with --neck bnneck the pooled ones after batch norm) (default: pool, with "
+        "bnneck bottleneck)",
+    )
+    group.add_argument(
+        "--ms",
+        type=scales,
+        default="1",
+        metavar="SCALES",
+        help="multi-scale: look at each image in these sizes, e.g. 1,0.9, and take the mean "
+        "direction of their features",
+    )
 
 
 def add_training_options(parser, data_dir):

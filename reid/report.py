@@ -91,6 +91,7 @@ def score(args, section, rank, settings):
 
     rank: (query, gallery) FeatureSets -> blocks of similarities, see `metrics.evaluate`.
     section, settings: what results.json calls this, and options to keep with it.
+    Returns the file's `reid.mat.TestSets`.
     """
     sets = load_mat(args.mat)
     if args.data_dir:
@@ -134,6 +135,7 @@ def score(args, section, rank, settings):
         chosen = by_score(scores, args.show, args.show_which) if named is None else named
         draw_rankings(chosen, scores, sets, rankings_path)
         print(f"rankings: {rankings_path}")
+    return sets
 
 
 def outputs(args, section):

@@ -136,8 +136,11 @@ class EvalTransform:
 
     def read(self, path):
         """A decoded and resized image: uint8 [height, width, 3]."""
-        size = self.width, self.height
-        return to_array(read_image(path).resize(size, Image.Resampling.BICUBIC))
+        return self.resize(read_image(path))
+
+    def resize(self, image):
+        """A PIL image, resized: uint8 [height, width, 3]."""
+        return to_array(image.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
 
 def val_transform(height, width):
@@ -145,9 +148,10 @@ def val_transform(height, width):
     return EvalTransform(height, width)
 
 
-def test_transform(height, width):
-    """For testing: the size that training crops from."""
-    return EvalTransform(*enlarged(height, width))
+def test_transform(height, width, scale=1.0):
+    """For testing: the size that training crops from, times `scale`."""
+    full = enlarged(height, width)
+    return EvalTransform(*(max(round(scale * size), 1) for size in full))
 
 
 test_transform.__test__ = False  # no test, for all its name

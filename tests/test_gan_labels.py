@@ -146,7 +146,7 @@ def test_clusters_from_end_to_end(folder, tmp_path, label_run, monkeypatch):
     assert (opts["loss"], opts["options"]["clusters"]) == ("sls", 2)
 
 
-def mean_colour(net, batches, device, dtype, label):
+def mean_colour(net, batches, dtype, label):
     """Instead of a network's features."""
     rows = torch.cat([images.float().mean(dim=(1, 2)) for images in batches])
     return torch.stack([rows[:, 0], 255 - rows[:, 1]], 1).numpy()

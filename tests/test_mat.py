@@ -28,11 +28,25 @@ def test_written_as_the_field_reads_it(tmp_path):
 
 
 def test_a_file_of_the_original():
-    query, gallery, multi, data_dir = load_mat(FIXTURES / "retrieval.mat")
+    query, gallery, multi, data_dir, source = load_mat(FIXTURES / "retrieval.mat")
     assert query.features.shape == (98, 48)
     assert gallery.identities.shape == gallery.cameras.shape == (670,)
     assert gallery.identities.min() == -1  # signed, whatever MATLAB made of it
-    assert query.files is gallery.files is multi is data_dir is None
+    assert query.files is gallery.files is multi is data_dir is source is None
+
+
+@pytest.mark.parametrize("source", [None, {"run": "model/ü", "scales": [1.0, 0.9]}])
+def test_what_made_the_features(source, tmp_path):
+    save_mat(tmp_path / "r.mat", random_sets()._replace(source=source))
+    assert load_mat(tmp_path / "r.mat").source == source
+
+
+@pytest.mark.parametrize("source", ["Market", "[1, 2]", '{"a": 1}', 7, np.zeros((2, 2))])
+def test_another_code_means_something_else_by_source(source, tmp_path):
+    content = loadmat(FIXTURES / "retrieval.mat")
+    content = {name: value for name, value in content.items() if name[0] != "_"}
+    savemat(tmp_path / "r.mat", content | {"source": source})
+    assert load_mat(tmp_path / "r.mat").source is None
 
 
 def test_a_single_query_stays_a_row(tmp_path):

@@ -1,0 +1,150 @@
+"""Are two images of one person? The similarity from which on to say yes, and how often that errs.
+
+Pairs of a query and a gallery image are of two kinds, by the rules of `reid.metrics`: genuine, of
+one person in two cameras, and impostor, of two people (a distractor is another person); pairs with
+junk are left out. At a threshold, the false-match rate is the share of impostor pairs that reach
+it, the true-match rate the share of genuine ones (terms of ISO/IEC 19795-1).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from reid import bootstrap
+from reid.errors import UserError
+from reid.files import check_writable, write_json
+from reid.mat import load_mat
+from reid.metrics import Relevance, similarity_blocks
+from reid.provenance import provenance
+
+FILE = "threshold.json"  # in the run folder
+BINS = 200_000  # of similarities from -1 to 1: a threshold is exact to 1e-5
+FEWEST = 10  # impostor pairs that must reach a threshold for its rate to mean something
+
+
+def calibrate(mat, rate):
+    """Find the threshold at a false-match rate on the pairs of a .mat file; store it in the run.
+
+    Prints what it found. Raises UserError where the file is another code's, or has too few pairs.
+    """
+    sets = load_mat(mat)
+    if sets.source is None:
+        raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py")
+    path = Path(sets.source["run"]) / FILE
+    check_writable(path)
+    threshold = threshold_at(rate, sets.query, sets.gallery)
+    found = rates(threshold, sets.query, sets.gallery)
+    print(say(found))
+    if sets.source.get("split") == "val":
+        print("  of people that the network was trained on: others may be confused more often")
+    origin = {"mat": str(mat), "made_by": made_by(sets.source), **provenance()}
+    write_json(path, {**found, "asked_rate": rate, **origin})
+    print(f"{path}: search.py takes the threshold from there")
+
+
+def at_stored_threshold(sets):
+    """`rates` of TestSets at the threshold of the run they are of; None where there is none."""
+    stored = stored_threshold(sets.source["run"]) if sets.source else None
+    if stored is None or stored["made_by"] != made_by(sets.source):
+        return None
+    return rates(stored["threshold"], sets.query, sets.gallery)
+
+
+def stored_threshold(run):
+    """What `calibrate` stored in a run folder, as a dict; None where nothing is."""
+    path = Path(run) / FILE
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        return stored if {"threshold", "made_by"} <= stored.keys() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: can't be read ({error}); calibrate again") from error
+
+
+def made_by(source):
+    """Of a .mat file's source, what tells whether features compare: `reid.features.made_by`."""
+    return {name: value for name, value in source.items() if name not in ("run", "split")}
+
+
+def threshold_at(rate, query, gallery):
+    """The lowest similarity, in steps of 1e-5, that no more than `rate` of impostor pairs reach."""
+    counts = np.zeros(BINS, np.int64)
+    for impostors, _ in pairs(query, gallery):
+        steps = ((impostors.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
+        counts += np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
+    total = int(counts.sum())
+    if total * rate < FEWEST:
+        raise UserError(
+            f"--calibrate {rate:g}: too low a rate to be seen in {total:,} pairs of two people; "
+            f"{FEWEST / max(total, 1):.1g} or more can be"
+        )
+    reaching = counts[::-1].cumsum()[::-1]  # pairs at or above each step
+    if reaching[-1] > rate * total:
+        raise UserError(
+            f"--calibrate {rate:g}: {reaching[-1]:,} of {total:,} pairs of two people are of equal "
+            "features; is it the right run, are the labels right?"
+        )
+    return float((reaching > rate * total).sum() / (BINS / 2) - 1)
+
+
+def rates(threshold, query, gallery):
+    """Both rates at a threshold, with 95 % intervals over other people (`reid.bootstrap`): a dict.
+
+    The true-match rate is a mean over queries, of the share of their genuine images.
+    """
+    false, impostor_pairs, true, genuine_pairs, people = [], [], [], [], []
+    for identity, (impostors, genuine) in zip(query.identities, pairs(query, gallery), strict=True):
+        false.append((impostors >= threshold).mean() if len(impostors) else 0.0)
+        impostor_pairs.append(len(impostors))
+        if len(genuine):
+            true.append((genuine >= threshold).mean())
+            genuine_pairs.append(len(genuine))
+            people.append(identity)
+    found = {"threshold": threshold}
+    found |= estimate("false_match", false, query.identities) | {"impostors": sum(impostor_pairs)}
+    return found | estimate("true_match", true, people) | {"genuine": sum(genuine_pairs)}
+
+
+def estimate(name, values, identities):
+    """A mean over queries and its interval as a dict, None where there can be none."""
+    found = {f"{name}_rate": None, f"{name}_interval": None}
+    if len(values):
+        values = np.array(values)[:, None]
+        low, high = bootstrap.interval(values, np.array(identities))
+        found[f"{name}_rate"] = float(values.mean())
+        if not np.isnan(low[0]):
+            found[f"{name}_interval"] = [float(low[0]), float(high[0])]
+    return found
+
+
+def say(found):
+    """What `rates` found, in a line."""
+    return (
+        f"threshold {found['threshold']:.4f}: "
+        f"false-match rate {share(found, 'false_match')} of {found['impostors']:,} pairs, "
+        f"true-match rate {share(found, 'true_match')} of {found['genuine']:,} "
+        "(95 % intervals over other people)"
+    )
+
+
+def share(found, name):
+    value, bounds = found[f"{name}_rate"], found[f"{name}_interval"]
+    if value is None:
+        return "unknown"
+    text = f"{100 * value:.3g} %"
+    return text if bounds is None else f"{text} ({100 * bounds[0]:.3g} to {100 * bounds[1]:.3g})"
+
+
+def pairs(query, gallery):
+    """For each query the similarities of its impostor and of its genuine pairs: float32 arrays."""
+    relevance = Relevance(gallery)
+    number = 0
+    for block in similarity_blocks(query, gallery):
+        for row in block:
+            good, junk = relevance.of(query.identities[number], query.cameras[number])
+            other = np.ones(len(row), bool)
+            other[good] = other[junk] = other[relevance.always_junk] = False
+            yield row[other], row[good]
+            number += 1

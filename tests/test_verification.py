@@ -1,0 +1,113 @@
+"""Thresholds for "same person": rates against plain counting, what is stored, who uses it."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import call, exit_code, random_sets
+
+import evaluate
+from reid import verification
+from reid.errors import UserError
+from reid.mat import FeatureSet, TestSets, save_mat
+
+
+def plain_pairs(query, gallery):
+    """Similarities of impostor and genuine pairs, one pair at a time."""
+    impostor, genuine = [], []
+    for q, feature in enumerate(query.features):
+        for g, other in enumerate(gallery.features):
+            similarity = float(feature @ other)
+            same = query.identities[q] == gallery.identities[g]
+            if gallery.identities[g] == -1:
+                continue
+            if not same:
+                impostor.append((q, similarity))
+            elif query.cameras[q] != gallery.cameras[g]:
+                genuine.append((q, similarity))
+    return impostor, genuine
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.1, 0.5])
+def test_threshold_against_plain_counting(rate):
+    sets = random_sets(noise=0.8)
+    impostor, genuine = plain_pairs(sets.query, sets.gallery)
+    ordered = sorted((s for _, s in impostor), reverse=True)
+    threshold = verification.threshold_at(rate, sets.query, sets.gallery)
+    allowed = int(rate * len(ordered))
+    assert ordered[allowed] < threshold <= ordered[allowed - 1] + 1.1e-5
+    found = verification.rates(threshold, sets.query, sets.gallery)
+    assert found["impostors"] == len(impostor)
+    assert found["genuine"] == len(genuine)
+    for name, pairs in (("false_match", impostor), ("true_match", genuine)):
+        queries = sorted({q for q, _ in pairs})
+        shares = [np.mean([s >= threshold for r, s in pairs if r == q]) for q in queries]
+        assert found[f"{name}_rate"] == pytest.approx(np.mean(shares))
+        low, high = found[f"{name}_interval"]
+        assert low <= found[f"{name}_rate"] <= high
+
+
+def test_pairs_that_are_all_alike():
+    """Equal similarities reach a threshold together or not at all."""
+    features = np.full((40, 4), 0.4, np.float32)  # as if similarities were 0.64
+    people = FeatureSet(features, np.arange(40), np.ones(40, int))
+    threshold = verification.threshold_at(0.5, people, people)
+    assert 0.64 < threshold < 0.64002
+    found = verification.rates(threshold, people, people)
+    assert found["false_match_rate"] == 0
+    assert (found["true_match_rate"], found["genuine"]) == (None, 0)
+    people = people._replace(features=np.full((40, 4), 0.5, np.float32))
+    with pytest.raises(UserError, match="1,560 of 1,560 pairs of two people are of equal features"):
+        verification.threshold_at(0.5, people, people)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A .mat file as test.py writes it, and its run folder."""
+    run = tmp_path / "run"
+    run.mkdir()
+    source = {"run": str(run), "split": "val", "weights_sha256": "ab", "scales": [1.0]}
+    save_mat(tmp_path / "val.mat", random_sets()._replace(source=source))
+    return tmp_path / "val.mat", run
+
+
+def test_calibrate(written, capsys):
+    mat, run = written
+    call(evaluate.main, mat, "--calibrate", 0.1)
+    out = capsys.readouterr().out
+    stored = json.loads((run / "threshold.json").read_text())
+    assert f"threshold {stored['threshold']:.4f}: false-match rate" in out
+    assert "people that the network was trained on" in out
+    assert 0 < stored["false_match_rate"] <= 0.11
+    assert stored["made_by"] == {"weights_sha256": "ab", "scales": [1.0]}
+    assert (stored["asked_rate"], stored["mat"]) == (0.1, str(mat))
+    assert "git" in stored
+    # Scoring says the rates at the stored threshold, too; also of other pairs of this network.
+    results = run / "results.json"
+    call(evaluate.main, mat, "--json", results)
+    assert f"threshold {stored['threshold']:.4f}: false-match rate" in capsys.readouterr().out
+    section = json.loads(results.read_text())["verification"]
+    assert section["true_match_rate"] == stored["true_match_rate"]
+    # Another network's features in the same run folder are not compared with it.
+    source = {"run": str(run), "split": "query", "weights_sha256": "cd", "scales": [1.0]}
+    save_mat(mat, random_sets(seed=1)._replace(source=source))
+    call(evaluate.main, mat)
+    assert "threshold" not in capsys.readouterr().out
+
+
+def test_calibrate_mistakes(written, tmp_path, capsys):
+    mat, run = written
+    save_mat(tmp_path / "other.mat", TestSets(*random_sets()[:2]))
+    (run / "threshold.json").write_text("no JSON")
+    for flags, says in [
+        ((mat, "--calibrate", 1e-6), "too low a rate to be seen in"),
+        ((mat, "--calibrate", 0), "--calibrate"),
+        ((mat, "--calibrate", 1), "--calibrate"),
+        ((tmp_path / "other.mat", "--calibrate", 0.1), "other.mat: doesn't say which run made it"),
+        ((mat,), "threshold.json: can't be read"),
+    ]:
+        capsys.readouterr()
+        assert exit_code(evaluate.main, *flags) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert says in err
