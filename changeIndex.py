@@ -5,15 +5,17 @@
 From train, train_all and val makes train_new, train_all_new and val_new, whose folders are class
 numbers, and class_index.json ({"0002": 0, ...}). All come from one sorted list of identities, so
 that a number means the same person everywhere.
+
+Images are linked as prepare.py does it: hard links, copies where the file system has none, and
+symbolic links of symbolic links.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 from reid.dataset import GENERATED_FOLDER, identity_folders, is_image, list_images
 from reid.errors import UserError, run
-from reid.files import new_folder, replacing
+from reid.files import link, new_folder, replacing, sigterm_as_ctrl_c, symlink
 from reid.options import Parser
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
@@ -59,7 +61,7 @@ def class_folder(number):
 
 
 def renumber(folders, target, index):
-    """Copy identity folders to the new folder `target`, each named after its class."""
+    """Link identity folders into the new folder `target`, each named after its class."""
     copies = {
         Path(class_folder(index[folder.name]), path.name): path
         for folder in folders
@@ -72,10 +74,11 @@ def renumber(folders, target, index):
             raise UserError(f"{target}: holds something else; delete it and run this again")
         print(f"{target}: already there and complete")
         return
-    with new_folder(target) as temporary:
+    with sigterm_as_ctrl_c(), new_folder(target) as temporary:
         for relative, source in copies.items():
             (temporary / relative.parent).mkdir(exist_ok=True)
-            shutil.copyfile(source, temporary / relative)
+            place = symlink if source.is_symlink() else link
+            place(source, temporary / relative)
     print(f"{target}: {len(copies)} images of {len(folders)} classes")
 
 

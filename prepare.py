@@ -1,44 +1,105 @@
-"""Sort a raw Market-1501 folder by identity, for training and testing.
+"""Sort a raw dataset by identity, for training and testing.
 
     python prepare.py --download_path data/Market-1501-v15.09.15
+    python prepare.py --download_path data --dataset msmt17
+    python prepare.py --download_path photos --dataset folder --camera_regex 'cam(\\d+)'
 
 Makes <download_path>/pytorch/ with a folder for each identity in
     train_all     all training images
     train, val    the same, but the first image of each identity is held out in val
     query, gallery
-    multi-query   where gt_bbox is there: all images of the queries' identities
+    multi-query   where Market-1501's gt_bbox is there: all images of the queries' identities
 
-Also takes DukeMTMC-reID, whose folders have the same names.
+Takes Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17, VeRi-776, and your own photos in folders
+<id>/<photos>, for which identities.json says which number is who.
+
+The table at the end counts as ids only people: of Market-1501 neither junk (-1) nor distractors
+(0). Where a split is not as large as published, a warning says so.
+
+Images are hard links: the same files under another name, so they take no room, and who edits one
+edits the original. Where the file system has none they are copied; see --copy and --symlink.
 """
 
+import json
 import shutil
+import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from reid.dataset import is_image, list_images, parse_name, read_image
+from reid import cuhk03, layouts, photos
+from reid.dataset import is_image, read_image
 from reid.errors import UserError, run
-from reid.files import new_folder
-from reid.options import Parser
+from reid.files import link, new_folder, sigterm_as_ctrl_c, symlink
+from reid.layouts import PUBLISHED, STAND_IN
+from reid.options import Parser, rate, seed
 
 DOWNLOAD_PATH = "data/Market-1501-v15.09.15"  # the unpacked dataset
 SAVE_PATH = None  # None: <download_path>/pytorch
+DATASETS = (*layouts.SIGNS, "folder")
+IDENTITIES_FILE = "identities.json"  # of one's own photos: names and numbers
+PUBLISHED_AS = {"train_all": "train", "query": "query", "gallery": "gallery"}
 
 
 def get_parser():
-    parser = Parser("Sort a raw Market-1501 folder by identity.")
+    parser = Parser("Sort a raw dataset by identity.")
     parser.add_argument(
         "--download_path",
         default=DOWNLOAD_PATH,
-        help="the unpacked dataset: the folder that holds bounding_box_train",
+        help="the unpacked dataset, e.g. the folder that holds bounding_box_train, or the folder "
+        "above it",
     )
     parser.add_argument(
         "--save_path",
         default=SAVE_PATH,
         help="folder to make (default: <download_path>/pytorch)",
     )
+    parser.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        help="which one; folder: your own photos, <id>/<photos> (default: seen from what lies "
+        "there)",
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--copy",
+        action="store_true",
+        help="copy the images; a hard link, as made otherwise, is the same file: editing it edits "
+        "the original",
+    )
+    how.add_argument("--symlink", action="store_true", help="make symbolic links to the images")
+    parser.add_argument(
+        "--variant",
+        choices=cuhk03.VARIANTS,
+        default="detected",
+        help="of cuhk03-np: boxes of a detector, or drawn by hand; a --download_path that ends in "
+        "one of these words goes before",
+    )
+
+    own = parser.add_argument_group("your own photos (--dataset folder)")
+    cameras = own.add_mutually_exclusive_group()
+    cameras.add_argument(
+        "--camera_regex",
+        help="regular expression, searched in a photo's path below its <id> folder; its first "
+        "group, or the group called camera, is the camera: digits, or any text (default: none, "
+        "then --no_camera must be given)",
+    )
+    cameras.add_argument(
+        "--no_camera",
+        action="store_true",
+        help="the photos have no cameras: queries count as camera 1 and the gallery as camera 2, "
+        "so that every gallery photo of a query's identity is a right answer",
+    )
+    own.add_argument(
+        "--test_share",
+        type=rate,
+        default=0.5,
+        help="share of the identities for testing, where there are no folders train, query and "
+        "gallery",
+    )
+    own.add_argument("--seed", type=seed, default=0, help="which identities these are")
     return parser
 
 
@@ -48,90 +109,197 @@ def main(argv=None):
     target = Path(args.save_path) if args.save_path else source / "pytorch"
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; name the dataset with --download_path")
-    splits = plan(source)
-    copies = {
-        Path(name, identity_name(path), path.name): path
-        for name, paths in splits.items()
-        for path in paths
-    }
-    if target.exists():
-        check_complete(target, copies, splits)
+    dataset, root = layouts.find(source, args.dataset)
+    if not args.dataset:
+        print(f"{root}: {dataset} (guessed; name another with --dataset)")
+    check_flags(dataset, args)
+    splits, identities = plan(dataset, root, args)
+    check_unique(splits)
+    if target.exists() and not is_empty(target):
+        check_complete(target, splits, identities)
         print(f"{target}: already there and complete")
     else:
-        copy_checked(copies, target)
-    for name, paths in splits.items():
-        identities = {identity_name(path) for path in paths}
-        print(f"{name:12} {len(paths):6} images of {len(identities):4} identities")
+        place = shutil.copyfile if args.copy else symlink if args.symlink else link
+        make(target, splits, identities, place)
+        print(f"{target}: made")
+    name = published_name(dataset, root, args)
+    summarise(splits, name, zero_is_someone=dataset in ("msmt17", "folder"))
+    warn_of_single_images(splits)
 
 
-def plan(source):
-    """Which raw images go into which split: {split: [path, ...]}, each sorted by name."""
-    train = list_images(source / "bounding_box_train")
+def check_flags(dataset, args):
+    """Raise UserError for flags that another dataset has."""
+    if dataset != "folder" and (args.camera_regex is not None or args.no_camera):
+        flag = "--no_camera" if args.no_camera else "--camera_regex"
+        raise UserError(f"{flag}: only for --dataset folder, and this is {dataset}; leave it out")
+
+
+def plan(dataset, root, args):
+    """({split: [Planned, ...]}, who has which number: None where the dataset says so itself)."""
+    identities = None
+    if dataset == "folder":
+        raw, identities = photos.plan(
+            root, args.camera_regex, args.no_camera, args.test_share, args.seed
+        )
+    elif dataset == "cuhk03-np":
+        raw = cuhk03.plan(root, cuhk03.choose_variant(root, args.variant))
+    elif dataset == "msmt17":
+        raw = layouts.plan_msmt17(root)
+    elif dataset == "veri":
+        raw = layouts.plan_folders(root, layouts.VERI_FOLDERS)
+    else:
+        raw = layouts.plan_market(root)
+    train = raw.pop("train")
     validation = first_of_each_identity(train)
-    held_out = set(validation)
+    held_out = {image.name for image in validation}
     splits = {
         "train_all": train,
-        "train": [path for path in train if path not in held_out],
+        "train": [image for image in train if image.name not in held_out],
         "val": validation,
-        "query": list_images(source / "query"),
-        "gallery": list_images(source / "bounding_box_test"),
+        **raw,
     }
-    if (source / "gt_bbox").is_dir():
-        asked = {identity_name(path) for path in splits["query"]}
-        boxes = list_images(source / "gt_bbox")
-        splits["multi-query"] = [path for path in boxes if identity_name(path) in asked]
-    return splits
+    return splits, identities
 
 
-def identity_name(path):
-    """The identity as the file's name writes it, leading zeros kept: "0002"."""
-    parse_name(path)
-    return path.name.split("_")[0]
-
-
-def first_of_each_identity(paths):
-    """The first path, in the given order, of each identity."""
+def first_of_each_identity(images):
+    """The first image, in the given order, of each identity."""
     first = {}
-    for path in paths:
-        first.setdefault(identity_name(path), path)
+    for image in images:
+        first.setdefault(image.identity, image)
     return list(first.values())
 
 
-def check_complete(target, copies, splits):
+def relative(split, image):
+    """Where in the prepared folder an image goes."""
+    return Path(split, image.identity, image.name)
+
+
+def check_unique(splits):
+    """Raise UserError where two images of a split have the same name."""
+    for split, images in splits.items():
+        seen = set()
+        for image in images:
+            if image.name in seen:
+                raise UserError(f"{image.name}: twice in {split}; mend the dataset's lists")
+            seen.add(image.name)
+
+
+def is_empty(folder):
+    """Whether this is a folder with nothing in it."""
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def check_complete(target, splits, identities):
     """Raise UserError unless `target` holds exactly the planned files."""
+    planned = {relative(split, image) for split, images in splits.items() for image in images}
     there = {
         path.relative_to(target)
-        for name in splits
-        for path in target.glob(f"{name}/*/*")
+        for split in splits
+        for path in target.glob(f"{split}/*/*")
         if is_image(path)
     }
-    if there != set(copies):
+    if there != planned or read_identities(target) != identities:
         raise UserError(f"{target}: holds something else; delete it or name another --save_path")
 
 
-def copy_checked(copies, target):
-    """Copy {relative target: source} into the new folder `target`, each image decoded once."""
+def read_identities(target):
+    """The contents of identities.json; None where there is none that can be read."""
+    try:
+        return json.loads((target / IDENTITIES_FILE).read_text())
+    except (OSError, ValueError):
+        return None
 
-    targets = defaultdict(list)  # a training image goes to two places, but is decoded once
-    for relative, source in copies.items():
-        targets[source].append(relative)
 
-    def copy(folder, source):
-        read_image(source)
-        for relative in targets[source]:
-            shutil.copyfile(source, folder / relative)
+def make(target, splits, identities, place):
+    """Make the new folder `target`; each image is decoded once.
 
-    with new_folder(target) as folder:
-        for parent in {relative.parent for relative in copies}:
+    place: gives an image file (first argument) its place (second).
+    """
+    targets = defaultdict(list)  # a training image goes to two places
+    for split, images in splits.items():
+        for image in images:
+            targets[image.source].append(relative(split, image))
+
+    with sigterm_as_ctrl_c(), new_folder(target) as folder:
+        for parent in {path.parent for paths in targets.values() for path in paths}:
             (folder / parent).mkdir(parents=True)
+        if identities is not None:
+            (folder / IDENTITIES_FILE).write_text(json.dumps(identities, indent=1) + "\n")
         with ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(copy, folder, source) for source in targets]
             try:
+                jobs = [
+                    pool.submit(place_checked, source, [folder / path for path in paths], place)
+                    for source, paths in targets.items()
+                ]
                 for job in tqdm(jobs, desc="prepare", unit="image", disable=None):
                     job.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def place_checked(source, targets, place):
+    """Put an image in its places. Raises UserError where it can't be read."""
+    if isinstance(source, Path):
+        read_image(source)
+        for target in targets:
+            place(source, target)
+    else:  # within a larger file
+        source.save(targets[0])
+        for target in targets[1:]:
+            link(targets[0], target)
+
+
+def published_name(dataset, root, args):
+    """What the published counts are filed under; None for a rendered set."""
+    if (root / STAND_IN).exists():
+        return None
+    if dataset == "cuhk03-np":
+        return f"{dataset} {cuhk03.choose_variant(root, args.variant)}"
+    return dataset
+
+
+def summarise(splits, name, zero_is_someone):
+    """Print how large the splits are, beside the published counts of the dataset `name`.
+
+    Where they differ a line on standard error says so.
+    """
+    published = PUBLISHED.get(name, {})
+    print(f"{'split':11} {'ids':>6} {'images':>7} {'cameras':>7}")
+    different = []
+    for split, images in splits.items():
+        counts = layouts.count(images, zero_is_someone)
+        line = f"{split:11} {counts.ids:6} {counts.images:7} {counts.cameras:7}"
+        expected = published.get(PUBLISHED_AS.get(split))
+        if expected:
+            line += f"  published: {written(expected)}"
+            if any(e not in (None, c) for e, c in zip(expected, counts, strict=True)):
+                different.append(split)
+        print(line)
+    if different:
+        print(
+            f"warning: {', '.join(different)}: not as large as {name} is published; "
+            "is it whole, and the right one?",
+            file=sys.stderr,
+        )
+
+
+def warn_of_single_images(splits):
+    """Say on standard error where val has the only image of an identity."""
+    known = {image.identity for image in splits["train"]}
+    alone = sum(image.identity not in known for image in splits["val"])
+    if alone:
+        print(
+            f"warning: {alone} training identities have one image, which is in val and not in "
+            "train; train with --train_all",
+            file=sys.stderr,
+        )
+
+
+def written(counts):
+    """Published counts in words; "?": not known."""
+    ids, images, cameras = ("?" if number is None else number for number in counts)
+    return f"{ids} ids, {images} images, {cameras} cameras"
 
 
 if __name__ == "__main__":

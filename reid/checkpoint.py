@@ -15,8 +15,6 @@ it when the run is resumed.
 """
 
 import json
-import os
-import shutil
 import sys
 from contextlib import suppress
 from functools import partial
@@ -28,7 +26,7 @@ import torch
 
 from model import ft_net, ft_net_dense, options_of, read_weights
 from reid.errors import UserError
-from reid.files import cannot_write, replacing, write_json
+from reid.files import cannot_write, link, replacing, write_json
 from reid.provenance import provenance
 
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
@@ -272,14 +270,6 @@ def save(path, content):
     """torch.save, whole or not at all."""
     with replacing(path) as temporary:
         write(temporary, content)
-
-
-def link(path, name):
-    """Give a file another name, or copy it where the file system has no links."""
-    try:
-        os.link(path, name)
-    except OSError:
-        shutil.copyfile(path, name)
 
 
 def write(path, content):

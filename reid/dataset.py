@@ -7,22 +7,42 @@ Imports no torch, so that prepare.py and changeIndex.py start at once.
 """
 
 import hashlib
+import os
 import random
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from reid.errors import UserError
 from reid.files import sha256
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+# Formats of Pillow's that hold no picture, or need another program to make one.
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+BOMB_FILTER = ("error", None, Image.DecompressionBombWarning, None, 0)
+# What makes an image upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# How Matroska and WebM, MPEG (program and elementary stream), Flash, Windows Media, Ogg begin.
+VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"0&\xb2u", b"OggS")
+STILL_BRANDS = {b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"crx "}
+VIDEO_SUFFIXES = set(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .3gp".split())
 GENERATED_FOLDER = "gen_0000"
 GENERATED_LABEL = -1  # a marker: a generated image has no identity, and no loss may read this one
 
-# Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png
-CAMERA_AFTER_C = re.compile(r"(?P<id>-?\d+)_c(?P<camera>\d+)")
+# Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png,
+# VeRi 0001_c001_00016450_0.jpg, whose identities are also written v0001
+CAMERA_AFTER_C = re.compile(r"v?(?P<id>-?\d+)_c(?P<camera>\d+)")
 # MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera
 CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_")
 
@@ -50,7 +70,7 @@ def parse_name(path):
 
         parse_name("query/0002_c1s1_000451_03.jpg")  # (2, 1)
 
-    Knows the patterns of Market-1501, DukeMTMC-reID, CUHK03-NP and MSMT17; `/` and `\\` both
+    Knows the patterns of Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17 and VeRi; `/` and `\\` both
     separate paths. Raises UserError for other names.
     """
     name = re.split(r"[/\\]", str(path))[-1]
@@ -181,12 +201,108 @@ def manifest(samples):
     return {"path": str(path), "sha256": sha256(path)}
 
 
+def readable_suffixes():
+    """The suffixes, in lower case, of all formats that Pillow decodes by itself."""
+    Image.init()
+    formats = {*Image.OPEN, "MPO"} - NO_PICTURES  # Pillow opens MPO as JPEG
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
 def read_image(path):
-    """A decoded RGB image. Raises UserError naming a file that is damaged or no image."""
+    """A decoded RGB image, turned upright where its EXIF data say how.
+
+    Of pictures of more than 8 bits the whole range is kept, transparency is left out, of several
+    frames the first is taken. Raises UserError naming a file that is damaged, no image, or of more
+    pixels than Pillow's limit (then without decoding it).
+    """
+    refuse_bombs()
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            if image.format in NO_PICTURES:
+                raise ValueError(f"{image.format} files are not read")
+            picture = to_rgb(image)
+            turn = TURNS.get(orientation(image))
+        return picture if turn is None else picture.transpose(turn)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise UserError(f"{path}: can't be read as an image ({error}); replace it") from error
+        raise UserError(f"{path}: {why_unreadable(path, error)}") from error
+
+
+def refuse_bombs():
+    """Make Pillow's warning of too many pixels an error.
+
+    For the whole process, and for good: warning filters are no thread's own, and
+    `warnings.catch_warnings` in one thread may undo what another has set.
+    """
+    if BOMB_FILTER not in warnings.filters:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def to_rgb(image):
+    """A Pillow image of any mode as RGB."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        image.load()
+        return to_8_bits(image).convert("RGB")
+    if "transparency" in image.info and image.mode == "P":
+        return image.convert("RGBA").convert("RGB")  # Pillow would advise so, on standard error
+    return image.convert("RGB")
+
+
+def to_8_bits(image):
+    """A grey image of more than 8 bits as one of 8, by the range that its values are in.
+
+    That is 0 to 65535 for integers; 0 to 1, 255 or 65535, the first that holds all, for floats.
+    Other values are stretched to all of 0 to 255. Raises ValueError where they aren't finite.
+    """
+    tops = (1, 255, 65535) if image.mode == "F" else (65535,)
+    image = image.convert("F")
+    low, high = image.getextrema()
+    if not -float("inf") < low <= high < float("inf"):
+        raise ValueError("its values are not finite")
+    low = min(low, 0)
+    scale = 255 / next((top - low for top in tops if low == 0 and high <= top), (high - low) or 1)
+    return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
+
+
+def orientation(image):
+    """The EXIF orientation of a loaded image, 1 to 8; 1 also where it can't be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged data about an image are no damaged image
+        return 1
+
+
+def why_unreadable(path, error):
+    """What to say of a file at whose reading Pillow raised `error`."""
+    if os.path.isdir(path):
+        return "is a folder; name an image"
+    if is_video(path):
+        return "can't be read as an image (it is a video); extract frames from it, as ffmpeg does"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
+        return f"can't be read as an image (it has more than {limit}); make it smaller"
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    if isinstance(error, UnidentifiedImageError):
+        reason = "of no format that Pillow knows" if os.path.getsize(path) else "the file is empty"
+    return f"can't be read as an image ({reason}); replace it"
+
+
+def is_video(path):
+    """Whether a file that isn't an image begins like a video, or is called one."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(377)
+    except OSError:
+        return False
+    if start[4:8] == b"ftyp":  # MP4, MOV, 3GP; but also HEIC, AVIF and a camera's CR3
+        return start[8:12] not in STILL_BRANDS
+    return (
+        start.startswith(VIDEO_STARTS)
+        or start[4:8] in (b"moov", b"mdat", b"wide")  # old QuickTime
+        or (start[:4] == b"RIFF" and start[8:12] == b"AVI ")
+        or (start[:1] == start[188:189] == start[376:377] == b"G")  # an MPEG transport stream
+        or Path(path).suffix.lower() in VIDEO_SUFFIXES
+    )

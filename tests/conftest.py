@@ -78,6 +78,8 @@ def market(tmp_path):
     for folder, files in names.items():
         for number, name in enumerate(files):
             save_image(tmp_path / "market" / folder / name, seed=number)
+    # A stand-in, so that nobody is warned of its size.
+    (tmp_path / "market" / "synthetic_market.json").write_text("{}")
     return tmp_path / "market"
 
 

@@ -1,0 +1,145 @@
+"""CUHK03 in its new protocol (CUHK03-NP; Zhong et al. 2017), in any of its forms.
+
+    {detected,labeled}/{bounding_box_train,bounding_box_test,query}    as Market-1501
+    cuhk03_new_protocol_config_{detected,labeled}.mat                  the protocol, with either
+        images_{detected,labeled}/1_001_1_01.png                       a folder of images
+        cuhk-03.mat                                                    or the release itself
+
+An image's name is camera pair, person in it, view (1 or 2), running number. As usual in this
+protocol, the view is the camera: there are two.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from reid.errors import UserError
+from reid.layouts import MARKET_FOLDERS, Planned, plan_folders
+
+VARIANTS = ("detected", "labeled")  # boxes of a detector, or drawn by hand
+NAME = re.compile(r"\d+_\d+_(?P<view>[12])_\d+\.png")
+SPLITS = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
+
+
+@dataclass(eq=False)
+class StoredImage:
+    """An image in cuhk-03.mat. file: h5py.File; reference: to a uint8 array [3, W, H] in it."""
+
+    file: object
+    reference: object
+    name: str
+
+    def save(self, path):
+        """Write it. Raises UserError where it is no image."""
+        try:
+            # MATLAB stores columns first: seen from here, the axes are turned round.
+            Image.fromarray(np.ascontiguousarray(self.file[self.reference][()].T)).save(path)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.file.filename}: {self.name} is no image ({error})") from error
+
+
+def choose_variant(root, variant):
+    """The variant that a folder is named after, else the one asked for."""
+    name = root.resolve().name
+    return name if name in VARIANTS and has_folders(root) else variant
+
+
+def has_folders(root):
+    """Whether the form with Market-1501's folders lies here."""
+    return (root / MARKET_FOLDERS["train"]).is_dir()
+
+
+def plan(root, variant):
+    """The images of a variant: {split: [Planned, ...]}, sorted by name."""
+    if has_folders(root):
+        return plan_folders(root, MARKET_FOLDERS)
+    config = root / f"cuhk03_new_protocol_config_{variant}.mat"
+    if has_folders(root / variant):
+        return plan_folders(root / variant, MARKET_FOLDERS)
+    if not config.is_file():
+        raise UserError(
+            f"{root / variant / MARKET_FOLDERS['train']}: no such folder, nor {config.name} above; "
+            "check --download_path and --variant"
+        )
+    images = find_images(root, variant)
+    splits = {split: [] for split in SPLITS}
+    for split, name, label in read_protocol(config):
+        if name not in images:
+            raise UserError(f"{config}: lists {name}, which is not among the {variant} images")
+        view = NAME.fullmatch(name)["view"]
+        prepared_name = f"{label:04d}_c{view}_{name}"
+        splits[split].append(Planned(images[name], f"{label:04d}", prepared_name))
+    return {
+        split: sorted(planned, key=lambda image: image.name) for split, planned in splits.items()
+    }
+
+
+def read_protocol(path):
+    """(split, name, label) of each image that the protocol uses.
+
+    Raises UserError where the file is not what it should be.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(path)
+        names = [str(np.squeeze(cell)) for cell in content["filelist"].ravel()]
+        labels = content["labels"].ravel().astype(int).tolist()
+        places = {split: content[key].ravel().astype(int) for split, key in SPLITS.items()}
+    except Exception as error:  # scipy raises many kinds for damaged files
+        raise UserError(f"{path}: can't be read as CUHK03's protocol ({error})") from error
+    wrong = next((name for name in names if not NAME.fullmatch(name)), None)
+    if wrong:
+        raise UserError(f"{path}: filelist has {wrong}; expected names like 1_001_1_01.png")
+    if len(labels) != len(names):
+        raise UserError(f"{path}: {len(names)} names, but {len(labels)} labels")
+    for split, numbers in places.items():
+        if not numbers.size or numbers.min() < 1 or numbers.max() > len(names):
+            raise UserError(f"{path}: {SPLITS[split]} is not within 1 to {len(names)}")
+    return [
+        (split, names[number - 1], labels[number - 1])  # MATLAB counts from 1
+        for split, numbers in places.items()
+        for number in numbers
+    ]
+
+
+def find_images(root, variant):
+    """{name: file or StoredImage} of a variant, from a folder or from cuhk-03.mat."""
+    places = [root, root / variant, root / "cuhk03_release"]
+    for place in places:
+        folder = place / f"images_{variant}"
+        if folder.is_dir():
+            return {path.name: path for path in folder.glob("*.png")}
+    for place in places:
+        if (place / "cuhk-03.mat").is_file():
+            return read_release(place / "cuhk-03.mat", variant)
+    raise UserError(
+        f"{root}: no images_{variant} and no cuhk-03.mat; put one there, beside the protocol"
+    )
+
+
+def read_release(path, variant):
+    """{name: StoredImage} of cuhk-03.mat, which is MATLAB v7.3: HDF5.
+
+    `detected` and `labeled` are cells of five camera pairs, those are cells [persons, 10] of
+    images, the first five of view 1, the others of view 2. Missing images are empty.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path}: reading it needs a package: pip install h5py") from None
+    images = {}
+    try:
+        file = h5py.File(path)
+        for pair, cell in enumerate(file[variant][()].ravel(), 1):
+            for person, shots in enumerate(file[cell][()].T, 1):
+                there = [(n, shot) for n, shot in enumerate(shots) if file[shot].ndim == 3]
+                for number, (place, shot) in enumerate(there, 1):
+                    view = 1 if place < 5 else 2
+                    name = f"{pair}_{person:03d}_{view}_{number:02d}.png"
+                    images[name] = StoredImage(file, shot, name)
+    except Exception as error:  # h5py raises many kinds for damaged files
+        raise UserError(f"{path}: can't be read as CUHK03's release ({error})") from error
+    return images
