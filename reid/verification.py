@@ -20,6 +20,7 @@ from reid.provenance import provenance
 
 FILE = "threshold.json"  # in the run folder
 BINS = 200_000  # of similarities from -1 to 1: a threshold is exact to 1e-5
+KNOWN_PEOPLE = "of people that the network was trained on: it confuses others more often"
 FEWEST = 10  # impostor pairs that must reach a threshold for its rate to mean something
 
 
@@ -36,10 +37,11 @@ def calibrate(mat, rate):
     threshold = threshold_at(rate, sets.query, sets.gallery)
     found = rates(threshold, sets.query, sets.gallery)
     print(say(found))
-    if sets.source.get("split") == "val":
-        print("  of people that the network was trained on: others may be confused more often")
-    origin = {"mat": str(mat), "made_by": made_by(sets.source), **provenance()}
-    write_json(path, {**found, "asked_rate": rate, **origin})
+    split = sets.source.get("split")
+    if split == "val":
+        print(f"  {KNOWN_PEOPLE}")
+    origin = {"mat": str(mat), "queries": split, "made_by": made_by(sets.source)}
+    write_json(path, {**found, "asked_rate": rate, **origin, **provenance()})
     print(f"{path}: search.py takes the threshold from there")
 
 

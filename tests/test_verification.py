@@ -80,7 +80,7 @@ def test_calibrate(written, capsys):
     assert "people that the network was trained on" in out
     assert 0 < stored["false_match_rate"] <= 0.11
     assert stored["made_by"] == {"weights_sha256": "ab", "scales": [1.0]}
-    assert (stored["asked_rate"], stored["mat"]) == (0.1, str(mat))
+    assert (stored["asked_rate"], stored["mat"], stored["queries"]) == (0.1, str(mat), "val")
     assert "git" in stored
     # Scoring says the rates at the stored threshold, too; also of other pairs of this network.
     results = run / "results.json"

@@ -1,0 +1,341 @@
+"""A gallery that is searched: features of images in an SQLite file, nearest ones by FAISS.
+
+    with Gallery(embed.made_by, embed.dim, "people.index") as gallery:
+        gallery.update("crops", embed)  # extracts what is new or changed
+        for places in gallery.search(embed(pictures), 10):  # one list for each picture
+            print(places[0].path, places[0].similarity)
+
+Features are written as they are extracted and read a block at a time, so memory is bounded whatever
+the gallery's size; `load` takes all of them into memory, for many searches one after the other.
+FAISS: Douze et al., "The Faiss library", 2024; an optional dependency.
+"""
+
+import json
+import os
+import sqlite3
+import stat
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from re_ranking import rerank
+from reid.dataset import readable_suffixes
+from reid.errors import UserError
+
+PAGE = 65536  # bytes, SQLite's largest: else a feature would lie scattered over several pages
+BLOCK = 1 << 24  # bytes of features that are read at a time
+COMMIT = 2  # seconds of work that a kill may undo
+WAIT = 60  # seconds for another process that is writing
+NAMED = 3  # skipped files whose message is kept
+
+SCHEMA = (
+    "CREATE TABLE gallery (made_by TEXT NOT NULL)",
+    "CREATE TABLE images (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, "
+    "size INTEGER NOT NULL, modified INTEGER NOT NULL)",
+    "CREATE TABLE features (id INTEGER PRIMARY KEY, feature BLOB NOT NULL)",
+    "CREATE TRIGGER forget AFTER DELETE ON images "
+    "BEGIN DELETE FROM features WHERE id = old.id; END",
+)
+# What is on disk now; a table of SQLite's temporary file, for there may be millions.
+FOUND = "CREATE TEMP TABLE found (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER)"
+SAME = "a.path = b.path AND a.size = b.size AND a.modified = b.modified"
+
+
+class Place(NamedTuple):
+    """A place in a ranking. `path` is absolute; `distance` is the re-ranked one, or None."""
+
+    id: int
+    path: str
+    similarity: float
+    distance: float | None = None
+
+
+class Update(NamedTuple):
+    """What `Gallery.update` found: numbers of images, and messages of the first skipped files."""
+
+    extracted: int
+    dropped: int
+    skipped: int
+    messages: list
+
+
+class Gallery:
+    """Features of images and where these are.
+
+    made_by, dim: an Embedder's (`reid.features`). path: the index file, made where there is none;
+    None: a temporary one. Raises UserError where FAISS is missing, where the file is no index,
+    or one of another network, layer or scales; any method, where it can't be read or written.
+    """
+
+    def __init__(self, made_by, dim, path=None):
+        self.faiss = import_faiss()
+        self.path, self.dim = path, dim
+        self.loaded = None
+        with self.errors():
+            self.base = sqlite3.connect("" if path is None else os.fspath(path), timeout=WAIT)
+            self.base.execute(f"PRAGMA page_size = {PAGE}")
+            self.base.execute(f"PRAGMA cache_size = {-(BLOCK >> 10)}")
+            self.open_tables(made_by)
+
+    def open_tables(self, made_by):
+        """Make the tables in a new file, or see that they were made for the same features."""
+        tables = {name for (name,) in self.base.execute("SELECT name FROM sqlite_master")}
+        if not tables:
+            self.base.execute("BEGIN")  # a kill leaves all tables or none
+            for statement in SCHEMA:
+                self.base.execute(statement)
+            self.base.execute("INSERT INTO gallery VALUES (?)", [json.dumps(made_by)])
+            self.base.commit()
+            return
+        if not {"gallery", "images", "features"} <= tables:
+            raise UserError(f"{self.path}: not an index of search.py; name another file")
+        there = json.loads(self.base.execute("SELECT made_by FROM gallery").fetchone()[0])
+        for name in made_by:
+            if there.get(name) != made_by[name]:
+                raise UserError(
+                    f"{self.path}: made with another {name} ({str(there.get(name))[:12]}, not "
+                    f"{str(made_by[name])[:12]}); search with that, or name another --index"
+                )
+
+    @contextmanager
+    def errors(self):
+        """SQLite's errors inside as UserErrors."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "not a database" in str(error):
+                raise UserError(
+                    f"{self.path}: not an index of search.py; name another file"
+                ) from error
+            raise UserError(
+                f"{self.path}: {error}; if another process uses the index, wait for it, else name "
+                "another --index"
+                if self.path
+                else f"temporary file of the features: {error}; set TMPDIR to a folder with room"
+            ) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.base.close()
+
+    def __len__(self):
+        with self.errors():
+            return self.base.execute("SELECT count(*) FROM features").fetchone()[0]
+
+    def update(self, folder, embed, threads=2):
+        """Extract the images under a folder that are new or changed; forget those that are gone.
+
+        folder: hidden files and folders in it are left out, links to folders not followed. embed:
+        a `reid.features.Embedder`. threads: that decode files. Images elsewhere stay as they are.
+        Returns `Update`. Raises UserError where there are no images.
+        """
+        check_folder(folder)
+        root, messages = os.path.realpath(folder), []
+        with self.errors():
+            self.list_folder(root, messages)
+            dropped = self.forget(root)
+            extracted = self.extract(embed, threads, messages)
+        return Update(extracted, dropped, len(messages), messages[:NAMED])
+
+    def list_folder(self, root, messages):
+        """Fill the table `found` with the images under a folder."""
+        self.base.execute("DROP TABLE IF EXISTS found")
+        self.base.execute(FOUND)
+        self.base.executemany("INSERT INTO found VALUES (?, ?, ?)", images_under(root, messages))
+        self.base.commit()
+
+    def forget(self, root):
+        """Delete the features of images under a folder that are gone or changed.
+
+        Takes those that need no work out of `found`. Returns how many are gone.
+        """
+        first = os.fsencode(os.path.join(root, ""))
+        under = first, first[:-1] + bytes([first[-1] + 1])
+        inside = "a.path >= ? AND a.path < ? AND NOT EXISTS (SELECT 1 FROM found AS b WHERE"
+        gone = self.base.execute(
+            f"SELECT count(*) FROM images AS a WHERE {inside} a.path = b.path)", under
+        ).fetchone()[0]
+        self.base.execute(f"DELETE FROM images AS a WHERE {inside} {SAME})", under)
+        self.base.execute(
+            f"DELETE FROM found AS a WHERE EXISTS (SELECT 1 FROM images AS b WHERE {SAME})"
+        )
+        self.base.commit()
+        self.loaded = None
+        return gone
+
+    def extract(self, embed, threads, messages):
+        """Add the features of the images in `found`. Returns of how many."""
+        total = self.base.execute("SELECT count(*) FROM found").fetchone()[0]
+        rows = self.base.execute("SELECT * FROM found ORDER BY path")
+        extracted, committed = 0, time.monotonic()
+        images = decoded(rows, embed.read, threads, embed.batchsize)
+        with tqdm(total=total, desc="gallery", unit="image", disable=None) as bar:
+            while batch := list(islice(images, embed.batchsize)):
+                good = [(row, image) for row, image in batch if not isinstance(image, UserError)]
+                messages += [str(image) for _, image in batch if isinstance(image, UserError)]
+                if good:
+                    features = embed.of_prepared([image for _, image in good])
+                    for (row, _), feature in zip(good, features, strict=True):
+                        self.add(row, feature)
+                extracted += len(good)
+                if time.monotonic() - committed > COMMIT:
+                    self.base.commit()
+                    committed = time.monotonic()
+                bar.update(len(batch))
+        self.base.commit()
+        return extracted
+
+    def add(self, row, feature):
+        """Add an image, (path, size, modified), and its feature; in place of an older one."""
+        self.base.execute("DELETE FROM images WHERE path = ?", row[:1])
+        image = self.base.execute(
+            "INSERT INTO images (path, size, modified) VALUES (?, ?, ?)", row
+        ).lastrowid
+        feature = np.ascontiguousarray(feature, np.float32).tobytes()
+        self.base.execute("INSERT INTO features VALUES (?, ?)", (image, feature))
+
+    def load(self):
+        """Take all features into memory, 4 * dim bytes an image, where they stay."""
+        with self.errors():
+            size = len(self)
+            ids, features = np.empty(size, np.int64), np.empty((size, self.dim), np.float32)
+            start = 0
+            for some, part in self.blocks():
+                ids[start : start + len(some)] = some
+                features[start : start + len(some)] = part
+                start += len(some)
+            self.loaded = ids, features
+
+    def blocks(self):
+        """Ids [n] and features [n, D], float32, of a part of the gallery after the other."""
+        if self.loaded:
+            yield self.loaded
+            return
+        last, rows = -1, max(BLOCK // (4 * self.dim), 1)
+        query = "SELECT id, feature FROM features WHERE id > ? ORDER BY id LIMIT ?"
+        while some := self.base.execute(query, (last, rows)).fetchall():
+            ids = np.array([image for image, _ in some])
+            features = np.frombuffer(b"".join([f for _, f in some]), np.float32)
+            last = some[-1][0]
+            del some  # else there would be two copies of the features while they are searched
+            yield ids, features.reshape(-1, self.dim)
+
+    def search(self, queries, number, own=None):
+        """The `number` most similar images of each query, or all there are: lists of `Place`.
+
+        queries: L2-normalised float32 [Q, D]. own: for each query a path whose image, should it
+        be in the gallery, is left out.
+        """
+        own = own or [None] * len(queries)
+        count = min(number + 1, len(self))
+        heap = self.faiss.ResultHeap(len(queries), count, keep_max=True)
+        with self.errors():
+            for ids, features in self.blocks():
+                similarity, rows = self.faiss.knn(
+                    queries, features, min(count, len(ids)), self.faiss.METRIC_INNER_PRODUCT
+                )
+                heap.add_result(similarity, ids[rows])
+            heap.finalize()
+            found = zip(heap.I.tolist(), heap.D.tolist(), strict=True)
+            places = [[self.place(*one) for one in zip(*row, strict=True)] for row in found]
+        return [
+            [place for place in row if place.path != path][:number]
+            for row, path in zip(places, own, strict=True)
+        ]
+
+    def place(self, image, similarity):
+        path = self.base.execute("SELECT path FROM images WHERE id = ?", [image]).fetchone()[0]
+        return Place(image, os.fsdecode(path), similarity)
+
+    def rerank(self, query, places):
+        """A query's places in the order of k-reciprocal re-ranking among them, with distances.
+
+        query: its feature, float32 [D].
+        """
+        if not places:
+            return places
+        with self.errors():
+            rows = [
+                self.base.execute("SELECT feature FROM features WHERE id = ?", [p.id]).fetchone()
+                for p in places
+            ]
+        features = np.frombuffer(b"".join(row[0] for row in rows), np.float32)
+        distance = next(rerank(query[None], features.reshape(-1, self.dim)))[0]
+        order = np.argsort(distance, kind="stable")
+        return [places[n]._replace(distance=float(distance[n])) for n in order]
+
+
+def import_faiss():
+    """The module. Raises UserError where it is missing."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("searching needs FAISS; pip install faiss-cpu") from error
+    return faiss
+
+
+def check_folder(folder):
+    """Raise UserError unless there are images under a folder."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder; name one of images with --gallery")
+    if next(images_under(folder, []), None) is None:
+        raise UserError(f"{folder}: no images in it, of any format that Pillow reads")
+
+
+def images_under(root, messages):
+    """Path, size in bytes and time of change in ns of each image under a folder.
+
+    Adds to `messages` what can't be looked at.
+    """
+    suffixes = readable_suffixes()
+
+    def unlisted(error):
+        messages.append(f"{error.filename}: can't be listed ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=unlisted):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in suffixes:
+                continue
+            path = os.path.join(folder, name)
+            try:
+                found = os.stat(path)
+            except OSError as error:  # a broken link
+                messages.append(f"{path}: can't be read ({error.strerror})")
+                continue
+            if stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+                yield os.fsencode(path), found.st_size, found.st_mtime_ns
+
+
+def decoded(rows, read, threads, ahead):
+    """Yield (row, what `read` makes of its path or the UserError it raised), in order.
+
+    `ahead` files are decoded while the caller is busy with what it got.
+    """
+
+    def attempt(row):
+        try:
+            return read(os.fsdecode(row[0]))
+        except UserError as error:
+            return error
+
+    pool, waiting = ThreadPoolExecutor(max(threads, 1)), deque()
+    try:
+        for row in rows:
+            waiting.append((row, pool.submit(attempt, row)))
+            if len(waiting) > ahead:
+                row, future = waiting.popleft()
+                yield row, future.result()
+        while waiting:
+            row, future = waiting.popleft()
+            yield row, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
