@@ -133,6 +133,19 @@ def scales(text):
 
 def add_feature_options(parser):
     """Which features of a run: `--which_epoch --which_layer --ms`."""
+    group = add_layer_options(parser)
+    group.add_argument(
+        "--ms",
+        type=scales,
+        default="1",
+        metavar="SCALES",
+        help="multi-scale: look at each image in these sizes, e.g. 1,0.9, and take the mean "
+        "direction of their features",
+    )
+
+
+def add_layer_options(parser):
+    """Which weights and features of a run: `--which_epoch --which_layer`. Returns the group."""
     group = parser.add_argument_group("features")
     group.add_argument(
         "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
@@ -144,14 +157,7 @@ def add_feature_options(parser):
         "sees (512, or with --neck bnneck the pooled ones after batch norm) (default: pool, with "
         "bnneck bottleneck)",
     )
-    group.add_argument(
-        "--ms",
-        type=scales,
-        default="1",
-        metavar="SCALES",
-        help="multi-scale: look at each image in these sizes, e.g. 1,0.9, and take the mean "
-        "direction of their features",
-    )
+    return group
 
 
 def add_training_options(parser, data_dir):

@@ -48,7 +48,7 @@ def fails(tmp_path, capsys):
 
 
 SCRIPTS = "prepare changeIndex train_baseline train_lsro evaluate evaluate_rerank results_table"
-SCRIPTS += " ablation evaluate_gan"
+SCRIPTS += " ablation evaluate_gan search export"
 
 
 def test_every_script_as_a_process(tmp_path):

@@ -1,0 +1,222 @@
+"""Take a trained network away as one file: ONNX, or torch.export's .pt2.
+
+    python export.py --name ft_ResNet50                      # <run>/features_fp32.onnx
+    python export.py --name ft_ResNet50 --precision int8     # 3 times as fast on CPUs
+    python export.py --name ft_ResNet50 --format torch
+
+The file computes what test.py stores: an image and its mirror image through the network, their
+features added and L2-normalised. Before it is kept, it is compared with PyTorch on images of
+--data_dir; what it is made of is in its metadata.
+"""
+
+from pathlib import Path
+
+from reid.checkpoint import load_trained
+from reid.dataset import identity_folders, list_images, test_images
+from reid.errors import UserError, run
+from reid.exporting import (
+    LEAST_COSINE,
+    TIES,
+    Eager,
+    File,
+    accuracy,
+    agreement,
+    agrees,
+    features_of,
+    metadata,
+    spread_out,
+    torch_compute,
+    torch_file,
+)
+from reid.features import Embedder
+from reid.files import check_writable, read_results, replacing, sha256, update_results
+from reid.options import Parser, add_layer_options, add_run_options, at_least
+from reid.provenance import provenance
+from reid.transforms import test_transform
+
+DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
+MODEL_DIR = "model"
+NAME = "ft_ResNet50"
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def get_parser():
+    parser = Parser("Export a trained network to ONNX or torch.export, and check it.")
+    add_run_options(parser, NAME, MODEL_DIR)
+    add_layer_options(parser)
+
+    group = parser.add_argument_group("file")
+    group.add_argument(
+        "--format",
+        choices=list(SUFFIXES),
+        default="onnx",
+        help="onnx: for ONNX Runtime and what else reads it (opset 18); torch: a .pt2 file for "
+        "torch.export.load",
+    )
+    group.add_argument(
+        "--precision",
+        choices=["fp32", "fp16", "int8"],
+        default="fp32",
+        help="of weights and computation; input and output stay as they are. fp16: half the size, "
+        "for GPUs, slow on CPUs; int8: ONNX only, a quarter of the size, for CPUs with VNNI",
+    )
+    group.add_argument(
+        "--preprocess",
+        choices=["outside", "inside"],
+        default="outside",
+        help="outside: the file takes float32 [N, 3, H, W], RGB, resized and normalised, as most "
+        "programs feed networks, so that crops of any sizes go in one batch; inside: it takes "
+        "uint8 [N, h, w, 3], RGB, and resizes and normalises itself, crops of one size in a batch",
+    )
+    group.add_argument(
+        "--output",
+        metavar="FILE",
+        help="file to write (default: features_<precision>.onnx or .pt2 in the run folder)",
+    )
+
+    group = parser.add_argument_group("checks")
+    group.add_argument(
+        "--data_dir",
+        default=DATA_DIR,
+        help="the `pytorch` folder that prepare.py made: query and gallery to check with, int8 "
+        "also takes training images",
+    )
+    group.add_argument(
+        "--check_images",
+        type=at_least(10),
+        default=250,
+        help="images to compare with PyTorch on, a fifth of them queries",
+    )
+    group.add_argument(
+        "--calibration_images",
+        type=at_least(1),
+        default=256,
+        help="training images that int8 takes the ranges of values from",
+    )
+    group.add_argument(
+        "--skip_accuracy",
+        action="store_true",
+        help="fp16 and int8: leave out Rank@1 and mAP, for which all of query and gallery is "
+        "extracted twice",
+    )
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write the results here, as a section of the file (model/<name>/results.json)",
+    )
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    if args.format == "torch" and args.precision == "int8":
+        raise UserError("--precision int8: ONNX only; take --format onnx, or fp32 or fp16")
+    make, open_file = tools(args)
+    run_folder = Path(args.model_dir) / args.name
+    trained = load_trained(run_folder, args.which_epoch)
+    output = Path(args.output or run_folder / default_name(args))
+    check_writable(output)
+    if args.json:
+        check_writable(args.json)
+        read_results(args.json)
+    data_dir = Path(args.data_dir)
+    if not data_dir.is_dir():
+        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    query, gallery = (test_images(data_dir / name) for name in ("query", "gallery"))
+    calibration = {}
+    if args.precision == "int8":
+        calibration["calibration"] = training_images(data_dir, trained, args.calibration_images)
+
+    queries = spread_out(query, args.check_images // 5)
+    shown = spread_out(gallery, args.check_images - args.check_images // 5)
+    paths = [entry.path for entry in queries + shown]
+    facts = metadata(trained, args.name, args.which_layer, args.precision, args.preprocess)
+    expected = features_of(Eager(trained, args.which_layer), paths, "PyTorch")
+    content = make(trained, facts, **calibration)  # changes the network
+
+    found = {"file": str(output), "format": args.format, "metadata": facts}
+    with replacing(output) as temporary:
+        temporary.write_bytes(content)
+        compute, written = open_file(temporary)
+        file = File(compute, written)
+        exported = features_of(file, paths, "exported")
+        tie = TIES[args.preprocess]
+        found["agreement"] = agreement(expected, exported, len(queries), tie)
+        if args.precision == "fp32" and not agrees(found["agreement"]):
+            raise UserError(
+                f"{output}: not written, for it computes otherwise than PyTorch does: "
+                f"{say_agreement(found['agreement'])}; fp32 must reach a cosine over "
+                f"{LEAST_COSINE} without swapped pairs"
+            )
+        found |= {"bytes": len(content), "sha256": sha256(temporary)}
+        if args.precision != "fp32" and not args.skip_accuracy:
+            pytorch = Embedder(
+                run_folder, args.which_epoch, precision="fp32", layer=args.which_layer
+            )
+            found["accuracy"] = {
+                name: accuracy(model, query, gallery, data_dir, name)
+                for name, model in (("exported", file), ("pytorch_fp32", pytorch))
+            }
+    print("\n".join(lines(found, query, gallery)))
+    if args.json:
+        update_results(args.json, "export", found | provenance())
+
+
+def default_name(args):
+    """The file's name in the run folder, e.g. features_int8.onnx: what is usual isn't named."""
+    epoch = None if args.which_epoch == "last" else args.which_epoch
+    inside = None if args.preprocess == "outside" else args.preprocess
+    words = ["features", epoch, args.which_layer, args.precision, inside]
+    return "_".join(word for word in words if word) + SUFFIXES[args.format]
+
+
+def training_images(data_dir, trained, count):
+    """Images of `train_all`, or of `train`, to calibrate with: list of uint8 [H, W, 3]."""
+    split = data_dir / "train_all"
+    split = split if split.is_dir() else data_dir / "train"
+    paths = [path for folder in identity_folders(split) for path in list_images(folder)]
+    read = test_transform(trained.height, trained.width).read
+    return [read(path) for path in spread_out(paths, count)]
+
+
+def tools(args):
+    """How to make a file's bytes, and how to open one. Raises UserError without packages."""
+    if args.format == "torch":
+        return torch_file, torch_compute
+    from reid.onnx_export import onnx_compute, onnx_file
+
+    return onnx_file, onnx_compute
+
+
+def lines(found, query, gallery):
+    """What to print of the results."""
+    facts = found["metadata"]
+    yield (
+        f"{found['file']}: {facts['network']} in {facts['precision']}, "
+        f"{found['bytes'] / 1e6:.1f} MB, input {facts['input_shape']}, "
+        f"features float32 [N, {facts['dim']}]"
+    )
+    yield f"  against PyTorch's fp32: {say_agreement(found['agreement'])}"
+    if "accuracy" in found:
+        scores = {
+            name: f"Rank@1 {100 * s['rank1']:.2f} %, mAP {100 * s['mAP']:.2f} %"
+            for name, s in found["accuracy"].items()
+        }
+        yield (
+            f"  {scores['exported']} ({len(query)} queries, {len(gallery)} gallery images); "
+            f"PyTorch's fp32: {scores['pytorch_fp32']}"
+        )
+
+
+def say_agreement(found):
+    """An `agreement` in words."""
+    return (
+        f"on {found['images']} images cosine {found['cosine_min']:.6f} at the least, "
+        f"{found['cosine_median']:.6f} in the median; {found['queries']} queries rank "
+        f"{found['gallery']} gallery images with {found['swapped_pairs']:,} of "
+        f"{found['pairs']:,} pairs swapped, {found['same_first']} of their first places the same"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

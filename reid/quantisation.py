@@ -1,0 +1,116 @@
+"""int8 for ONNX Runtime: which operators, and a network rewritten so that they are fast.
+
+Static quantisation in QDQ format: uint8 activations, asymmetric, with ranges from the smallest to
+the largest value that real training images give; int8 weights, symmetric, a scale a channel. These
+are the forms that x86's VNNI instructions multiply. The head after pooling stays fp32.
+"""
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from torch import nn
+from tqdm import tqdm
+
+from reid.exporting import BATCH, INPUT, network_input, quiet
+
+# All of these, or values would go to fp32 and back between two of them.
+OPERATORS = ("Conv", "Relu", "MaxPool", "Concat", "Add")
+POOLING = "ReduceMean"  # of feature maps: the first one in a graph
+
+
+def as_convolutions(net):
+    """Put convolutions of single channels in place of norms and average pooling, in place.
+
+    Norms that stand before a ReLU, DenseNet's, can't be folded; in fp32 between integer
+    convolutions they would take a third of the time. A weight alone in its channel is exact in
+    int8. Takes nothing from a network without such layers. Returns the network.
+    """
+    for parent in list(net.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(parent, name, norm_as_convolution(layer))
+            elif isinstance(layer, nn.AvgPool2d):  # model.py has it before the convolution
+                setattr(parent, name, average_as_convolution(layer, parent.conv.in_channels))
+    return net
+
+
+def norm_as_convolution(norm):
+    """A batch norm in eval mode as a 1 x 1 convolution."""
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    return single_channels(scale[:, None, None, None], shift)
+
+
+def average_as_convolution(pool, channels):
+    """An average over squares as a convolution."""
+    size = pool.kernel_size
+    weight = torch.full((channels, 1, size, size), 1 / size**2)
+    return single_channels(weight, None, pool.stride)
+
+
+def single_channels(weight, bias, stride=1):
+    """A convolution of each channel by itself. weight [C, 1, k, k], bias [C] or None."""
+    channels, _, *kernel = weight.shape
+    layer = nn.Conv2d(channels, channels, kernel, stride, groups=channels, bias=bias is not None)
+    layer.weight.data = weight.detach().clone()
+    if bias is not None:
+        layer.bias.data = bias.detach().clone()
+    return layer.requires_grad_(False)
+
+
+def quantised(model, images):
+    """An int8 ModelProto made of an fp32 one.
+
+    images: resized training images uint8 [H, W, 3] to take the activations' ranges from.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet(), Calibration(images) as calibration:
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            model,
+            path,
+            calibration,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS),
+            nodes_to_quantize=backbone_nodes(model),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(path)
+
+
+def backbone_nodes(model):
+    """Names of the nodes to quantise: what comes before the pooling."""
+    nodes = list(model.graph.node)
+    end = next(number for number, node in enumerate(nodes) if node.op_type == POOLING)
+    return [node.name for node in nodes[:end] if node.op_type in OPERATORS]
+
+
+class Calibration(CalibrationDataReader):
+    """Training images in batches, as ONNX Runtime's quantisation asks for them."""
+
+    def __init__(self, images):
+        self.images, self.start = images, 0
+
+    def __enter__(self):
+        label = "calibration"
+        self.bar = tqdm(total=len(self.images), desc=label, unit="image", disable=None, leave=False)
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def get_next(self):
+        """The next batch; None at the end."""
+        batch = self.images[self.start : self.start + BATCH]
+        self.start += len(batch)
+        self.bar.update(len(batch))
+        return {INPUT: network_input(batch)} if len(batch) else None

@@ -1,0 +1,323 @@
+"""Exported files: the features that test.py stores, the images that Pillow makes, what they say."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import call, exit_code
+from PIL import Image
+from torch import nn
+
+import export
+from model import ft_net, ft_net_dense
+from reid.checkpoint import Run, load_trained
+from reid.exporting import (
+    Eager,
+    FeatureExtractor,
+    File,
+    agreement,
+    agrees,
+    metadata,
+    resized,
+    spread_out,
+    torch_compute,
+    torch_file,
+)
+from reid.features import view_features
+from reid.files import sha256
+from reid.transforms import EvalTransform, normalise
+
+SIZE = 72, 36  # in the network, of images of 64 x 32 in training
+OPTIONS = {"neck": "bnneck", "pooling": "gem", "last_stride": 1}
+NETWORKS = {
+    "resnet": (ft_net, {}, None),
+    "resnet, bottleneck": (ft_net, {}, "bottleneck"),
+    "resnet, all options": (ft_net, OPTIONS, None),
+    "densenet, all options": (ft_net_dense, OPTIONS, None),
+}
+
+
+def network(kind=ft_net, **options):
+    """A network whose batch norms have done something, in eval mode."""
+    torch.manual_seed(0)
+    net = kind(3, **options)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.7, 1.4)
+            module.weight.data.uniform_(0.7, 1.4)
+            module.bias.data.normal_(std=0.1)
+    return net.eval()
+
+
+def new_run(path, net):
+    run = Run(path)
+    run.start({"height": 64, "width": 32}, {})
+    run.save_weights(net, "last")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder `model/small` with a ResNet-50."""
+    return new_run(tmp_path / "model" / "small", network())
+
+
+def random_images(count, height=SIZE[0], width=SIZE[1], seed=0):
+    """Noise of different brightness, uint8 [count, height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    brightest = rng.integers(60, 256, (count, 1, 1, 3))
+    return (rng.random((count, height, width, 3)) * brightest).astype(np.uint8)
+
+
+def check_features(found, expected):
+    """The same features, of images that differ by far more than the tolerance."""
+    assert found.dtype == np.float32
+    assert found.shape == expected.shape
+    assert np.abs(expected - expected.mean(axis=0)).max() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_features_are_test_pys(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from reid.onnx_export import onnx_compute, onnx_file
+
+    kind, options, layer = NETWORKS[name]
+    run = new_run(tmp_path / "run", network(kind, **options))
+    trained = load_trained(run)
+    images = random_images(5)
+    expected = Eager(trained, layer).of_prepared(list(images))
+    facts = metadata(trained, "run", layer, "fp32", "outside")
+    path = tmp_path / "a.onnx"
+    path.write_bytes(onnx_file(trained, facts))
+
+    compute, written = onnx_compute(path)
+    assert written == facts
+    assert written["weights_sha256"] == sha256(run / "net_last.pth")
+    assert written["network"] == kind.__name__
+    assert (written["height"], written["width"], written["colour_order"]) == ("72", "36", "RGB")
+    assert int(written["dim"]) == expected.shape[1]
+    assert json.loads(written["mean"]) == [0.485, 0.456, 0.406]
+    assert written["layer"] == ("pool" if name == "resnet" else "bottleneck")
+    file = File(compute, written)
+    check_features(file.of_prepared(list(images)), expected)
+    np.testing.assert_allclose(file.of_prepared(list(images[:1])), expected[:1], atol=2e-6)
+
+
+@pytest.mark.parametrize("preprocess", ["outside", "inside"])
+def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
+    trained = load_trained(folder)
+    images = random_images(3)
+    expected = Eager(trained, None).of_prepared(list(images))
+    facts = metadata(trained, "small", None, "fp32", preprocess)
+    path = tmp_path / "a.pt2"
+    path.write_bytes(torch_file(trained, facts))
+
+    compute, written = torch_compute(path)
+    assert written == facts
+    file = File(compute, written)
+    check_features(file.of_prepared(list(images)), expected)
+    np.testing.assert_allclose(file.of_prepared(list(images[:1])), expected[:1], atol=2e-6)
+    weights = torch.export.load(path).state_dict
+    assert not any("classifier" in name or ".fc." in name for name in weights)
+    if preprocess == "inside":  # several sizes at once
+        originals = [*random_images(2, 200, 40), *random_images(1, 50, 90)]
+        pillows = [EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in originals]
+        pillows = Eager(load_trained(folder), None).of_prepared(pillows)
+        np.testing.assert_allclose(file.of_prepared(originals), pillows, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_precision_is_close(name):
+    kind, options, layer = NETWORKS[name]
+    images = torch.from_numpy(random_images(3))
+    net = network(kind, **options)
+    with torch.inference_mode():
+        expected = view_features(net, images, None, layer)
+        found = FeatureExtractor(net, layer, half=True)(normalise(images))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    weights = [w for name, w in net.model.named_parameters() if w.dim() == 4]
+    assert {weight.dtype for weight in weights} == {torch.float16}
+
+
+# Enlarged, shrunk, one of each, the same; Pillow starts with the height in some.
+SIZES = [(128, 64), (100, 40), (300, 151), (300, 149), (500, 90), (72, 36), (72, 20), (90, 36)]
+SIZES += [(40, 20), (200, 40), (30, 300), (9, 7), (1, 1)]
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_resizing_in_onnx_is_pillows(height, width):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from reid.onnx_export import OPSET, add_preprocessing
+
+    value = onnx.helper.make_tensor_value_info
+    shape = ["n", 3, *SIZE]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["images"], ["features"])],
+        "nothing",
+        [value("images", onnx.TensorProto.FLOAT, shape)],
+        [value("features", onnx.TensorProto.FLOAT, shape)],
+    )
+    opset = [onnx.helper.make_opsetid("", OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    add_preprocessing(model, *SIZE)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    images = random_images(2, height, width)
+    found = session.run(None, {"images": images})[0]
+    pillows = np.stack([EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in images])
+    expected = normalise(torch.from_numpy(pillows)).numpy()
+    assert np.abs(found - expected).max() <= 1.01 / 255 / 0.224  # one step of a byte
+    assert (np.abs(found - expected) > 1e-5).mean() < 0.01  # and that rarely
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_resizing_in_torch_export_is_pillows(height, width):
+    images = random_images(2, height, width)
+    found = resized(torch.from_numpy(images), *SIZE).numpy().astype(int)
+    expected = np.stack([EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in images])
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_norms_as_convolutions_compute_the_same():
+    pytest.importorskip("onnxruntime")
+    from reid.quantisation import as_convolutions
+
+    images = torch.from_numpy(random_images(2))
+    for stride in (1, 2):
+        net = network(ft_net_dense, last_stride=stride)
+        with torch.inference_mode():
+            expected = view_features(net, images, None)
+            found = view_features(as_convolutions(net), images, None)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        kinds = {type(module) for module in net.model.features.modules()}
+        assert not kinds & {nn.BatchNorm2d, nn.AvgPool2d}
+
+
+def test_agreement_counts_what_is_swapped_but_ties():
+    # Query 0 finds gallery images of similarities 0.8, 0.6, and a tie with the latter.
+    similarities = np.array([0.8, 0.6, 0.600001])
+
+    def features(values):
+        rows = [[1, 0], *([v, np.sqrt(1 - v * v)] for v in values)]
+        return np.array(rows)
+
+    expected = features(similarities)
+    same = agreement(expected, features([0.79, 0.61, 0.6]), 1, 1e-5)
+    assert (same["pairs"], same["swapped_pairs"], same["same_first"]) == (2, 0, 1)
+    assert agrees(agreement(expected, expected, 1, 1e-5))
+    swapped = agreement(expected, features([0.59, 0.6, 0.58]), 1, 1e-5)
+    assert (swapped["swapped_pairs"], swapped["same_first"]) == (1, 0)
+    assert not agrees(swapped)
+    turned = agreement(expected, np.vstack([expected[:3], [[1, 0]]]), 1, 1e-5)
+    assert turned["cosine_min"] == pytest.approx(0.600001)
+    nothing = np.full_like(expected, np.nan)
+    assert not agrees(agreement(expected, nothing, 1, 1e-5))
+
+
+def test_spread_out():
+    assert spread_out(list("abcdef"), 3) == ["a", "c", "e"]
+    assert spread_out(list("ab"), 3) == ["a", "b"]
+
+
+def flags(folder, data_dir):
+    return ("--name", folder.name, "--model_dir", folder.parent, "--data_dir", data_dir)
+
+
+def test_fp32_as_a_user(folder, prepared, capsys):
+    pytest.importorskip("onnxruntime")
+    call(export.main, *flags(folder, prepared), "--preprocess", "inside")
+    out, err = capsys.readouterr()
+    assert (folder / "features_fp32_inside.onnx").exists()
+    assert re.search(r"on 8 images cosine (1.00000|0.99999)\d at the least", out)
+    assert "3 queries rank 5 gallery images with 0 of" in out
+    assert err == ""
+
+
+def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    seen, training_images = [], export.spread_out
+    monkeypatch.setattr(export, "spread_out", lambda e, n: seen.append(e) or training_images(e, n))
+    results = tmp_path / "results.json"
+    call(
+        export.main, *flags(folder, prepared), "--precision", "int8", "--json", results,
+        "--calibration_images", 4,
+    )  # fmt: skip
+    out, err = capsys.readouterr()
+    assert "PyTorch's fp32: Rank@1" in out
+    assert err == ""
+    assert {Path(path).parent.parent.name for path in seen[0]} == {"train_all"}
+
+    section = json.loads(results.read_text())["export"]
+    path = folder / "features_int8.onnx"
+    assert section["sha256"] == sha256(path)
+    assert section["agreement"]["cosine_min"] > 0.99
+    assert set(section["accuracy"]) == {"exported", "pytorch_fp32"}
+    assert section["metadata"]["precision"] == "int8"
+    assert path.stat().st_size < 26e6  # fp32: 94 MB
+
+    model = onnx.load(path)
+    kinds = [node.op_type for node in model.graph.node]
+    pooling = kinds.index("ReduceMean")
+    assert "QuantizeLinear" not in kinds[pooling:]
+    types = {t.name: t.data_type for t in model.graph.initializer if t.name.endswith("_quantized")}
+    weights = [kind for name, kind in types.items() if "bias" not in name]
+    assert weights == [onnx.TensorProto.INT8] * kinds.count("Conv")
+
+
+def test_fp16_as_a_user(folder, prepared, capsys, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "half.onnx"
+    call(
+        export.main, *flags(folder, prepared), "--precision", "fp16", "--skip_accuracy",
+        "--output", path,
+    )  # fmt: skip
+    assert "ft_net in fp16" in capsys.readouterr().out
+    model = onnx.load(path)
+    ends = [*model.graph.input, *model.graph.output]
+    assert {e.type.tensor_type.elem_type for e in ends} == {onnx.TensorProto.FLOAT}
+    sizes = {}
+    for tensor in model.graph.initializer:
+        sizes[tensor.data_type] = sizes.get(tensor.data_type, 0) + int(np.prod(tensor.dims))
+    assert sizes[onnx.TensorProto.FLOAT16] > 1000 * sizes.get(onnx.TensorProto.FLOAT, 0)
+
+
+def fails(folder, capsys, *flags, says):
+    """The script ends with one line on standard error, and nothing new in the run folder."""
+    before = sorted(folder.parent.rglob("*"))
+    assert exit_code(export.main, *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(says) in line
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_a_file_that_computes_otherwise_is_not_kept(folder, prepared, capsys, monkeypatch):
+    def broken(path):
+        compute, facts = torch_compute(path)
+        return lambda images: compute(images[:, :, ::-1].copy()), facts  # upside down
+
+    monkeypatch.setattr(export, "tools", lambda args: (torch_file, broken))
+    fails(folder, capsys, *flags(folder, prepared), "--format", "torch", says="not written")
+
+
+def test_mistakes(folder, prepared, capsys, monkeypatch):
+    good = flags(folder, prepared)
+    torch_format = (*good, "--format", "torch")
+    fails(folder, capsys, *torch_format, "--name", "none", says="none: no such run")
+    fails(folder, capsys, *torch_format, "--data_dir", "none", says="none: no such folder")
+    fails(folder, capsys, *torch_format, "--output", folder / "a" / "b", says="can't be written")
+    fails(folder, capsys, *torch_format, "--which_epoch", "9", says="net_9.pth")
+    fails(folder, capsys, *torch_format, "--precision", "int8", says="--precision int8: ONNX only")
+    monkeypatch.delitem(sys.modules, "reid.onnx_export", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    fails(folder, capsys, *good, says="pip install onnx onnxruntime onnxscript")
