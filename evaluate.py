@@ -35,6 +35,7 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     if args.calibrate:
+        report.check_alone(args, "--calibrate")
         verification.calibrate(args.mat, args.calibrate)
         return
     sets = report.score(args, "evaluate", similarity_blocks, {})

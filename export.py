@@ -11,6 +11,8 @@ features added and L2-normalised. Before it is kept, it is compared with PyTorch
 
 from pathlib import Path
 
+import numpy as np
+
 from reid.checkpoint import load_trained
 from reid.dataset import identity_folders, list_images, test_images
 from reid.errors import UserError, run
@@ -140,6 +142,10 @@ def main(argv=None):
         compute, written = open_file(temporary)
         file = File(compute, written)
         exported = features_of(file, paths, "exported")
+        if not np.isfinite(exported).all():
+            raise UserError(
+                f"{output}: not written, for its features are no numbers; take a higher --precision"
+            )
         tie = TIES[args.preprocess]
         found["agreement"] = agreement(expected, exported, len(queries), tie)
         if args.precision == "fp32" and not agrees(found["agreement"]):

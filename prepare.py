@@ -118,6 +118,9 @@ def main(argv=None):
     if target.exists() and not is_empty(target):
         check_complete(target, splits, identities)
         print(f"{target}: already there and complete")
+        if args.copy or args.symlink:
+            flag = "--copy" if args.copy else "--symlink"
+            print(f"{flag}: changes nothing of it; delete it first", file=sys.stderr)
     else:
         place = shutil.copyfile if args.copy else symlink if args.symlink else link
         make(target, splits, identities, place)

@@ -118,7 +118,11 @@ def main(argv=None):
     queries = query_features(args.query, embed)
     with Gallery(embed.made_by, embed.dim, args.index) as gallery:
         if args.gallery:
-            say_update(gallery.update(args.gallery, embed, args.workers), gallery, args)
+            # The picture of an earlier search may lie among the crops.
+            update = gallery.update(
+                args.gallery, embed, args.workers, leave_out=[stored_path(args.output)]
+            )
+            say_update(update, gallery, args)
         if not len(gallery):
             raise UserError(f"{args.gallery or args.index}: no image in it can be read")
         rankings = search(gallery, queries, args)

@@ -124,7 +124,8 @@ def read_release(path, variant):
     """{name: StoredImage} of cuhk-03.mat, which is MATLAB v7.3: HDF5.
 
     `detected` and `labeled` are cells of five camera pairs, those are cells [persons, 10] of
-    images, the first five of view 1, the others of view 2. Missing images are empty.
+    images, the first five of view 1, the others of view 2. Missing images are empty, and counted in
+    the names: 1_001_2_06.png is the first of view 2.
     """
     try:
         import h5py
@@ -135,11 +136,11 @@ def read_release(path, variant):
         file = h5py.File(path)
         for pair, cell in enumerate(file[variant][()].ravel(), 1):
             for person, shots in enumerate(file[cell][()].T, 1):
-                there = [(n, shot) for n, shot in enumerate(shots) if file[shot].ndim == 3]
-                for number, (place, shot) in enumerate(there, 1):
-                    view = 1 if place < 5 else 2
-                    name = f"{pair}_{person:03d}_{view}_{number:02d}.png"
-                    images[name] = StoredImage(file, shot, name)
+                for place, shot in enumerate(shots, 1):
+                    if file[shot].ndim == 3:
+                        view = 1 if place <= 5 else 2
+                        name = f"{pair}_{person:03d}_{view}_{place:02d}.png"
+                        images[name] = StoredImage(file, shot, name)
     except Exception as error:  # h5py raises many kinds for damaged files
         raise UserError(f"{path}: can't be read as CUHK03's release ({error})") from error
     return images

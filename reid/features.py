@@ -28,8 +28,8 @@ class Embedder:
         features = embed([crop_a, crop_b])  # float32 [2, D]
         similarity = features @ features.T  # cosine
 
-    The same features as test.py's. One object may be called from several threads at once; nothing
-    outside of it is changed. OpenCV's images are BGR: pass `crop[..., ::-1]`.
+    The same features as test.py's. One object may be called from several threads at once; a call
+    changes nothing outside of it. OpenCV's images are BGR: pass `crop[..., ::-1]`.
 
     run: folder `model/<name>`; which_epoch: "last", "best" or an epoch's number.
     device: "cpu", "cuda:1", ...; None: a GPU where there is one. precision: "auto", "fp32", "bf16".

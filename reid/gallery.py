@@ -7,6 +7,7 @@
 
 Features are written as they are extracted and read a block at a time, so memory is bounded whatever
 the gallery's size; `load` takes all of them into memory, for many searches one after the other.
+A Gallery belongs to the thread that made it; several, in threads or processes, may share a file.
 FAISS: Douze et al., "The Faiss library", 2024; an optional dependency.
 """
 
@@ -36,7 +37,7 @@ NAMED = 3  # skipped files whose message is kept
 
 SCHEMA = (
     "CREATE TABLE gallery (made_by TEXT NOT NULL)",
-    "CREATE TABLE images (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE, "
+    "CREATE TABLE images (id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, "
     "size INTEGER NOT NULL, modified INTEGER NOT NULL)",
     "CREATE TABLE features (id INTEGER PRIMARY KEY, feature BLOB NOT NULL)",
     "CREATE TRIGGER forget AFTER DELETE ON images "
@@ -85,15 +86,14 @@ class Gallery:
 
     def open_tables(self, made_by):
         """Make the tables in a new file, or see that they were made for the same features."""
-        tables = {name for (name,) in self.base.execute("SELECT name FROM sqlite_master")}
-        if not tables:
-            self.base.execute("BEGIN")  # a kill leaves all tables or none
-            for statement in SCHEMA:
-                self.base.execute(statement)
-            self.base.execute("INSERT INTO gallery VALUES (?)", [json.dumps(made_by)])
+        if not self.tables():
+            self.base.execute("BEGIN IMMEDIATE")  # one process makes the tables, all or none
+            if not self.tables():
+                for statement in SCHEMA:
+                    self.base.execute(statement)
+                self.base.execute("INSERT INTO gallery VALUES (?)", [json.dumps(made_by)])
             self.base.commit()
-            return
-        if not {"gallery", "images", "features"} <= tables:
+        if not {"gallery", "images", "features"} <= self.tables():
             raise UserError(f"{self.path}: not an index of search.py; name another file")
         there = json.loads(self.base.execute("SELECT made_by FROM gallery").fetchone()[0])
         for name in made_by:
@@ -102,6 +102,10 @@ class Gallery:
                     f"{self.path}: made with another {name} ({str(there.get(name))[:12]}, not "
                     f"{str(made_by[name])[:12]}); search with that, or name another --index"
                 )
+
+    def tables(self):
+        """Names of the tables in the file."""
+        return {name for (name,) in self.base.execute("SELECT name FROM sqlite_master")}
 
     @contextmanager
     def errors(self):
@@ -120,6 +124,16 @@ class Gallery:
                 else f"temporary file of the features: {error}; set TMPDIR to a folder with room"
             ) from error
 
+    @contextmanager
+    def snapshot(self):
+        """What is read inside is of one moment, whatever other processes do to the file."""
+        with self.errors():
+            self.base.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self.base.rollback()
+
     def __enter__(self):
         return self
 
@@ -128,28 +142,30 @@ class Gallery:
 
     def __len__(self):
         with self.errors():
-            return self.base.execute("SELECT count(*) FROM features").fetchone()[0]
+            return self.base.execute("SELECT count(*) FROM images").fetchone()[0]
 
-    def update(self, folder, embed, threads=2):
+    def update(self, folder, embed, threads=2, leave_out=()):
         """Extract the images under a folder that are new or changed; forget those that are gone.
 
         folder: hidden files and folders in it are left out, links to folders not followed. embed:
-        a `reid.features.Embedder`. threads: that decode files. Images elsewhere stay as they are.
-        Returns `Update`. Raises UserError where there are no images.
+        a `reid.features.Embedder`. threads: that decode files. leave_out: real paths of files that
+        are no part of the gallery. Images elsewhere stay as they are.
+        Returns `Update`. Raises UserError where there are no images: the disk may not be there.
         """
         check_folder(folder)
         root, messages = os.path.realpath(folder), []
         with self.errors():
-            self.list_folder(root, messages)
+            self.list_folder(root, messages, set(map(os.fsencode, leave_out)))
             dropped = self.forget(root)
             extracted = self.extract(embed, threads, messages)
         return Update(extracted, dropped, len(messages), messages[:NAMED])
 
-    def list_folder(self, root, messages):
+    def list_folder(self, root, messages, leave_out):
         """Fill the table `found` with the images under a folder."""
+        images = (row for row in images_under(root, messages) if row[0] not in leave_out)
         self.base.execute("DROP TABLE IF EXISTS found")
         self.base.execute(FOUND)
-        self.base.executemany("INSERT INTO found VALUES (?, ?, ?)", images_under(root, messages))
+        self.base.executemany("INSERT INTO found VALUES (?, ?, ?)", images)
         self.base.commit()
 
     def forget(self, root):
@@ -204,7 +220,8 @@ class Gallery:
 
     def load(self):
         """Take all features into memory, 4 * dim bytes an image, where they stay."""
-        with self.errors():
+        self.loaded = None
+        with self.snapshot():
             size = len(self)
             ids, features = np.empty(size, np.int64), np.empty((size, self.dim), np.float32)
             start = 0
@@ -235,9 +252,9 @@ class Gallery:
         be in the gallery, is left out.
         """
         own = own or [None] * len(queries)
-        count = min(number + 1, len(self))
-        heap = self.faiss.ResultHeap(len(queries), count, keep_max=True)
-        with self.errors():
+        with self.snapshot():
+            count = min(number + 1, len(self.loaded[0]) if self.loaded else len(self))
+            heap = self.faiss.ResultHeap(len(queries), count, keep_max=True)
             for ids, features in self.blocks():
                 similarity, rows = self.faiss.knn(
                     queries, features, min(count, len(ids)), self.faiss.METRIC_INNER_PRODUCT
@@ -247,27 +264,29 @@ class Gallery:
             found = zip(heap.I.tolist(), heap.D.tolist(), strict=True)
             places = [[self.place(*one) for one in zip(*row, strict=True)] for row in found]
         return [
-            [place for place in row if place.path != path][:number]
+            [place for place in row if place and place.path != path][:number]
             for row, path in zip(places, own, strict=True)
         ]
 
     def place(self, image, similarity):
-        path = self.base.execute("SELECT path FROM images WHERE id = ?", [image]).fetchone()[0]
-        return Place(image, os.fsdecode(path), similarity)
+        """The Place of an image; None where another process dropped it since `load`."""
+        row = self.base.execute("SELECT path FROM images WHERE id = ?", [image]).fetchone()
+        return row and Place(image, os.fsdecode(row[0]), similarity)
 
     def rerank(self, query, places):
         """A query's places in the order of k-reciprocal re-ranking among them, with distances.
 
         query: its feature, float32 [D].
         """
-        if not places:
-            return places
-        with self.errors():
+        with self.snapshot():
             rows = [
                 self.base.execute("SELECT feature FROM features WHERE id = ?", [p.id]).fetchone()
                 for p in places
             ]
-        features = np.frombuffer(b"".join(row[0] for row in rows), np.float32)
+        places = [place for place, row in zip(places, rows, strict=True) if row]
+        if not places:
+            return places
+        features = np.frombuffer(b"".join(row[0] for row in rows if row), np.float32)
         distance = next(rerank(query[None], features.reshape(-1, self.dim)))[0]
         order = np.argsort(distance, kind="stable")
         return [places[n]._replace(distance=float(distance[n])) for n in order]

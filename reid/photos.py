@@ -17,8 +17,9 @@ from reid.layouts import Planned
 SPLITS = ("train", "query", "gallery")
 DIGITS = re.compile("[0-9]{1,9}")  # a name that is a number; longer ones are names
 NAME_BYTES = 100  # of a photo's own name that are kept: 255 is the most for a file's whole name
-# Without cameras: nothing is junk, since queries and gallery seem to be from two.
-NO_CAMERA = {"train": 1, "query": 1, "gallery": 2}
+# Without cameras nothing is junk, since queries and gallery seem to be from two; likewise the first
+# training photo of an identity, which goes to val, and the others.
+QUERY_CAMERA, GALLERY_CAMERA = 1, 2
 
 
 class Photo(NamedTuple):
@@ -51,8 +52,12 @@ def plan(root, camera_regex, no_camera, test_share, seed):
         planned[split] = []
         for photo in photos:
             number = identities[photo.identity]
-            camera = NO_CAMERA[split] if no_camera else cameras[photo.camera]
             shot = next(counter[number]) + 1
+            if no_camera:
+                asks = split == "query" or (split == "train" and shot == 1)
+                camera = QUERY_CAMERA if asks else GALLERY_CAMERA
+            else:
+                camera = cameras[photo.camera]
             name = f"{number:04d}_c{camera}_{shot:04d}{short_name(photo.path)}"
             planned[split].append(Planned(photo.path, f"{number:04d}", name))
         planned[split].sort(key=lambda image: image.name)

@@ -86,6 +86,13 @@ def add_options(parser, mat):
     )
 
 
+def check_alone(args, flag):
+    """Raise UserError where flags that go with scores are given with one that takes their place."""
+    for name in "multi_query against json plot show show_names output_dir data_dir".split():
+        if getattr(args, name):
+            raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
+
+
 def score(args, section, rank, settings):
     """Score args.mat and say it in all the ways that were asked for.
 

@@ -27,8 +27,10 @@ from torchvision.transforms import v2
 from random_erasing import RandomErasing
 from reid.dataset import read_image
 from reid.device import send
+from reid.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALLEST = 32  # pixels a side: the networks' feature maps are a 32nd of that
 CPU = torch.device("cpu")
 JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
 
@@ -150,8 +152,13 @@ def val_transform(height, width):
 
 def test_transform(height, width, scale=1.0):
     """For testing: the size that training crops from, times `scale`."""
-    full = enlarged(height, width)
-    return EvalTransform(*(max(round(scale * size), 1) for size in full))
+    height, width = (round(scale * size) for size in enlarged(height, width))
+    if min(height, width) < SMALLEST:
+        raise UserError(
+            f"--ms {scale:g}: makes images of {height}x{width}; the networks take {SMALLEST} "
+            "pixels or more"
+        )
+    return EvalTransform(height, width)
 
 
 test_transform.__test__ = False  # no test, for all its name

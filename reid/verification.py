@@ -2,8 +2,9 @@
 
 Pairs of a query and a gallery image are of two kinds, by the rules of `reid.metrics`: genuine, of
 one person in two cameras, and impostor, of two people (a distractor is another person); pairs with
-junk are left out. At a threshold, the false-match rate is the share of impostor pairs that reach
-it, the true-match rate the share of genuine ones (terms of ISO/IEC 19795-1).
+junk are left out. At a threshold, a query's false-match rate is the share of its impostor pairs
+that reach it, its true-match rate the share of its genuine ones (terms of ISO/IEC 19795-1); rates
+are means over the queries that have such pairs.
 """
 
 import json
@@ -71,51 +72,51 @@ def made_by(source):
 
 
 def threshold_at(rate, query, gallery):
-    """The lowest similarity, in steps of 1e-5, that no more than `rate` of impostor pairs reach."""
-    counts = np.zeros(BINS, np.int64)
+    """The lowest similarity, in steps of 1e-5, whose false-match rate is `rate` or less."""
+    shares, queries, total = np.zeros(BINS), 0, 0
     for impostors, _ in pairs(query, gallery):
-        steps = ((impostors.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
-        counts += np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
-    total = int(counts.sum())
+        if len(impostors):
+            steps = ((impostors.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
+            counts = np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
+            shares += counts / len(impostors)
+            queries, total = queries + 1, total + len(impostors)
     if total * rate < FEWEST:
         raise UserError(
             f"--calibrate {rate:g}: too low a rate to be seen in {total:,} pairs of two people; "
             f"{FEWEST / max(total, 1):.1g} or more can be"
         )
-    reaching = counts[::-1].cumsum()[::-1]  # pairs at or above each step
-    if reaching[-1] > rate * total:
+    reaching = shares[::-1].cumsum()[::-1] / queries  # the rate at each step
+    allowed = rate * (1 + 1e-9)  # sums in another order differ in their last digits
+    if reaching[-1] > allowed:
         raise UserError(
-            f"--calibrate {rate:g}: {reaching[-1]:,} of {total:,} pairs of two people are of equal "
+            f"--calibrate {rate:g}: {100 * reaching[-1]:.3g} % of pairs of two people are of equal "
             "features; is it the right run, are the labels right?"
         )
-    return float((reaching > rate * total).sum() / (BINS / 2) - 1)
+    return float((reaching > allowed).sum() / (BINS / 2) - 1)
 
 
 def rates(threshold, query, gallery):
-    """Both rates at a threshold, with 95 % intervals over other people (`reid.bootstrap`): a dict.
-
-    The true-match rate is a mean over queries, of the share of their genuine images.
-    """
-    false, impostor_pairs, true, genuine_pairs, people = [], [], [], [], []
-    for identity, (impostors, genuine) in zip(query.identities, pairs(query, gallery), strict=True):
-        false.append((impostors >= threshold).mean() if len(impostors) else 0.0)
-        impostor_pairs.append(len(impostors))
-        if len(genuine):
-            true.append((genuine >= threshold).mean())
-            genuine_pairs.append(len(genuine))
-            people.append(identity)
-    found = {"threshold": threshold}
-    found |= estimate("false_match", false, query.identities) | {"impostors": sum(impostor_pairs)}
-    return found | estimate("true_match", true, people) | {"genuine": sum(genuine_pairs)}
+    """Both rates at a threshold, with 95 % intervals over people (`reid.bootstrap`): a dict."""
+    reaching, count = [], []  # of each query's impostor and genuine pairs
+    for both in pairs(query, gallery):
+        reaching.append([np.count_nonzero(values >= threshold) for values in both])
+        count.append([len(values) for values in both])
+    reaching, count = np.array(reaching), np.array(count)
+    impostors, genuine = count.sum(axis=0).tolist()
+    found = {"threshold": threshold, "impostors": impostors, "genuine": genuine}
+    for column, name in enumerate(("false_match", "true_match")):
+        some = count[:, column] > 0
+        shares = reaching[some, column] / count[some, column]
+        found |= estimate(name, shares, query.identities[some])
+    return found
 
 
-def estimate(name, values, identities):
-    """A mean over queries and its interval as a dict, None where there can be none."""
+def estimate(name, shares, identities):
+    """A rate, the mean of queries' shares [N], and its interval as a dict; None: there is none."""
     found = {f"{name}_rate": None, f"{name}_interval": None}
-    if len(values):
-        values = np.array(values)[:, None]
-        low, high = bootstrap.interval(values, np.array(identities))
-        found[f"{name}_rate"] = float(values.mean())
+    if len(shares):
+        low, high = bootstrap.interval(shares[:, None], identities)
+        found[f"{name}_rate"] = float(shares.mean())
         if not np.isnan(low[0]):
             found[f"{name}_interval"] = [float(low[0]), float(high[0])]
     return found

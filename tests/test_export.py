@@ -310,6 +310,16 @@ def test_a_file_that_computes_otherwise_is_not_kept(folder, prepared, capsys, mo
     fails(folder, capsys, *flags(folder, prepared), "--format", "torch", says="not written")
 
 
+def test_features_that_are_no_numbers_are_not_kept(folder, prepared, capsys, monkeypatch):
+    def overflowed(path):
+        compute, facts = torch_compute(path)
+        return lambda images: compute(images) * np.float32("nan"), facts
+
+    monkeypatch.setattr(export, "tools", lambda args: (torch_file, overflowed))
+    good = (*flags(folder, prepared), "--format", "torch", "--precision", "fp16")
+    fails(folder, capsys, *good, says="features are no numbers")
+
+
 def test_mistakes(folder, prepared, capsys, monkeypatch):
     good = flags(folder, prepared)
     torch_format = (*good, "--format", "torch")

@@ -149,6 +149,11 @@ def test_scales(run):
         assert feature == pytest.approx(both / np.linalg.norm(both), abs=1e-5)
 
 
+def test_scales_that_are_too_small(run):
+    with pytest.raises(UserError, match=r"--ms 0.5: makes images of 36x18"):
+        Embedder(run, scales=(1, 0.5), **CPU)
+
+
 def test_combined_features_have_unit_length():
     one, other = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]
     assert np.allclose(combined([one, other]), (one + other) / np.sqrt(2))

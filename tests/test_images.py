@@ -69,7 +69,7 @@ def test_a_batch_is_what_the_plain_chain_makes_of_each_image(rendered):
 def test_resize_of_the_height_is_pillows_within_one_level(rendered):
     for device_like_a_gpu in (False, True):
         for path in rendered:
-            image = np.asarray(pil(np.asarray(Image.open(path))).resize((144, 128)))
+            image = np.array(pil(np.asarray(Image.open(path))).resize((144, 128)))
             expected = np.asarray(pil(image).resize((144, 288), Image.Resampling.BICUBIC))
             found = transforms.resize_height(
                 torch.from_numpy(image)[None], 288, in_floats=device_like_a_gpu

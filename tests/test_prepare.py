@@ -246,15 +246,15 @@ def test_cuhk03_variants(tmp_path, capsys):
     assert prepared(tmp_path, "--dataset", "cuhk03-np", "--variant", "labeled") == (6, True)
 
 
-# Camera pair, person, view, images: of the second person, view 2, the first is missing.
+# Camera pair, person, view, place in the ten of its cell; empty places are counted.
 RELEASE = {
     "1_001_1_01.png": (1, "train"),
     "1_001_1_02.png": (1, "train"),
-    "1_001_2_03.png": (1, "train"),
-    "1_002_1_01.png": (2, "query"),
-    "1_002_2_02.png": (2, "gallery"),
+    "1_001_2_06.png": (1, "train"),
+    "1_002_1_03.png": (2, "query"),
+    "1_002_2_08.png": (2, "gallery"),
     "2_001_1_01.png": (3, "train"),
-    "2_001_2_02.png": (3, "train"),
+    "2_001_2_10.png": (3, "train"),
 }
 CELLS = {(0, 0): [0, 1, 5], (0, 1): [2, 7], (1, 0): [0, 9]}  # (pair, person): places in its ten
 
@@ -297,12 +297,12 @@ RELEASED = {
     "train_all": [
         "0001_c1_1_001_1_01.png",
         "0001_c1_1_001_1_02.png",
-        "0001_c2_1_001_2_03.png",
+        "0001_c2_1_001_2_06.png",
         "0003_c1_2_001_1_01.png",
-        "0003_c2_2_001_2_02.png",
+        "0003_c2_2_001_2_10.png",
     ],
-    "query": ["0002_c1_1_002_1_01.png"],
-    "gallery": ["0002_c2_1_002_2_02.png"],
+    "query": ["0002_c1_1_002_1_03.png"],
+    "gallery": ["0002_c2_1_002_2_08.png"],
 }
 
 
@@ -329,6 +329,8 @@ def test_cuhk03_protocol_with_the_release(folder, tmp_path, capsys):
         assert np.array_equal(np.array(Image.open(path)), pixels[path.name.split("_", 2)[2]])
     call(prepare.main, "--download_path", tmp_path)
     assert "already there and complete" in capsys.readouterr().out
+    call(prepare.main, "--download_path", tmp_path, "--copy")
+    assert "--copy: changes nothing of it; delete it first" in capsys.readouterr().err
 
 
 def test_cuhk03_files_that_are_wrong(fails, tmp_path):
@@ -342,7 +344,7 @@ def test_cuhk03_files_that_are_wrong(fails, tmp_path):
     release(tmp_path / "cuhk-03.mat", damaged=True)
     fails(*flags, says=["cuhk-03.mat", "1_001_1_01.png is no image"])
     save_all(tmp_path / "images_detected", list(RELEASE)[:-1])
-    fails(*flags, says=["2_001_2_02.png, which is not among the detected images"])
+    fails(*flags, says=["2_001_2_10.png, which is not among the detected images"])
     path.write_text("no MATLAB")
     fails(*flags, says=[path, "can't be read as CUHK03's protocol"])
     protocol(tmp_path, labels=None)
@@ -482,6 +484,9 @@ def test_own_photos_without_cameras(tmp_path):
     right = [len(list((made / "gallery" / i).iterdir())) for i in ids_of(made / "query")]
     assert good_ones(made) == right  # nothing is junk
     assert json.loads((made / "identities.json").read_text())["cameras"] == {}
+    # Nor is it in validation, where thresholds come from.
+    assert {entry.camera for entry in test_images(made / "val")} == {1}
+    assert {entry.camera for entry in test_images(made / "train")} == {2}
     call(changeIndex.main, "--data_dir", made)
     assert ids_of(made / "train_all_new") == ["0000", "0001"]
 

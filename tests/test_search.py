@@ -213,6 +213,44 @@ def test_loaded_features_follow_an_update(tmp_path):
         assert len(found.search(unit_vectors(1), 10)[0]) == 5
 
 
+def test_another_process_changes_a_gallery_that_is_loaded(tmp_path):
+    folder, index = crops(tmp_path / "crops", 6), tmp_path / "crops.index"
+    with open_gallery(index) as one, open_gallery(index) as other:
+        one.update(folder, FakeEmbed())
+        one.load()
+        query = unit_vectors(1)
+        before = one.search(query, 6)[0]
+        Path(before[0].path).unlink()
+        save_image(folder / "new.png", seed=70, size=(8, 8))
+        assert other.update(folder, FakeEmbed())[:2] == (1, 1)
+        # What was dropped is missing; nothing takes its place under its number.
+        assert one.search(query, 6)[0] == before[1:]
+        assert len(one.rerank(query[0], before)) == 5
+        one.load()
+        assert {Path(p.path).name for p in one.search(query, 9)[0]} == {
+            path.name for path in folder.iterdir()
+        }
+
+
+def test_two_processes_make_an_index_at_once(tmp_path, monkeypatch):
+    """The second sees no tables yet, but when it is its turn they are there."""
+    tables = gallery.Gallery.tables
+    seen = []
+
+    def late(self):
+        seen.append(tables(self))
+        if len(seen) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(gallery.Gallery, "tables", tables)
+                open_gallery(tmp_path / "crops.index").base.close()
+        return seen[-1]
+
+    monkeypatch.setattr(gallery.Gallery, "tables", late)
+    with open_gallery(tmp_path / "crops.index") as found:
+        assert seen[0] == set() != seen[1]
+        assert len(found) == 0
+
+
 def test_a_changed_image_that_is_damaged_has_no_feature(tmp_path):
     folder, index = crops(tmp_path / "crops", 3), tmp_path / "crops.index"
     with open_gallery(index) as found:
@@ -445,6 +483,14 @@ def test_a_query_of_the_gallery_by_any_name(flags, tmp_path):
     assert result()["queries"][0]["places"][0]["path"].endswith("0.png")
 
 
+def test_an_earlier_searchs_picture_is_no_crop(flags, tmp_path, capsys):
+    flags = [*flags, "--output", "crops/search.jpg"]
+    for _ in range(2):
+        call(search.main, *flags)
+        assert "crops: 6 images (6 extracted)" in capsys.readouterr().out
+    assert (tmp_path / "crops" / "search.jpg").exists()
+
+
 def test_index_then_search_without_a_folder(flags, run, tmp_path, capsys):
     index = ("--index", "crops.index", "--json", "found.json")
     call(search.main, *flags, *index)
@@ -470,10 +516,10 @@ def test_index_then_search_without_a_folder(flags, run, tmp_path, capsys):
         assert "crops.index: made with another " in err
 
 
-@pytest.mark.parametrize("more", [("--ms", "1,0.8"), ("--which_layer", "bottleneck")])
+@pytest.mark.parametrize("more", [("--ms", "1,0.9"), ("--which_layer", "bottleneck")])
 def test_layers_and_scales_reach_the_features(flags, run, more, tmp_path):
     call(search.main, *flags, *more, "--json", "found.json")
-    kind = {"scales": (1, 0.8)} if more[0] == "--ms" else {"layer": "bottleneck"}
+    kind = {"scales": (1, 0.9)} if more[0] == "--ms" else {"layer": "bottleneck"}
     embed = Embedder(run, device="cpu", precision="fp32", **kind)
     assert result()["made_by"] == embed.made_by
     first = result()["queries"][0]["places"][0]
