@@ -202,7 +202,10 @@ def check_complete(target, splits, identities):
         if is_image(path)
     }
     if there != planned or read_identities(target) != identities:
-        raise UserError(f"{target}: holds something else; delete it or name another --save_path")
+        raise UserError(
+            f"{target}: holds something else, or was made of other images or with other flags; "
+            "delete it or name another --save_path"
+        )
 
 
 def read_identities(target):

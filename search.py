@@ -171,7 +171,8 @@ def find_threshold(args, folder, embed):
         )
         return None, None
     rate = 100 * stored["false_match_rate"]
-    origin = f"{folder / FILE}: {rate:.3g} % of pairs of two people reach it"
+    pairs = f"{stored['impostors']:,} pairs of two people"
+    origin = f"{folder / FILE}: {rate:.3g} % of {pairs} reach it"
     origin += f", {KNOWN_PEOPLE}" if stored["queries"] == "val" else ""
     return stored["threshold"], origin
 

@@ -548,7 +548,7 @@ def test_thresholds(flags, run, capsys, tmp_path):
     shutil.copytree(run, tmp_path / "runs" / "dense")
     flags = [*flags, "--model_dir", tmp_path / "runs", "--json", "found.json"]
     stored = {"threshold": middle, "false_match_rate": 0.00123, "made_by": made_by}
-    stored["queries"] = "query"
+    stored |= {"queries": "query", "impostors": 1234}
     path = tmp_path / "runs" / "dense" / "threshold.json"
 
     def marked():
@@ -562,7 +562,7 @@ def test_thresholds(flags, run, capsys, tmp_path):
     call(search.main, *flags)
     same, out, err = marked()
     assert same == [True] * 3 + [False] * 3
-    assert f"{middle:.4f} ({path}: 0.123 % of pairs of two people reach it)" in out
+    assert f"{middle:.4f} ({path}: 0.123 % of 1,234 pairs of two people reach it)" in out
     assert err == ""
     with Image.open("found.jpg") as picture:
         cell, y = rankings.WIDTH + 2 * rankings.FRAME + rankings.GAP, 88
@@ -571,7 +571,7 @@ def test_thresholds(flags, run, capsys, tmp_path):
             assert (green > red + 50) == same[place - 1]
     path.write_text(json.dumps(stored | {"queries": "val"}))
     call(search.main, *flags)
-    assert "pairs of two people reach it, of people that the network was trained on" in marked()[1]
+    assert "1,234 pairs of two people reach it, of people that the network" in marked()[1]
     call(search.main, *flags, "--threshold", scores[0] + 1e-3)
     same, out, err = marked()
     assert same == [False] * 6
