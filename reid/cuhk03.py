@@ -5,8 +5,8 @@
         images_{detected,labeled}/1_001_1_01.png                       a folder of images
         cuhk-03.mat                                                    or the release itself
 
-An image's name is camera pair, person in it, view (1 or 2), running number. As usual in this
-protocol, the view is the camera: there are two.
+An image's name is camera pair, person in it, view (1 or 2), place among the person's ten. As usual
+in this protocol, the view is the camera: there are two.
 """
 
 import re
