@@ -14,7 +14,6 @@ Writes model/<name>/table.md, table.json and ablation.jpg.
 
 import argparse
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -32,13 +31,14 @@ from reid.dataset import (
     list_images,
     training_splits,
 )
-from reid.errors import Interrupted, UserError, run
+from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import read_results, replacing, write_json
 from reid.gan_labels import NEED_A_RUN
 from reid.options import Parser, at_least, seed
 from reid.provenance import ROOT, command_line, provenance
 from reid.seeds import mean_interval, paired_difference
-from results_table import read_json
+from reid.text import write_text
+from results_table import read_run
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
 GEN_DIR = None  # generated images; None: <data_dir>/train_new/gen_0000
@@ -56,7 +56,7 @@ OF_THE_GRID = (
     "--label_run --resume"
 ).split()
 # Options that may differ among the cells of a table; the number of epochs may not.
-FREE = FREE_ON_RESUME - {"epochs"}
+FREE = FREE_ON_RESUME - {"epochs", "lr"}
 RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # sections of results.json
 SCORES = ("rank1", "mAP")
 
@@ -292,18 +292,13 @@ def launch(processes, script, *words):
 def wait(process):
     """The exit code of a process. Ctrl-C and SIGTERM first let it save what it is doing."""
 
-    def stop(number, frame):
-        process.terminate()  # Ctrl-C reaches it by itself, this doesn't
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         code = process.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Terminated):  # Ctrl-C reaches it by itself, this doesn't
+            process.terminate()
         process.wait()
         code = 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if code == 130:
         raise Interrupted("the grid is stopped; the same command goes on from here")
     return code
@@ -311,14 +306,13 @@ def wait(process):
 
 def write_table(args, folder, cells):
     """Print the table and write table.md, table.json and ablation.jpg into the grid's folder."""
-    opts, scores = (
-        {cell: read_json(folder / cell.name / name) for cell in cells}
-        for name in ("opts.json", "results.json")
-    )
+    found = {cell: read_run(folder / cell.name, RANKINGS.values()) for cell in cells}
+    opts = {cell: opts for cell, (opts, _) in found.items()}
+    scores = {cell: results for cell, (_, results) in found.items()}
     rows = table_rows(scores)
     text = "\n".join([*table_lines(rows), "", notes(rows[0]["seeds"], opts.values())]) + "\n"
     with replacing(folder / "table.md") as temporary:
-        temporary.write_text(text)
+        write_text(temporary, text)
     content = {"cells": [cell_scores(cell, scores[cell]) for cell in cells], "rows": rows}
     write_json(folder / "table.json", content | provenance())
     draw_ablation([row for row in rows if row["ranking"] == "plain"], folder / "ablation.jpg")
@@ -404,10 +398,10 @@ def notes(seeds, opts):
 
 def commit(opts):
     """The commit of the code that trained a run."""
-    if not opts["git"]:
+    git = opts.get("git")
+    if not git:
         return "an unknown commit"
-    dirty = " (with changes)" if opts["git"]["dirty"] else ""
-    return f"commit {opts['git']['commit'][:7]}{dirty}"
+    return f"commit {git['commit'][:7]}{' (with changes)' if git['dirty'] else ''}"
 
 
 def hardware(opts):

@@ -10,12 +10,12 @@ Images are linked as prepare.py does it: hard links, copies where the file syste
 symbolic links of symbolic links.
 """
 
-import json
 from pathlib import Path
 
-from reid.dataset import GENERATED_FOLDER, identity_folders, is_image, list_images
+from reid.dataset import GENERATED_FOLDER, identity_folders, list_images
 from reid.errors import UserError, run
-from reid.files import link, new_folder, replacing, sigterm_as_ctrl_c, symlink
+from reid.files import link, new_folder, symlink, write_json
+from reid.images import is_hidden, is_image
 from reid.options import Parser
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
@@ -37,6 +37,8 @@ def main(argv=None):
     if not data_dir.is_dir():
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
     folders = {split: identity_folders(data_dir / split) for split in SPLITS}
+    if int(folders["train_all"][0].name) < 0:
+        raise UserError(f"{folders['train_all'][0]}: junk among the training images; take it out")
     index = class_index(folder.name for folder in folders["train_all"])
     for split in SPLITS:
         unknown = [folder for folder in folders[split] if folder.name not in index]
@@ -44,8 +46,7 @@ def main(argv=None):
             raise UserError(f"{unknown[0]}: identity not in train_all; run prepare.py again")
     for split in SPLITS:
         renumber(folders[split], data_dir / f"{split}_new", index)
-    with replacing(data_dir / INDEX_FILE) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n")
+    write_json(data_dir / INDEX_FILE, index)
     print(f"{data_dir / INDEX_FILE}: {len(index)} classes")
 
 
@@ -69,12 +70,13 @@ def renumber(folders, target, index):
     }
     if target.exists():
         there = {path.relative_to(target) for path in target.glob("*/*") if is_image(path)}
-        there = {path for path in there if path.parts[0] != GENERATED_FOLDER}
+        others = {path for path in there if is_hidden(path.parts[0])}  # of resizeImage.py at work
+        there -= others | {path for path in there if path.parts[0] == GENERATED_FOLDER}
         if there != set(copies):
             raise UserError(f"{target}: holds something else; delete it and run this again")
         print(f"{target}: already there and complete")
         return
-    with sigterm_as_ctrl_c(), new_folder(target) as temporary:
+    with new_folder(target) as temporary:
         for relative, source in copies.items():
             (temporary / relative.parent).mkdir(exist_ok=True)
             place = symlink if source.is_symlink() else link

@@ -39,7 +39,7 @@ def main(argv=None):
         verification.calibrate(args.mat, args.calibrate)
         return
     sets = report.score(args, "evaluate", similarity_blocks, {})
-    found = verification.at_stored_threshold(sets)
+    found = verification.at_stored_threshold(args.mat, sets)
     if found:
         print(verification.say(found))
         if args.json:

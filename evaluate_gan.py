@@ -147,12 +147,13 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     from reid import gan_metrics  # scikit-learn: a second that --help needn't wait
 
-    check_writable(args.output)
-    if args.json:
-        check_writable(args.json)
-        read_results(args.json)
     world = join_world(args.gpu_ids)
-    images, facts = find_images(args, gan_metrics.smallest_set(args.nearest_k))
+    with world.together():
+        check_writable(args.output)
+        if args.json:
+            check_writable(args.json)
+            read_results(args.json)
+        images, facts = find_images(args, gan_metrics.smallest_set(args.nearest_k))
     features, source = features_of(images, args, world)
     leave_world()
     if not world.first:
@@ -238,8 +239,9 @@ def chosen(count, args):
 
 def features_of(images, args, world):
     """Features of all Images, a list of [N, D] in the first process; a dict of what made them."""
-    net, transform, source = feature_space(args)
-    dtype = arithmetic(world.device, args.precision, world.gpus)
+    with world.together():
+        net, transform, source = feature_space(args)
+        dtype = arithmetic(world.device, args.precision, world.gpus)
     source["arithmetic"] = str(dtype or torch.float32).removeprefix("torch.")
     size = f"{transform.height}x{transform.width}"
     world.say(f"features of {source['weights']}: {source['network']}, {size}, on {world.device}")
@@ -250,7 +252,9 @@ def features_of(images, args, world):
     for name, paths in images._asdict().items():
         share = world.share(paths)
         batches = EvalBatches(share, transform, args.batchsize, args.workers, world.device)
-        parts = world.collect(extract(net, batches, dtype, name if world.first else None))
+        with world.together():
+            own = extract(net, batches, dtype, name if world.first else None)
+        parts = world.collect(own)
         if world.first:
             features.append(np.concatenate(parts))
     return features, source

@@ -59,8 +59,16 @@ class ReIDNet(nn.Module):
         logits = self.classifier(self.model.fc(pooled))
         return (logits, pooled) if return_both else logits
 
+    def backbone_eval(self):
+        """Put the backbone in evaluation mode, so that its batch norms stay as they are."""
+        for name, part in self.model.named_children():
+            if name != "fc":
+                part.eval()
+
     def test_layer(self, layer=None):
         """The layer of the features for testing: the named one, or the usual one."""
+        if layer not in (None, *LAYERS):
+            raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}, or None")
         return layer or ("bottleneck" if self.bnneck else "pool")
 
     def dim(self, layer=None):
@@ -232,7 +240,8 @@ def load_backbone(net, path):
 def read_weights(path):
     """The state_dict in a weights file, on the CPU, without DataParallel's `module.` prefix.
 
-    Raises ValueError for a file that is missing, damaged, or holds something else.
+    Takes files that hold it beside other things, too, as "state_dict" or "model". Raises
+    ValueError for a file that is missing, damaged, or holds something else.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such weights file")
@@ -240,7 +249,14 @@ def read_weights(path):
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path}: not a readable PyTorch weights file") from error
-    if not isinstance(weights, dict) or not all(torch.is_tensor(v) for v in weights.values()):
+    for name in ("state_dict", "model"):  # other codes keep epoch and optimiser beside them
+        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
+            weights = weights[name]
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(torch.is_tensor(v) for v in weights.values())
+    ):
         raise ValueError(f"{path}: holds no plain state_dict")
     return {name.removeprefix("module."): value for name, value in weights.items()}
 

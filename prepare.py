@@ -3,6 +3,8 @@
     python prepare.py --download_path data/Market-1501-v15.09.15
     python prepare.py --download_path data --dataset msmt17
     python prepare.py --download_path photos --dataset folder --camera_regex 'cam(\\d+)'
+    python prepare.py --download_path VIPeR --dataset folder --id_regex '/(\\d+)_' \
+        --camera_regex 'cam_(.)'
 
 Makes <download_path>/pytorch/ with a folder for each identity in
     train_all     all training images
@@ -11,7 +13,8 @@ Makes <download_path>/pytorch/ with a folder for each identity in
     multi-query   where Market-1501's gt_bbox is there: all images of the queries' identities
 
 Takes Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17, VeRi-776, and your own photos in folders
-<id>/<photos>, for which identities.json says which number is who.
+<id>/<photos>, for which identities.json says which number is who. Without training images, only
+query and gallery are made, to test on.
 
 The table at the end counts as ids only people: of Market-1501 neither junk (-1) nor distractors
 (0). Where a split is not as large as published, a warning says so.
@@ -20,7 +23,6 @@ Images are hard links: the same files under another name, so they take no room, 
 edits the original. Where the file system has none they are copied; see --copy and --symlink.
 """
 
-import json
 import shutil
 import sys
 from collections import defaultdict
@@ -30,16 +32,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from reid import cuhk03, layouts, photos
-from reid.dataset import is_image, read_image
-from reid.errors import UserError, run
-from reid.files import link, new_folder, sigterm_as_ctrl_c, symlink
+from reid.dataset import TestImage, check_cameras, check_copies, check_spelling, parse_name
+from reid.errors import UserError, printable, run
+from reid.files import link, new_folder, symlink
+from reid.images import is_image, read_image
 from reid.layouts import PUBLISHED, STAND_IN
 from reid.options import Parser, rate, seed
+from reid.text import dumps, read_json, write_text
 
 DOWNLOAD_PATH = "data/Market-1501-v15.09.15"  # the unpacked dataset
 SAVE_PATH = None  # None: <download_path>/pytorch
 DATASETS = (*layouts.SIGNS, "folder")
 IDENTITIES_FILE = "identities.json"  # of one's own photos: names and numbers
+NAMED = 3  # photos left out that are named
 PUBLISHED_AS = {"train_all": "train", "query": "query", "gallery": "gallery"}
 
 
@@ -79,18 +84,25 @@ def get_parser():
     )
 
     own = parser.add_argument_group("your own photos (--dataset folder)")
+    own.add_argument(
+        "--id_regex",
+        help="regular expression, searched in a photo's path below --download_path (below train, "
+        "query or gallery where these are there); its first group, or the group called id, is the "
+        "identity (default: the first folder of the path is)",
+    )
     cameras = own.add_mutually_exclusive_group()
     cameras.add_argument(
         "--camera_regex",
-        help="regular expression, searched in a photo's path below its <id> folder; its first "
-        "group, or the group called camera, is the camera: digits, or any text (default: none, "
-        "then --no_camera must be given)",
+        help="the same for the camera: digits, or any text; searched in the path below the <id> "
+        "folder, with --id_regex in the same as that; the group may be called camera (default: "
+        "none, then --no_camera must be given)",
     )
     cameras.add_argument(
         "--no_camera",
         action="store_true",
         help="the photos have no cameras: queries count as camera 1 and the gallery as camera 2, "
-        "so that every gallery photo of a query's identity is a right answer",
+        "so that every gallery photo of a query's identity is a right answer, but for copies of "
+        "the query",
     )
     own.add_argument(
         "--test_share",
@@ -113,8 +125,8 @@ def main(argv=None):
     if not args.dataset:
         print(f"{root}: {dataset} (guessed; name another with --dataset)")
     check_flags(dataset, args)
-    splits, identities = plan(dataset, root, args)
-    check_unique(splits)
+    splits, identities, left_out = plan(dataset, root, args)
+    check(root, splits)
     if target.exists() and not is_empty(target):
         check_complete(target, splits, identities)
         print(f"{target}: already there and complete")
@@ -126,24 +138,32 @@ def main(argv=None):
         make(target, splits, identities, place)
         print(f"{target}: made")
     name = published_name(dataset, root, args)
-    summarise(splits, name, zero_is_someone=dataset in ("msmt17", "folder"))
+    zero_is_someone = dataset in ("msmt17", "folder")
+    summarise(splits, name, zero_is_someone)
+    if dataset != "msmt17":  # which counts training and testing people each from 0
+        warn_of_known_people(splits, zero_is_someone)
     warn_of_single_images(splits)
+    say_left_out(left_out)
 
 
 def check_flags(dataset, args):
     """Raise UserError for flags that another dataset has."""
-    if dataset != "folder" and (args.camera_regex is not None or args.no_camera):
-        flag = "--no_camera" if args.no_camera else "--camera_regex"
-        raise UserError(f"{flag}: only for --dataset folder, and this is {dataset}; leave it out")
+    for name in ("id_regex", "camera_regex", "no_camera"):
+        if dataset != "folder" and getattr(args, name):
+            raise UserError(
+                f"--{name}: only for --dataset folder, and this is {dataset}; leave it out"
+            )
 
 
 def plan(dataset, root, args):
-    """({split: [Planned, ...]}, who has which number: None where the dataset says so itself)."""
-    identities = None
+    """What to prepare: {split: [Planned, ...]}.
+
+    Also who has which number, None where the dataset says so itself, and what is left out.
+    """
+    identities, left_out = None, []
     if dataset == "folder":
-        raw, identities = photos.plan(
-            root, args.camera_regex, args.no_camera, args.test_share, args.seed
-        )
+        finder = photos.make_finder(args.id_regex, args.camera_regex, args.no_camera)
+        raw, identities, left_out = photos.plan(root, finder, args.test_share, args.seed)
     elif dataset == "cuhk03-np":
         raw = cuhk03.plan(root, cuhk03.choose_variant(root, args.variant))
     elif dataset == "msmt17":
@@ -152,16 +172,14 @@ def plan(dataset, root, args):
         raw = layouts.plan_folders(root, layouts.VERI_FOLDERS)
     else:
         raw = layouts.plan_market(root)
-    train = raw.pop("train")
-    validation = first_of_each_identity(train)
-    held_out = {image.name for image in validation}
-    splits = {
-        "train_all": train,
-        "train": [image for image in train if image.name not in held_out],
-        "val": validation,
-        **raw,
-    }
-    return splits, identities
+    splits = {}
+    if train := raw.pop("train", None):
+        validation = first_of_each_identity(train)
+        held_out = {image.name for image in validation}
+        splits["train_all"] = train
+        splits["train"] = [image for image in train if image.name not in held_out]
+        splits["val"] = validation
+    return splits | raw, identities, left_out
 
 
 def first_of_each_identity(images):
@@ -177,14 +195,35 @@ def relative(split, image):
     return Path(split, image.identity, image.name)
 
 
-def check_unique(splits):
-    """Raise UserError where two images of a split have the same name."""
+def check(root, splits):
+    """Raise UserError where the images can't be what they are called."""
     for split, images in splits.items():
+        check_spelling(f"{root}: {split}", {image.identity for image in images})
         seen = set()
         for image in images:
             if image.name in seen:
                 raise UserError(f"{image.name}: twice in {split}; mend the dataset's lists")
             seen.add(image.name)
+            if split == "train_all" and int(image.identity) < 0:
+                raise UserError(f"{image.source}: junk among the training images; take it out")
+    entries = {
+        split: [
+            TestImage(image.source, *parse_name(image.name))
+            for image in images
+            if isinstance(image.source, Path)  # those in a larger file are the publisher's own
+        ]
+        for split, images in splits.items()
+    }
+    check_cameras(root, [image for images in entries.values() for image in images])
+    check_copies(entries["query"], entries["gallery"])
+
+
+def say_left_out(messages):
+    """Say on standard error how many photos are left out, and which ones first."""
+    if messages:
+        named = "; ".join(map(printable, messages[:NAMED]))
+        more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
+        print(f"warning: {len(messages)} left out: {named}{more}", file=sys.stderr)
 
 
 def is_empty(folder):
@@ -209,11 +248,9 @@ def check_complete(target, splits, identities):
 
 
 def read_identities(target):
-    """The contents of identities.json; None where there is none that can be read."""
-    try:
-        return json.loads((target / IDENTITIES_FILE).read_text())
-    except (OSError, ValueError):
-        return None
+    """The contents of identities.json; None where there is none."""
+    path = target / IDENTITIES_FILE
+    return read_json(path, f"delete {target}") if path.exists() else None
 
 
 def make(target, splits, identities, place):
@@ -226,11 +263,11 @@ def make(target, splits, identities, place):
         for image in images:
             targets[image.source].append(relative(split, image))
 
-    with sigterm_as_ctrl_c(), new_folder(target) as folder:
+    with new_folder(target) as folder:
         for parent in {path.parent for paths in targets.values() for path in paths}:
             (folder / parent).mkdir(parents=True)
         if identities is not None:
-            (folder / IDENTITIES_FILE).write_text(json.dumps(identities, indent=1) + "\n")
+            write_text(folder / IDENTITIES_FILE, dumps(identities))
         with ThreadPoolExecutor() as pool:
             try:
                 jobs = [
@@ -290,8 +327,24 @@ def summarise(splits, name, zero_is_someone):
         )
 
 
+def warn_of_known_people(splits, zero_is_someone):
+    """Say on standard error which people are in training and in testing."""
+    trained = {int(image.identity) for image in splits.get("train_all", [])}
+    tested = {int(image.identity) for image in [*splits["query"], *splits["gallery"]]}
+    both = sorted((trained & tested) - (set() if zero_is_someone else {0}))
+    if both:
+        print(
+            f"warning: {len(both)} identities are in training and in testing, {both[0]} the first: "
+            "the scores will be those of people that the network knows",
+            file=sys.stderr,
+        )
+
+
 def warn_of_single_images(splits):
     """Say on standard error where val has the only image of an identity."""
+    if "train" not in splits:
+        print("warning: no training images: for testing only", file=sys.stderr)
+        return
     known = {image.identity for image in splits["train"]}
     alone = sum(image.identity not in known for image in splits["val"])
     if alone:

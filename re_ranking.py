@@ -31,6 +31,7 @@ K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
 # More than float32 can move a dot product of unit vectors (1e-6 was seen). Neighbours whose
 # similarities are as close as this are compared in float64.
 ROUNDING = 1e-5
+TOLERANCE = 1e-2  # of a length or a cosine: bf16's are less exact than that
 SPARE = 4  # candidates beyond those needed, so that few images must be searched for again
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 1024  # rows; larger ones are hardly faster
 WORK = 1 << 22  # elements of a temporary tensor where nothing else bounds it
@@ -48,7 +49,10 @@ def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
     over. lambda_value: weight of the original distance against the Jaccard distance.
 
     The three matrices need the square of the images in memory; `rerank` needs only features.
+    Raises ValueError for distances, NaN, shapes that don't fit, other k or lambda_value.
     """
+    check_settings(k1, k2, lambda_value)
+    check_similarities(q_g_sim, q_q_sim, g_g_sim)
     similarity = Matrices(q_g_sim, q_q_sim, g_g_sim)
     blocks = _rerank(similarity, len(q_g_sim), k1, k2, lambda_value, LARGEST_BLOCK, neighbours)
     return np.concatenate(list(blocks))
@@ -69,7 +73,10 @@ def rerank(
     query_f [Nq, D], gallery_f [Ng, D]: L2-normalised features.
     k1, k2, lambda_value: as in `re_ranking`. plan: see `make_plan`.
     search: a function with `neighbours`' arguments and results, to be used in its place.
+    Raises ValueError for features that aren't L2-normalised, and as `re_ranking`.
     """
+    check_settings(k1, k2, lambda_value)
+    check_features(query_f, gallery_f)
     plan = plan or make_plan(len(query_f), *gallery_f.shape, k1, k2)
     features = np.concatenate([query_f, gallery_f], dtype=np.float32)
     features = torch.from_numpy(features).to(device)
@@ -93,6 +100,49 @@ def _rerank(similarity, num_query, k1, k2, lambda_value, block, search):
             distance.sub_(shared.neg_().add_(2).reciprocal_().sub_(1), alpha=2 * (1 - lambda_value))
             yield distance.cpu().numpy().copy()
             bar.update(stop - start)
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def check_settings(k1, k2, lambda_value):
+    """Raise ValueError where a setting can't be."""
+    if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
+        raise ValueError(
+            f"expected k1 and k2 of 1 or more, lambda_value from 0 to 1; got {k1}, {k2}, "
+            f"{lambda_value}"
+        )
+
+
+def check_similarities(q_g_sim, q_q_sim, g_g_sim):
+    """Raise ValueError unless these are cosine similarities of queries and a gallery."""
+    shape = len(q_g_sim), len(g_g_sim)
+    matrices = {"q_g_sim": q_g_sim, "q_q_sim": q_q_sim, "g_g_sim": g_g_sim}
+    shapes = shape, (shape[0], shape[0]), (shape[1], shape[1])
+    for (name, matrix), expected in zip(matrices.items(), shapes, strict=True):
+        if tuple(matrix.shape) != expected or 0 in expected:
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(matrix.shape)}")
+        low, high = float(matrix.min()), float(matrix.max())
+        if not -1 - TOLERANCE <= low <= high <= 1 + TOLERANCE:  # nor NaN
+            raise ValueError(
+                f"{name}: expected cosine similarities, -1 to 1; got {low:.4g} to {high:.4g}"
+            )
+        # Of an image with itself: in distances that is 0.
+        if name != "q_g_sim" and abs(float(matrix.diagonal().min()) - 1) > TOLERANCE:
+            raise ValueError(
+                f"{name}: expected cosine similarities, 1 on the diagonal; got "
+                f"{float(matrix.diagonal().min()):.4g}: distances?"
+            )
+
+
+def check_features(query_f, gallery_f):
+    """Raise ValueError unless these are L2-normalised features of one length."""
+    for name, features in ("query_f", query_f), ("gallery_f", gallery_f):
+        if features.ndim != 2 or 0 in features.shape or features.shape[1] != query_f.shape[1]:
+            raise ValueError(f"{name}: expected features [N, D], got {tuple(features.shape)}")
+        squares = np.einsum("nd,nd->n", features, features)
+        if not np.abs(squares - 1).max() <= TOLERANCE:  # nor NaN
+            raise ValueError(f"{name}: expected L2-normalised rows, got lengths other than 1")
 
 
 # --- similarities -------------------------------------------------------------------------------

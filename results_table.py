@@ -8,11 +8,12 @@ Each number comes from the run's results.json, which evaluate.py and evaluate_re
 called with --json model/<name>/results.json.
 """
 
-import json
 from pathlib import Path
 
 from reid.errors import UserError, run
+from reid.files import read_results
 from reid.options import Parser
+from reid.text import demand, is_a, read_json
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
 HEADER = "| run | model | generated | | Rank@1 (95 %) | Rank@5 | Rank@10 | mAP (95 %) |"
@@ -32,14 +33,9 @@ def main(argv=None):
 
 def rows(folder):
     """The table's rows of one run folder: plain, and re-ranked."""
-    opts, results = (read_json(folder / name) for name in ("opts.json", "results.json"))
+    opts, results = read_run(folder, ["evaluate", "evaluate_rerank"])
     model = "DenseNet-121" if opts["options"]["use_dense"] else "ResNet-50"
     for section, ranking in [("evaluate", "plain"), ("evaluate_rerank", "re-ranked")]:
-        if section not in results:
-            raise UserError(
-                f"{folder / 'results.json'}: has no scores of {section}.py; "
-                f"run it with --json {folder / 'results.json'}"
-            )
         scores = [cell(results[section], column) for column in COLUMNS]
         cells = [folder.name, model, str(opts["generated"]), ranking, *scores]
         yield f"| {' | '.join(cells)} |"
@@ -52,14 +48,33 @@ def cell(scores, column):
     return f"{value} ({100 * bounds[0]:.1f}–{100 * bounds[1]:.1f})" if bounds else value
 
 
-def read_json(path):
-    """The content of a run folder's JSON file."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; train and evaluate this run first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+def read_run(folder, sections):
+    """The contents of a run folder's opts.json and results.json, as dicts.
+
+    sections: of results.json, which must be there with their scores. Raises UserError where the
+    files are not as train_*.py and evaluate*.py write them.
+    """
+    opts_path, results_path = folder / "opts.json", folder / "results.json"
+    advice = "train this run first"
+    opts = read_json(opts_path, advice)
+    demand(opts, opts_path, advice, options=dict, generated=int)
+    demand(opts["options"], opts_path, advice, use_dense=bool)
+    results = read_results(results_path)
+    for section in sections:
+        advice = f"run {section}.py with --json {results_path}"
+        demand(results, results_path, advice, **{section: dict})
+        demand(results[section], results_path, advice, **dict.fromkeys(COLUMNS, float))
+        for column in COLUMNS:
+            check_interval(results[section].get(f"{column}_interval"), results_path, advice)
+    return opts, results
+
+
+def check_interval(bounds, source, advice):
+    """Raise UserError where this is neither None nor two numbers."""
+    bounds = [0, 0] if bounds is None else bounds
+    if isinstance(bounds, list) and len(bounds) == 2 and all(is_a(b, float) for b in bounds):
+        return
+    raise UserError(f"{source}: has an interval that is not two numbers; {advice}")
 
 
 if __name__ == "__main__":

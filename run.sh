@@ -6,11 +6,13 @@
 #
 # Both make .venv and install requirements.txt into it where that is not done yet.
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"  # of the file itself, where a link leads to it
 
 install() {
-  if [ ! -e .venv/bin/activate ]; then
+  if ! usable_venv; then
     find_python
+    [ ! -e .venv ] || echo ".venv is of another folder, or of a Python that is gone: made anew"
+    rm -rf .venv
     echo "making .venv with $("$python" --version)"
     "$python" -m venv .venv
   fi
@@ -22,6 +24,14 @@ install() {
     cp requirements.txt .venv/installed.txt
   fi
 }
+
+# Whether .venv is there and activating it gives its Python: not so after this folder was moved.
+usable_venv() (
+  # shellcheck disable=SC1091
+  source .venv/bin/activate 2>/dev/null || exit 1
+  prefix=$(python -c 'import sys; print(sys.prefix)' 2>/dev/null) && [ "$prefix" -ef .venv ] &&
+    python -m pip --version >/dev/null 2>&1
+)
 
 find_python() {
   for python in python3 python3.13 python3.12 python3.11 python; do

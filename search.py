@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reid.dataset import read_image
 from reid.device import choose_device, set_up
-from reid.errors import UserError, run
+from reid.errors import UserError, printable, run
 from reid.features import Embedder
 from reid.files import check_writable, write_json
 from reid.gallery import Gallery, check_folder, import_faiss
+from reid.images import read_image
 from reid.options import (
     Parser,
     add_device_options,
@@ -101,7 +101,6 @@ def main(argv=None):
     device = check(args)
     # What Pillow says about odd files helps nobody; the ones that it can't read are named below.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-    sys.stdout.reconfigure(errors="backslashreplace")
     folder = Path(args.model_dir) / args.name
     embed = Embedder(
         folder,
@@ -123,6 +122,8 @@ def main(argv=None):
                 args.gallery, embed, args.workers, leave_out=[stored_path(args.output)]
             )
             say_update(update, gallery, args)
+        for line in gallery.check_roots():
+            print(printable(line), file=sys.stderr)
         if not len(gallery):
             raise UserError(f"{args.gallery or args.index}: no image in it can be read")
         rankings = search(gallery, queries, args)
@@ -173,7 +174,7 @@ def find_threshold(args, folder, embed):
     rate = 100 * stored["false_match_rate"]
     pairs = f"{stored['impostors']:,} pairs of two people"
     origin = f"{folder / FILE}: {rate:.3g} % of {pairs} reach it"
-    origin += f", {KNOWN_PEOPLE}" if stored["queries"] == "val" else ""
+    origin += f", {KNOWN_PEOPLE}" if stored.get("queries") == "val" else ""
     return stored["threshold"], origin
 
 
@@ -204,7 +205,15 @@ def say_update(update, gallery, args):
 def search(gallery, queries, args):
     """The `Place`s of each query."""
     number = max(args.top, args.candidates) if args.rerank else args.top
-    found = gallery.search(queries, number, [stored_path(path) for path in args.query])
+    own, gone = [stored_path(path) for path in args.query], 0
+    while True:
+        found = gallery.search(queries, number, own)
+        missing = gallery.drop_missing([place for places in found for place in places])
+        gone += missing
+        if not missing:
+            break
+    if gone:
+        print(f"{gone:,} images are gone, and left out", file=sys.stderr)
     if args.rerank:
         found = [gallery.rerank(q, places) for q, places in zip(queries, found, strict=True)]
     return [places[: args.top] for places in found]
@@ -237,11 +246,6 @@ def shown(path):
     """An absolute path as seen from the current folder, where it lies under it."""
     here = os.path.join(os.getcwd(), "")
     return path.removeprefix(here)
-
-
-def printable(text):
-    """Text without what would crash or confuse a terminal: undecodable bytes, line breaks."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def draw(queries, rankings, threshold, path):

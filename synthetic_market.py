@@ -10,7 +10,6 @@ of workers. Scores on it say which method is better here, not how good it is on 
 
 import functools
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -54,6 +53,7 @@ from reid.scenes import (
     over,
     project,
 )
+from reid.text import dumps, read_json, write_text
 
 OUTPUT_DIR = "data/synthetic_market"
 SCALE = "demo"
@@ -110,7 +110,7 @@ def main(argv=None):
         return
     with new_folder(folder) as partial:
         counts = render(partial, SCALES[args.scale], args.seed, args.workers)
-        (partial / MARKER).write_text(json.dumps(about | {"counts": counts}, indent=2) + "\n")
+        write_text(partial / MARKER, dumps(about | {"counts": counts}))
     print(f"{folder}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
@@ -118,13 +118,12 @@ def already_there(folder, about):
     """True if `folder` holds this very set, False if it is free; anything else is an error."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
+    files = {name: len(list((folder / name).glob("*.jpg"))) for name in FOLDERS}
     try:
-        found = json.loads((folder / MARKER).read_text())
-        files = {name: len(list((folder / name).glob("*.jpg"))) for name in FOLDERS}
-        same = about.items() <= found.items() and found["counts"] == files
-    except (OSError, ValueError, AttributeError, KeyError):
-        same = False
-    if not same:
+        found = read_json(folder / MARKER, "")
+    except UserError:
+        found = {}
+    if not (about | {"counts": files}).items() <= found.items():
         raise UserError(f"--output_dir {folder}: holds something else; delete it or name another")
     return True
 

@@ -7,20 +7,22 @@ Which network it is, how many classes it has, and the size of its images are rea
 folder; nothing needs to be repeated here. (The project's tests are in tests/.)
 """
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from reid.checkpoint import load_trained
-from reid.dataset import test_images
+from reid.dataset import check_cameras, check_copies, test_images
 from reid.device import arithmetic, place
 from reid.errors import UserError, run
 from reid.features import combined, extract, made_by
 from reid.files import check_writable
 from reid.inference import frozen
 from reid.loading import EvalBatches
-from reid.mat import TestSets, feature_set, save_mat
+from reid.mat import TestSets, check_storable, feature_set, save_mat
 from reid.options import (
     Parser,
     add_device_options,
@@ -77,32 +79,29 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    check_writable(args.mat)
     world = join_world(args.gpu_ids)
-    data_dir = Path(args.data_dir)
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
-    names = ["val", "train"] if args.val else ["query", "gallery"]
-    names += ["multi-query"] if args.multi else []
-    splits = [test_images(data_dir / name) for name in names]
-
-    run_folder = Path(args.model_dir) / args.name
-    trained = load_trained(
-        run_folder, args.which_epoch, args.use_dense or None, args.height, args.width
-    )
+    data_dir, run_folder = Path(args.data_dir), Path(args.model_dir) / args.name
+    with world.together():
+        check_writable(args.mat)
+        splits = find_images(data_dir, args)
+        trained = load_trained(
+            run_folder, args.which_epoch, args.use_dense or None, args.height, args.width
+        )
+        dim = trained.net.dim(args.which_layer)
+        check_storable(args.mat, data_dir.resolve(), splits, dim)
+        dtype = arithmetic(world.device, args.precision, world.gpus)
     world.say(
         f"{trained.weights}: {type(trained.net).__name__}, trained at "
         f"{trained.height}x{trained.width}, on {world.device}"
     )
-    dtype = arithmetic(world.device, args.precision, world.gpus)
-    source = {"run": str(run_folder.resolve()), "split": names[0]}
+    source = {**where(run_folder, args.mat), "split": next(iter(splits))}
     source |= made_by(trained, args.which_layer, args.ms)
     net = place(frozen(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
 
     sets = []
-    for name, entries in zip(names, splits, strict=True):
+    for name, entries in splits.items():
         features = split_features(net, name, [e.path for e in entries], trained, args, world, dtype)
         if world.first:
             sets.append(feature_set(features, entries, data_dir))
@@ -111,10 +110,32 @@ def main(argv=None):
         return
     query, gallery, multi = sets if args.multi else (*sets, None)
     save_mat(args.mat, TestSets(query, gallery, multi, data_dir.resolve(), source))
-    counts = ", ".join(
-        f"{len(entries)} {name}" for name, entries in zip(names, splits, strict=True)
-    )
+    counts = ", ".join(f"{len(entries)} {name}" for name, entries in splits.items())
     print(f"{args.mat}: {counts} images")
+
+
+def find_images(data_dir, args):
+    """{split: TestImages} of the splits that the flags ask for, queries first.
+
+    Raises UserError where their names, or their pictures, would make the scores untrue.
+    """
+    if not data_dir.is_dir():
+        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    names = ["val", "train"] if args.val else ["query", "gallery"]
+    names += ["multi-query"] if args.multi else []
+    splits = {name: test_images(data_dir / name) for name in names}
+    check_cameras(data_dir, [image for images in splits.values() for image in images])
+    if not args.val:
+        check_copies(splits["query"], splits["gallery"])
+    return splits
+
+
+def where(run_folder, mat):
+    """Where the run folder is: its path, and its path as seen from the .mat file."""
+    found = {"run": str(run_folder.resolve())}
+    with suppress(ValueError):  # on Windows there is none to another drive
+        found["run_from_mat"] = os.path.relpath(run_folder.resolve(), Path(mat).resolve().parent)
+    return found
 
 
 def split_features(net, name, paths, trained, args, world, dtype):
@@ -130,7 +151,8 @@ def split_features(net, name, paths, trained, args, world, dtype):
         )
         label = f"{name}, size {scale:g}" if len(args.ms) > 1 else name
         label = label if world.first else None
-        scales.append(extract(net, batches, dtype, label, args.which_layer))
+        with world.together():
+            scales.append(extract(net, batches, dtype, label, args.which_layer))
     parts = world.collect(combined(scales))
     return np.concatenate(parts) if world.first else None
 

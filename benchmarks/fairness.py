@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model import ft_net_dense
 from reid import metrics
-from reid.dataset import read_image, test_images
+from reid.dataset import test_images
 from reid.device import arithmetic, choose_device, place
 from reid.errors import run
 from reid.features import extract
+from reid.images import read_image
 from reid.loading import EvalBatches
 from reid.mat import feature_set
 from reid.options import Parser, at_least

@@ -16,7 +16,7 @@ it when the run is resumed.
 
 import json
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +26,15 @@ import torch
 
 from model import ft_net, ft_net_dense, options_of, read_weights
 from reid.errors import UserError
-from reid.files import cannot_write, link, replacing, write_json
+from reid.files import cannot_write, link, locked, replacing, sha256, write_json
 from reid.provenance import provenance
+from reid.text import check_types, read_json, write_text
 
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
 # for bit as it would have.
-FREE_ON_RESUME = set("epochs workers gpu_ids resume save_every model_dir tensorboard cache".split())
+FREE_ON_RESUME = set("epochs lr workers gpu_ids resume save_every tensorboard cache".split())
+# What a path leads to is compared, not the path.
+FREE_ON_RESUME |= set("name model_dir data_dir gen_dir label_run".split())
 # Measured facts that must be the same, and what to say of each where it is not.
 SAME_ON_RESUME = {
     "loss": "by another script or label rule",
@@ -39,6 +42,8 @@ SAME_ON_RESUME = {
     "dataset": "on other images",
     "arithmetic": "in other arithmetic (see --precision)",
 }
+OPTION_TYPES = {"height": int, "width": int, "use_dense": bool, "schedule": str}
+LARGEST_SIDE = 4096  # pixels of an image to train on
 STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 
 
@@ -47,6 +52,16 @@ class Run:
 
     def __init__(self, path):
         self.path = Path(path)
+
+    @contextmanager
+    def claimed(self):
+        """Keep other processes out of the folder. Raises UserError where one is in it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        with locked(self.path):
+            yield
 
     def start(self, options, facts):
         """Make the folder with its opts.json: `options` from the command line, `facts` measured.
@@ -69,9 +84,12 @@ class Run:
         if self.has_weights() or self.has_state():
             return
         self.file("opts.json").unlink(missing_ok=True)
-        self.tidy()
         with suppress(OSError):  # not empty: something of the user's is in it
             self.path.rmdir()
+
+    def exists(self):
+        """Whether a run was started here."""
+        return self.file("opts.json").exists() or self.has_weights() or self.has_state()
 
     def has_weights(self):
         """Whether there are weights: the original's folders have nothing else."""
@@ -94,6 +112,11 @@ class Run:
                 raise UserError(f"--resume: {self.path} was trained {what}")
         before = opts["options"]
         free = FREE_ON_RESUME
+        if {"imagenet", "none"}.isdisjoint({before.get("pretrained"), options["pretrained"]}):
+            free = free | {"pretrained"}  # two files
+            one, other = opts.get("pretrained_sha256"), facts["pretrained_sha256"]
+            if one and other and one != other:
+                raise UserError(f"--resume: {self.path} began with other --pretrained weights")
         if options["schedule"] == "cosine":  # then they decide every epoch's rate
             free = free - {"epochs"}
         for name in sorted(options.keys() - free):
@@ -112,15 +135,14 @@ class Run:
         path = self.file("opts.json")
         if not path.exists():
             return {}
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error}); restore or delete it") from error
-
-    def tidy(self):
-        """Delete what a killed process was writing."""
-        for path in self.path.glob(".[0-9]*.*"):
-            path.unlink()
+        advice = "restore or delete it"
+        opts = read_json(path, advice, options=dict)
+        options = opts.get("options", {})
+        check_types(options, path, advice, **OPTION_TYPES)
+        for side in ("height", "width"):
+            if not 1 <= options.get(side, 1) <= LARGEST_SIDE:
+                raise UserError(f"{path}: its {side} is {options[side]}; {advice}")
+        return opts
 
     def save_weights(self, net, label):
         """Write `net_<label>.pth`."""
@@ -172,7 +194,7 @@ class Run:
     def write_log(self, history):
         """Write log.jsonl: a JSON line for each epoch of `history`."""
         with replacing(self.file("log.jsonl")) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
+            write_text(temporary, "".join(json.dumps(line) + "\n" for line in history))
 
     def weights_file(self, which_epoch):
         """Path of `net_<which_epoch>.pth`. Raises UserError that lists the epochs there are."""
@@ -185,6 +207,11 @@ class Run:
                 f"{path}: no such weights; --which_epoch can be {', '.join(there) or 'nothing yet'}"
             )
         return path
+
+
+def weights_hash(pretrained):
+    """The SHA-256 of the file that --pretrained names; None where it names none that is there."""
+    return sha256(pretrained) if Path(pretrained).is_file() else None
 
 
 def build_network(use_dense, class_num, pretrained="none", **options):
@@ -246,8 +273,8 @@ def load_trained(run, which_epoch="last", use_dense=None, height=None, width=Non
     original's do: 256 x 128 then.
     """
     run = Run(run)
-    options = run.opts().get("options", {})
     weights = run.weights_file(which_epoch)
+    options = run.opts().get("options", {})
     net = load_network(weights, use_dense or options.get("use_dense"))
     height = height or options.get("height", 256)
     width = width or options.get("width", 128)

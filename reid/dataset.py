@@ -1,4 +1,4 @@
-"""What is on disk: file names to identity and camera, the folders of a split, single images.
+"""What is on disk: file names to identity and camera, the folders of a split, their images.
 
 A prepared dataset is the `pytorch` folder of prepare.py: `<split>/<id>/<image>`. For training,
 changeIndex.py adds `train_new`, `train_all_new` and `val_new`, whose folders are class numbers.
@@ -10,41 +10,26 @@ import hashlib
 import os
 import random
 import re
-import warnings
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-
 from reid.errors import UserError
 from reid.files import sha256
+from reid.images import is_hidden, is_image
+from reid.images import read_image as read_image  # other programs have it from here
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
-# Formats of Pillow's that hold no picture, or need another program to make one.
-NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-BOMB_FILTER = ("error", None, Image.DecompressionBombWarning, None, 0)
-# What makes an image upright, by its EXIF orientation.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# How Matroska and WebM, MPEG (program and elementary stream), Flash, Windows Media, Ogg begin.
-VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"0&\xb2u", b"OggS")
-STILL_BRANDS = {b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"crx "}
-VIDEO_SUFFIXES = set(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .3gp".split())
 GENERATED_FOLDER = "gen_0000"
 GENERATED_LABEL = -1  # a marker: a generated image has no identity, and no loss may read this one
 
 # Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png,
 # VeRi 0001_c001_00016450_0.jpg, whose identities are also written v0001
 CAMERA_AFTER_C = re.compile(r"v?(?P<id>-?\d+)_c(?P<camera>\d+)")
-# MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera
-CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_")
+# MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera, date, time of day
+CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_\d{4}(morning|noon|afternoon)_")
+LARGEST_LABEL = 2**53  # identities and cameras above it are not exact in MATLAB's numbers
+NO_IMAGE = "is no image, by its name"
+FEW_CAMERAS = 8  # that many are credible in a dataset of any size
 
 
 class Sample(NamedTuple):
@@ -65,22 +50,31 @@ class TestImage(NamedTuple):
     __test__ = False  # no pytest class, for all its name
 
 
-def parse_name(path):
+def parse_name(path, patterns=(CAMERA_AFTER_C, CAMERA_THIRD)):
     """Identity and camera in an image's name; `-1` is a junk box, `0` a distractor.
 
         parse_name("query/0002_c1s1_000451_03.jpg")  # (2, 1)
 
-    Knows the patterns of Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17 and VeRi; `/` and `\\` both
-    separate paths. Raises UserError for other names.
+    Knows the patterns of Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17 and VeRi, of which no name
+    fits two; `/` and `\\` both separate paths. Raises UserError for other names.
     """
     name = re.split(r"[/\\]", str(path))[-1]
-    match = CAMERA_AFTER_C.match(name) or CAMERA_THIRD.match(name)
+    match = next(filter(None, (pattern.match(name) for pattern in patterns)), None)
     if not match:
         raise UserError(
-            f"{path}: no identity and camera in this name; "
-            "expected one like 0002_c1s1_000451_03.jpg (id 2, camera 1)"
+            f"{path}: no identity and camera in this name; expected one like "
+            f"{EXAMPLES[patterns[0]]}; for other names see prepare.py --dataset folder"
         )
-    return int(match["id"]), int(match["camera"])
+    identity, camera = int(match["id"]), int(match["camera"])
+    if max(abs(identity), camera) > LARGEST_LABEL:
+        raise UserError(f"{path}: identity or camera above 2^53 in this name; rename it")
+    return identity, camera
+
+
+EXAMPLES = {
+    CAMERA_AFTER_C: "0002_c1s1_000451_03.jpg (id 2, camera 1)",
+    CAMERA_THIRD: "0000_000_01_0303morning_0015_0.jpg (id 0, camera 1)",
+}
 
 
 def list_images(folder):
@@ -90,31 +84,68 @@ def list_images(folder):
         raise UserError(f"{folder}: no such folder")
     images = sorted(p for p in folder.iterdir() if is_image(p))
     if not images:
-        raise UserError(f"{folder}: no images in it (jpg, jpeg, png, bmp)")
+        raise UserError(f"{folder}: no images in it, of any format that Pillow reads")
     return images
 
 
-def is_image(path):
-    """Whether `path` is called an image, and is not one of the hidden files some systems add."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def walk_images(root, left_out):
+    """Yield the path of each image under a folder, as text; adds what is passed over to `left_out`.
+
+    That is files that are no images, broken links, and folders that are links or can't be listed;
+    hidden ones don't count.
+    """
+
+    def unlisted(error):
+        left_out.append(f"{error.filename}: can't be listed ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=unlisted):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                left_out.append(f"{os.path.join(folder, name)}: is a linked folder")
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if is_hidden(name):
+                continue
+            if not is_image(name):
+                left_out.append(f"{path}: {NO_IMAGE}")
+            elif not os.path.exists(path):
+                left_out.append(f"{path}: can't be read (a broken link)")
+            elif not os.path.isfile(path):  # reading a pipe would wait for ever
+                left_out.append(f"{path}: is no regular file")
+            else:
+                yield path
 
 
 def identity_folders(split):
     """The folders `<id>` of a split, sorted by identity, then by name; generated images left out.
 
-    Raises UserError where the split is missing, empty, or has a folder not named after an id.
+    Raises UserError where the split is missing, empty, or has a folder not named after an id, or
+    two that are named after one.
     """
     split = Path(split)
     if not split.is_dir():
         raise UserError(f"{split}: no such folder; make it with {maker(split)}")
     folders = [f for f in split.iterdir() if f.is_dir() and f.name != GENERATED_FOLDER]
-    folders = [f for f in folders if not f.name.startswith(".")]
+    folders = [f for f in folders if not is_hidden(f.name)]
     for folder in folders:
-        if not re.fullmatch(r"-?\d+", folder.name):
+        if not re.fullmatch(r"-?[0-9]+", folder.name) or len(folder.name) > len(str(LARGEST_LABEL)):
             raise UserError(f"{folder}: not named after an identity; take it out of {split}")
     if not folders:
         raise UserError(f"{split}: empty; make it again with {maker(split)}")
+    check_spelling(split, [folder.name for folder in folders])
     return sorted(folders, key=lambda f: (int(f.name), f.name))
+
+
+def check_spelling(where, names):
+    """Raise UserError where two names are the same number, such as 7 and 0007."""
+    spelled = {}
+    for name in names:
+        if spelled.setdefault(int(name), name) != name:
+            raise UserError(
+                f"{where}: identities {spelled[int(name)]} and {name} are one number; if they are "
+                "one person, name them alike, else give one another number"
+            )
 
 
 def maker(split):
@@ -140,6 +171,50 @@ def test_images(split):
     ]
 
 
+def check_cameras(where, images):
+    """Raise UserError where there are so many cameras that these must be something else.
+
+    images: TestImages. Numbers of frames, taken for cameras, would switch the junk rule off.
+    """
+    cameras = {image.camera for image in images}
+    if len(cameras) > max(FEW_CAMERAS, len(images) / 2):
+        some = "; ".join(
+            f"{image.path.name}: id {image.identity}, camera {image.camera}" for image in images[:2]
+        )
+        raise UserError(
+            f"{where}: {len(cameras)} cameras in {len(images)} images; what was read as the camera "
+            f"must be something else ({some}); rename the files, or see prepare.py --camera_regex"
+        )
+
+
+def check_copies(queries, gallery):
+    """Raise UserError where a gallery image is a copy of a query that the junk rule would keep.
+
+    queries, gallery: TestImages. Finding itself says nothing about a network.
+    """
+    twins = copies([image.path for image in queries], [image.path for image in gallery])
+    for number, other in twins:
+        query, image = queries[number], gallery[other]
+        if image.identity != -1 and query[1:] != image[1:]:
+            raise UserError(
+                f"{query.path} (id {query.identity}, camera {query.camera}) and {image.path} (id "
+                f"{image.identity}, camera {image.camera}) are the same picture; delete one"
+            )
+
+
+def copies(paths, others):
+    """Pairs of numbers of files that have the same content, (of `paths`, of `others`)."""
+    sizes = {path.stat().st_size for path in paths} & {path.stat().st_size for path in others}
+    found = defaultdict(list)
+    for number, path in enumerate(paths):
+        if path.stat().st_size in sizes:
+            found[sha256(path)].append(number)
+    for other, path in enumerate(others):
+        if path.stat().st_size in sizes:
+            for number in found.get(sha256(path), ()):
+                yield number, other
+
+
 test_images.__test__ = False
 
 
@@ -159,6 +234,9 @@ def training_splits(data_dir, train_all):
 def count_classes(samples):
     """Number of classes K. Raises UserError where the labels are not 0..K-1, naming the gap."""
     labels = {sample.label for sample in samples}
+    if min(labels) < 0:
+        folder = next(sample.path.parent for sample in samples if sample.label < 0)
+        raise UserError(f"{folder}: {min(labels)} is no class; delete it, run changeIndex.py again")
     for label in range(max(labels) + 1):
         if label not in labels:
             folder = samples[0].path.parent.parent
@@ -188,7 +266,7 @@ def fingerprint(samples):
         raise UserError(f"{error.filename}: can't be read ({error.strerror}); replace it") from None
     return {
         "images": len(samples),
-        "sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "sha256": hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest(),
     }
 
 
@@ -199,110 +277,3 @@ def manifest(samples):
     if not path or not path.exists():
         return None
     return {"path": str(path), "sha256": sha256(path)}
-
-
-def readable_suffixes():
-    """The suffixes, in lower case, of all formats that Pillow decodes by itself."""
-    Image.init()
-    formats = {*Image.OPEN, "MPO"} - NO_PICTURES  # Pillow opens MPO as JPEG
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
-
-
-def read_image(path):
-    """A decoded RGB image, turned upright where its EXIF data say how.
-
-    Of pictures of more than 8 bits the whole range is kept, transparency is left out, of several
-    frames the first is taken. Raises UserError naming a file that is damaged, no image, or of more
-    pixels than Pillow's limit (then without decoding it).
-    """
-    refuse_bombs()
-    try:
-        with Image.open(path) as image:
-            if image.format in NO_PICTURES:
-                raise ValueError(f"{image.format} files are not read")
-            picture = to_rgb(image)
-            turn = TURNS.get(orientation(image))
-        return picture if turn is None else picture.transpose(turn)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        raise UserError(f"{path}: {why_unreadable(path, error)}") from error
-
-
-def refuse_bombs():
-    """Make Pillow's warning of too many pixels an error.
-
-    For the whole process, and for good: warning filters are no thread's own, and
-    `warnings.catch_warnings` in one thread may undo what another has set.
-    """
-    if BOMB_FILTER not in warnings.filters:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-
-
-def to_rgb(image):
-    """A Pillow image of any mode as RGB."""
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        image.load()
-        return to_8_bits(image).convert("RGB")
-    if "transparency" in image.info and image.mode == "P":
-        return image.convert("RGBA").convert("RGB")  # Pillow would advise so, on standard error
-    return image.convert("RGB")
-
-
-def to_8_bits(image):
-    """A grey image of more than 8 bits as one of 8, by the range that its values are in.
-
-    That is 0 to 65535 for integers; 0 to 1, 255 or 65535, the first that holds all, for floats.
-    Other values are stretched to all of 0 to 255. Raises ValueError where they aren't finite.
-    """
-    tops = (1, 255, 65535) if image.mode == "F" else (65535,)
-    image = image.convert("F")
-    low, high = image.getextrema()
-    if not -float("inf") < low <= high < float("inf"):
-        raise ValueError("its values are not finite")
-    low = min(low, 0)
-    scale = 255 / next((top - low for top in tops if low == 0 and high <= top), (high - low) or 1)
-    return image.point(lambda value: value * scale + (0.5 - low * scale)).convert("L")
-
-
-def orientation(image):
-    """The EXIF orientation of a loaded image, 1 to 8; 1 also where it can't be read."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged data about an image are no damaged image
-        return 1
-
-
-def why_unreadable(path, error):
-    """What to say of a file at whose reading Pillow raised `error`."""
-    if os.path.isdir(path):
-        return "is a folder; name an image"
-    if is_video(path):
-        return "can't be read as an image (it is a video); extract frames from it, as ffmpeg does"
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
-        return f"can't be read as an image (it has more than {limit}); make it smaller"
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    if isinstance(error, UnidentifiedImageError):
-        reason = "of no format that Pillow knows" if os.path.getsize(path) else "the file is empty"
-    return f"can't be read as an image ({reason}); replace it"
-
-
-def is_video(path):
-    """Whether a file that isn't an image begins like a video, or is called one."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(377)
-    except OSError:
-        return False
-    if start[4:8] == b"ftyp":  # MP4, MOV, 3GP; but also HEIC, AVIF and a camera's CR3
-        return start[8:12] not in STILL_BRANDS
-    return (
-        start.startswith(VIDEO_STARTS)
-        or start[4:8] in (b"moov", b"mdat", b"wide")  # old QuickTime
-        or (start[:4] == b"RIFF" and start[8:12] == b"AVI ")
-        or (start[:1] == start[188:189] == start[376:377] == b"G")  # an MPEG transport stream
-        or Path(path).suffix.lower() in VIDEO_SUFFIXES
-    )

@@ -9,6 +9,7 @@ import torch
 from reid.errors import UserError
 
 GPUMemoryError = torch.cuda.OutOfMemoryError
+PRECISIONS = ("auto", "fp32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's names for mallopt
 
 
@@ -86,6 +87,8 @@ def arithmetic(device, precision="auto", parallel_ids=()):
     "auto" takes bf16 where the hardware multiplies in it: elsewhere it would only be slower.
     DataParallel's threads forget autocast's dtype and would compute in fp16: fp32 there.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if parallel_ids and precision == "bf16":
         raise UserError("--precision bf16: DataParallel can't; use one GPU or --precision fp32")
     if precision == "auto":

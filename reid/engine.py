@@ -1,9 +1,8 @@
 """The training loop, one for every training script, on one process or several (torchrun)."""
 
-import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from reid.checkpoint import Run, build_network, unwrap
+from reid.checkpoint import Run, build_network, unwrap, weights_hash
 from reid.curves import draw_curves
 from reid.dataset import fingerprint, manifest
 from reid.device import arithmetic, autocast, device_name, place
@@ -19,7 +18,7 @@ from reid.errors import Interrupted, UserError
 from reid.files import update_results
 from reid.loading import EvalBatches, TrainBatches, read_all, size_in_memory
 from reid.losses import MetricLoss, full
-from reid.optimiser import rate_factor, running_mean, set_rate, sgd
+from reid.optimiser import freeze_backbone, rate_factor, running_mean, set_rate, sgd
 from reid.parallel import Split, distribute, join_world, leave_world
 from reid.provenance import command_line
 from reid.transforms import TrainTransform, normalise, val_transform
@@ -40,44 +39,41 @@ def train(
     World when all is checked and before images are read, for work that the loss needs.
     """
     world = join_world(args.gpu_ids)
-    dtype = arithmetic(world.device, args.precision, world.gpus)
-    generated = sum(sample.generated for sample in train_samples)
-    check_split(args, world)
-    check_batchsize(args, world, len(train_samples) - generated + (args.gan_batch or generated))
     run = Run(Path(args.model_dir) / args.name)
-    facts = {
-        "loss": loss_function.__name__,
-        "class_num": class_num,
-        "generated": generated,
-        "dataset": fingerprint(train_samples),
-        "gan_manifest": manifest(train_samples),
-        "device": str(world.device),
-        "device_name": device_name(world.device),
-        "processes": world.size,
-        "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
-    }
-    if args.resume:
-        run.check_same(vars(args), facts)
-    writer = tensorboard_writer(run.file("tensorboard")) if args.tensorboard else None
-    torch.manual_seed(args.seed)
-    net = build_network(
-        args.use_dense,
-        class_num + extra_outputs,
-        "none" if args.resume and run.has_state() else args.pretrained,
-        neck=args.neck,
-        pooling=args.pooling,
-        last_stride=args.last_stride,
-    )
-    training = Training(args, world, net, dtype, loss_function)
-    history = []
-    if not args.resume and world.first:
-        run.start(vars(args), facts)
-    with leaving_clean(run, world):
-        if args.resume:
-            history = training.resume(run)
+    with ExitStack() as stack:
+        with world.together():
+            dtype = arithmetic(world.device, args.precision, world.gpus)
+            facts = check(args, world, dtype, train_samples, class_num, loss_function)
+            if world.first:
+                stack.enter_context(run.claimed())
+            resuming = args.resume and run.exists()
+            if resuming:
+                run.check_same(vars(args), facts)
+            writer = tensorboard_writer(run.file("tensorboard")) if args.tensorboard else None
+            torch.manual_seed(args.seed)
+            net = build_network(
+                args.use_dense,
+                class_num + extra_outputs,
+                "none" if resuming and run.has_state() else args.pretrained,
+                neck=args.neck,
+                pooling=args.pooling,
+                last_stride=args.last_stride,
+            )
+        stack.enter_context(leaving_clean(run, world))
+        with world.together():  # and not above: other processes look there whether a run exists
+            if world.first and not resuming:
+                run.start(vars(args), facts)
+        training = Training(args, world, net, dtype, loss_function)
+        history = []
+        with world.together():
+            if resuming:
+                history = training.resume(run, facts)
+            elif args.resume:
+                world.say(f"--resume: there is no run in {run.path} yet; this starts it")
         if prepare:
             prepare(world)
-        training.read(train_samples, val_samples)
+        with world.together():
+            training.read(train_samples, val_samples)
         world.say(
             f"{run.path}: {len(train_samples)} images of {class_num} classes, "
             f"{len(val_samples)} held out, epochs {len(history) + 1} to {args.epochs} on "
@@ -90,11 +86,37 @@ def train(
                 publish(run, training.measured(), history, args.save_every)
                 report(history[-1], args.epochs, writer)
             world.wait()
-    leave_world()
-    if world.first:
-        best = history[best_epoch(history) - 1]
-        update_results(run.file("results.json"), "train", {"epochs": len(history), "best": best})
-        print(f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth")
+        leave_world()
+        if world.first:
+            best = history[best_epoch(history) - 1]
+            results = {"epochs": len(history), "best": best}
+            update_results(run.file("results.json"), "train", results)
+            print(
+                f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
+            )
+
+
+def check(args, world, dtype, train_samples, class_num, loss_function):
+    """The facts that opts.json holds beside the options.
+
+    Raises UserError where images and options don't go together.
+    """
+    generated = sum(sample.generated for sample in train_samples)
+    check_split(args, world)
+    check_batchsize(args, world, len(train_samples) - generated + (args.gan_batch or generated))
+    return {
+        "loss": loss_function.__name__,
+        "class_num": class_num,
+        "generated": generated,
+        "dataset": fingerprint(train_samples),
+        "gan_manifest": manifest(train_samples),
+        "pretrained_sha256": weights_hash(args.pretrained),
+        "device": str(world.device),
+        "device_name": device_name(world.device),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
+    }
 
 
 class Training:
@@ -142,6 +164,7 @@ class Training:
         )
         self.val_labels = torch.tensor([sample.label for sample in held_out])
         self.val_images = len(val_samples)
+        self.has_generated = any(sample.generated for sample in train_samples)
         self.val_batches = EvalBatches(
             val_paths, to_validate, args.batchsize, args.workers, world.device, val_cache
         )
@@ -153,6 +176,8 @@ class Training:
         seed = self.args.seed * 1_000_003 + number
         torch.manual_seed(seed)
         self.net.train()
+        if number <= self.args.freeze_epochs:
+            unwrap(self.net).backbone_eval()
         started = time.perf_counter()
         totals = torch.zeros(3, device=self.world.device)  # loss, errors, real images
         seen = []
@@ -179,6 +204,8 @@ class Training:
             "train_top1err": round(wrong / max(real, 1), 5),
             "images_per_s": round(images / seconds, 1),
         }
+        if self.has_generated:
+            line["with_generated"] = number > self.args.gan_start
         if self.val_images:
             line |= self.validate()
         return line | {"seconds": round(time.perf_counter() - started, 2)}
@@ -199,6 +226,8 @@ class Training:
             loss = loss + self.metric_loss(*map(self.world.gather, shares))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if epoch <= self.args.freeze_epochs:
+            freeze_backbone(self.optimizer)
         self.optimizer.step()
         if self.mean:
             self.mean.update_parameters(unwrap(self.net))
@@ -269,17 +298,27 @@ class Training:
             "history": history,
         }
 
-    def resume(self, run):
-        """Go back to what the run saved last; returns its history."""
+    def resume(self, run, facts):
+        """Go back to what the run saved last; returns its history. Says what differs from then."""
+        threads = run.opts().get("threads", facts["threads"])
+        if self.world.device.type == "cpu" and threads != facts["threads"]:
+            self.world.say(
+                f"--resume: with {facts['threads']} threads, not {threads}: the last bits differ"
+            )
         state = run.load_state(self.world.device)
         if state is None:  # stopped in its first epoch
             return []
         unwrap(self.net).load_state_dict(state["net"])
         if self.mean:
             self.mean.load_state_dict(state["mean"])
+        rates = [group["full_lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        before, epochs = self.optimizer.param_groups[-1]["full_lr"], len(state["history"])
+        if before != self.args.lr:
+            self.world.say(f"--lr: {before} up to epoch {epochs}, {self.args.lr} from there on")
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["full_lr"] = rate
         if self.world.first:  # a kill may have come between the state and what follows from it
-            run.tidy()
             publish(run, self.measured(), state["history"], self.args.save_every)
         return state["history"]
 
@@ -328,11 +367,6 @@ def leaving_clean(run, world):
 
     What fails before the first epoch is saved leaves no run.
     """
-
-    def stop(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except KeyboardInterrupt:
@@ -344,16 +378,22 @@ def leaving_clean(run, world):
         if world.first:
             run.abandon()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def best_epoch(history):
-    """The epoch with the lowest validation error, then loss; with none held out, training loss."""
+    """The epoch with the lowest validation error, then loss; with none held out, training loss.
+
+    That loss is another one once generated images count in it: only epochs of the newest kind are
+    compared then.
+    """
 
     def key(line):
         return line.get("val_top1err", 0), line.get("val_loss", line["train_loss"])
 
+    newest = history[-1]
+    if "val_loss" not in newest:
+        kind = newest.get("with_generated")
+        history = [line for line in history if line.get("with_generated") == kind]
     return min(history, key=key)["epoch"]
 
 

@@ -1,47 +1,138 @@
-"""A user's mistakes: one line that says what to do, exit code 2, no traceback."""
+"""What ends a script before its end: one line that says why and what to do, no traceback."""
 
 import gc
 import os
+import signal
 import sys
+import threading
+from contextlib import suppress
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file or flag and says what to do."""
+    """Something the user can mend. The message names the file or flag and says what to do.
+
+    agreed: whether all processes of a torchrun end with this error: the first alone says it.
+    """
+
+    def __init__(self, message, agreed=False):
+        # A loader's process hands its error over as the text of a traceback that ends in this.
+        message = str(message).rpartition(f"{__name__}.UserError: ")[2]
+        super().__init__(printable(message.strip()))
+        self.agreed = agreed
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, with what the user should know."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers and `kill` send it: ends a script as Ctrl-C does, after tidying up."""
+
+
 def run(main):
-    """Run a script's `main` as a process: exit code 2 for a UserError, 130 for Ctrl-C."""
+    """Run a script's `main` as a process.
+
+    Exit code 2 for a UserError and for what the system refuses, 130 for Ctrl-C and SIGTERM.
+    """
+    prepare_streams()
+    end_by_sigterm()
     try:
         main()
         sys.stdout.flush()
         if "triton" not in sys.modules:  # it would take this for a leak, and say so at length
             gc.freeze()  # else Python looks through torch's 200,000 objects again: half a second
     except UserError as error:
-        sys.exit(fail(str(error)))
+        code = fail(error)
     except KeyboardInterrupt as stop:
         if is_first():
-            print(stop if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
-        sys.exit(130)
+            say(stop if isinstance(stop, Interrupted) else "interrupted")
+        code = 130
     except BrokenPipeError:  # `| head` has seen enough; nowhere is left to say so
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
+    except Exception as error:
+        message = explanation(error)
+        if message is None:  # ours: to be seen with its traceback
+            raise
+        code = fail(UserError(message))
+    else:
+        return
+    drop_unwritten()
+    sys.exit(code)
 
 
-def fail(message):
+def explanation(error):
+    """What to say of an exception that the system or a package is to blame for; else None."""
+    text = (str(error).splitlines() or [""])[0]
+    kind = f"{type(error).__module__}.{type(error).__name__}"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or text}; mend that"
+    if "OutOfMemoryError" in kind:
+        return "the GPU's memory is full; lower --batchsize"
+    if isinstance(error, MemoryError) or "not enough memory" in text or "allocate memory" in text:
+        return f"the memory is full ({text}); ask for less, or close other programs"
+    if "DataLoader worker" in text:
+        return (
+            f"a process that reads images has ended ({text}); is the memory full? lower --workers"
+        )
+    if kind.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile: {text}; leave it out"
+    if kind.startswith("torch.distributed") or "Connection closed by peer" in text:
+        return "another process has ended; its own line says why"
+    return None
+
+
+def fail(error):
     """Print the one line on standard error; returns the exit code."""
-    # A loader's worker process hands its error over as the text of a traceback; the last line
-    # is the message.
-    line = message.strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
-    print(
-        f"error: {line}" if is_first() else f"error (in another process): {line}", file=sys.stderr
-    )
+    if is_first():
+        say(f"error: {error}")
+    elif not error.agreed:
+        say(f"error (in another process): {error}")
     return 2
+
+
+def say(text):
+    """Print on standard error, as far as anything can be written there."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def is_first():
     """Whether this is the only process, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def printable(text):
+    """Text in one line, without what would confuse a terminal: line breaks, undecodable bytes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def prepare_streams():
+    """Have standard output and error take any text, whatever their encoding, also where closed.
+
+    A closed one is opened anew on nothing: the next file to be opened would get its number, and
+    with it what C libraries print.
+    """
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in sys.stdout, sys.stderr:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end_by_sigterm():
+    """Have SIGTERM raise Terminated."""
+
+    def stop(number, frame):
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():  # no other may say what happens
+        signal.signal(signal.SIGTERM, stop)
+
+
+def drop_unwritten():
+    """Keep Python from failing once more, at its end, on output that can't be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

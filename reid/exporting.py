@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from reid.dataset import read_image
 from reid.features import view_features
 from reid.files import sha256
+from reid.images import read_image
 from reid.inference import frozen
 from reid.mat import feature_set
 from reid.metrics import evaluate, similarity_blocks

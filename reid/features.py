@@ -14,9 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from reid.checkpoint import load_trained, unwrap
-from reid.dataset import read_image
 from reid.device import arithmetic, autocast, choose_device, send
 from reid.files import sha256
+from reid.images import read_image
 from reid.inference import frozen
 from reid.transforms import normalise, test_transform
 
@@ -35,7 +35,7 @@ class Embedder:
     device: "cpu", "cuda:1", ...; None: a GPU where there is one. precision: "auto", "fp32", "bf16".
     layer: "pool" or "bottleneck"; None: what test.py takes. scales: of the images, e.g. (1, 0.9).
     batchsize: images that go through the network at once.
-    Raises `reid.errors.UserError` where the run can't be loaded.
+    Raises `reid.errors.UserError` where the run can't be loaded, ValueError for other arguments.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class Embedder:
         scales=(1.0,),
         batchsize=64,
     ):
+        if batchsize < 1 or not scales or not all(0.1 <= scale <= 10 for scale in scales):
+            raise ValueError(f"batchsize {batchsize} is under 1, or scales {scales} not 0.1 to 10")
         self.device = choose_device()[0] if device is None else torch.device(device)
         self.dtype = arithmetic(self.device, precision)
         trained = load_trained(run, which_epoch)
@@ -66,8 +68,8 @@ class Embedder:
         """
         parts = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(images), self.batchsize):
-            batch = images[start : start + self.batchsize]
-            parts.append(self.of_prepared([self.prepare(as_picture(image)) for image in batch]))
+            batch = enumerate(images[start : start + self.batchsize], start)
+            parts.append(self.of_prepared([self.prepare(as_picture(*item)) for item in batch]))
         return np.concatenate(parts)
 
     def read(self, path):
@@ -135,11 +137,12 @@ def made_by(trained, layer, scales):
     }
 
 
-def as_picture(image):
-    """A uint8 RGB array [H, W, 3] as a PIL image. Raises ValueError for anything else."""
-    shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", type(image).__name__)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f"expected images uint8 [H, W, 3] in RGB, got {dtype} {shape or ''}")
-    if image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"expected images uint8 [H, W, 3] in RGB, got {dtype} {shape}")
+def as_picture(number, image):
+    """Image number `number`, a uint8 RGB array [H, W, 3], as a PIL image; else ValueError."""
+    shape, dtype = getattr(image, "shape", ""), getattr(image, "dtype", type(image).__name__)
+    right = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not right or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image {number}: expected uint8 [H, W, 3] in RGB, got {dtype} {shape}".rstrip()
+        )
     return Image.fromarray(image)

@@ -1,17 +1,27 @@
-"""Outputs that are whole or not there: written under a temporary name, then renamed."""
+"""Outputs that are whole or not there: written under a temporary name, then renamed.
 
-import glob
+While `x` is written, `.x.partial` beside it holds what is done so far, and `.x.lock` is locked. A
+killed process may leave both; the next that makes the same thing clears them away.
+"""
+
+import errno
 import hashlib
-import json
 import os
 import shutil
-import signal
+import socket
 import tempfile
-import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
+
 from reid.errors import UserError
+from reid.text import dumps, read_json, write_text
+
+BUSY = {errno.EACCES, errno.EAGAIN}
 
 
 @contextmanager
@@ -21,88 +31,115 @@ def replacing(path):
         with replacing("log.json") as temporary:
             Path(temporary).write_text("{}")
 
-    If the block fails, nothing is left. Raises UserError where `path` can't be written.
+    If the block fails, nothing is left. Another process that writes the same file waits meanwhile.
+    Raises UserError where `path` can't be written.
     """
     path = Path(path).absolute()
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = partial_name(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the new name on nothing
-        os.replace(temporary, path)
+        with locked(path, wait=True):
+            try:
+                temporary.unlink(missing_ok=True)
+                yield temporary
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())  # or a power cut could leave the new name on nothing
+                os.replace(temporary, path)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink()
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @contextmanager
 def new_folder(path):
     """Give an empty temporary folder; at the end of the block it becomes the new folder `path`.
 
-    If the block fails, nothing is left; what a killed process left is removed by the next that
-    makes the same folder (not on Windows). Raises UserError where `path` can't be made.
+    If the block fails, nothing is left. Raises UserError where `path` can't be made, or another
+    process is making it.
     """
     path = Path(path).absolute()
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = partial_name(path)
     missing = []
     try:
         missing = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            path.rmdir()  # an empty one; Windows can't rename onto it
-        temporary.rename(path)
+        with locked(path):
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                yield temporary
+                if path.is_dir():
+                    path.rmdir()  # an empty one; Windows can't rename onto it
+                temporary.rename(path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         for parent in missing:
             with suppress(OSError):  # not empty: the new folder is in it
                 parent.rmdir()
 
 
-def remove_leftovers(path):
-    """Delete what killed processes had begun of the new folder `path`."""
-    for folder in path.parent.glob(f".[0-9]*.{glob.escape(path.name)}"):
-        number = folder.name[1:].split(".")[0]
-        if number.isdecimal() and not lives(int(number)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def lives(number):
-    """Whether another process of this machine has the number `number`."""
-    if number == os.getpid():
-        return False
-    if os.name == "nt":
-        return True  # can't be asked: the call below would end it
-    try:
-        os.kill(number, 0)  # sends nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+def partial_name(path):
+    """What `path` is called while it is written."""
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
-def sigterm_as_ctrl_c():
-    """SIGTERM inside ends the process as Ctrl-C does: after tidying up."""
+def locked(path, wait=False):
+    """Keep other processes that ask for the same from `path` until the block ends.
 
-    def stop(number, frame):
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # no other may say what happens
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    The lock ends with its process, too, however that ends; over NFS where the server has locks. A
+    process that holds it already must not ask again.
+    Raises UserError where another has it, unless `wait`.
+    """
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
+    descriptor = take_lock(lock, wait)
+    if descriptor is None:
+        raise UserError(
+            f"{path}: another process is writing it ({holder(lock)}); wait for it, or name "
+            "another place"
+        )
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        with suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def take_lock(lock, wait):
+    """The descriptor of the locked file; None where another process has it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            # A loader's process, which is a fork, would inherit a lock of flock(), and outlive us.
+            if fcntl:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in BUSY:
+                os.close(descriptor)
+                return None
+            return descriptor  # a file system without locks
+        except BaseException:  # Ctrl-C while waiting
+            os.close(descriptor)
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor
+        os.close(descriptor)  # who had it has deleted it: lock the file that is there now
+
+
+def holder(lock):
+    """Who has locked a file, as it says itself."""
+    try:
+        return lock.read_text(errors="replace") or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def link(path, name):
@@ -121,11 +158,13 @@ def symlink(path, name):
 def check_writable(path):
     """Raise UserError where the file `path` can't be written: better now than after the work."""
     path = Path(path).absolute()
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+        with suppress(FileNotFoundError):
+            os.lstat(partial_name(path))  # raises where the name is too long
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -136,26 +175,32 @@ def cannot_write(path, error):
 
 
 def sha256(path):
-    """Of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file, in hexadecimal. Raises UserError where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from error
 
 
 def write_json(path, content):
     """Write indented JSON, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_text(temporary, dumps(content))
 
 
 def read_results(path):
-    """The sections of a results.json; none where there is no such file yet."""
-    try:
-        results = json.loads(Path(path).read_text()) if Path(path).exists() else {}
-        return dict(results)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a results file ({error}); name another") from error
+    """The sections of a results.json, dicts; none where there is no such file yet."""
+    if not Path(path).exists():
+        return {}
+    results = read_json(path, "name another results file")
+    for name, section in results.items():
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: not a results file ({name} is no section); name another")
+    return results
 
 
 def update_results(path, section, values):
     """Set one section of a results.json (a dict a script), keeping the others."""
-    write_json(path, read_results(path) | {section: values})
+    with replacing(path) as temporary:  # no other process writes between reading and writing
+        write_text(temporary, dumps(read_results(path) | {section: values}))

@@ -14,7 +14,6 @@ FAISS: Douze et al., "The Faiss library", 2024; an optional dependency.
 import json
 import os
 import sqlite3
-import stat
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +25,16 @@ import numpy as np
 from tqdm import tqdm
 
 from re_ranking import rerank
-from reid.dataset import readable_suffixes
+from reid.dataset import NO_IMAGE, walk_images
 from reid.errors import UserError
+from reid.text import parse_json
 
 PAGE = 65536  # bytes, SQLite's largest: else a feature would lie scattered over several pages
 BLOCK = 1 << 24  # bytes of features that are read at a time
 COMMIT = 2  # seconds of work that a kill may undo
 WAIT = 60  # seconds for another process that is writing
 NAMED = 3  # skipped files whose message is kept
+NO_INDEX = "not an index of search.py; name another file"
 
 SCHEMA = (
     "CREATE TABLE gallery (made_by TEXT NOT NULL)",
@@ -43,6 +44,11 @@ SCHEMA = (
     "CREATE TRIGGER forget AFTER DELETE ON images "
     "BEGIN DELETE FROM features WHERE id = old.id; END",
 )
+# The folders that were searched, and whether a disk was mounted right there.
+ROOTS = "CREATE TABLE IF NOT EXISTS roots (path BLOB PRIMARY KEY, mounted INTEGER NOT NULL)"
+# Images that are left out of this process's searches.
+AWAY = "CREATE TEMP TABLE away (id INTEGER PRIMARY KEY)"
+UNDER = "path >= ? AND path < ?"  # with the two values of `bounds`
 # What is on disk now; a table of SQLite's temporary file, for there may be millions.
 FOUND = "CREATE TEMP TABLE found (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER)"
 SAME = "a.path = b.path AND a.size = b.size AND a.modified = b.modified"
@@ -93,9 +99,14 @@ class Gallery:
                     self.base.execute(statement)
                 self.base.execute("INSERT INTO gallery VALUES (?)", [json.dumps(made_by)])
             self.base.commit()
-        if not {"gallery", "images", "features"} <= self.tables():
-            raise UserError(f"{self.path}: not an index of search.py; name another file")
-        there = json.loads(self.base.execute("SELECT made_by FROM gallery").fetchone()[0])
+        row = None
+        if {"gallery", "images", "features"} <= self.tables():
+            row = self.base.execute("SELECT made_by FROM gallery").fetchone()
+        if row is None:
+            raise UserError(f"{self.path}: {NO_INDEX}")
+        self.base.execute(ROOTS)
+        self.base.execute(AWAY)
+        there = parse_json(str(row[0]), self.path, NO_INDEX)
         for name in made_by:
             if there.get(name) != made_by[name]:
                 raise UserError(
@@ -114,9 +125,7 @@ class Gallery:
             yield
         except sqlite3.Error as error:
             if "not a database" in str(error):
-                raise UserError(
-                    f"{self.path}: not an index of search.py; name another file"
-                ) from error
+                raise UserError(f"{self.path}: {NO_INDEX}") from error
             raise UserError(
                 f"{self.path}: {error}; if another process uses the index, wait for it, else name "
                 "another --index"
@@ -142,7 +151,53 @@ class Gallery:
 
     def __len__(self):
         with self.errors():
-            return self.base.execute("SELECT count(*) FROM images").fetchone()[0]
+            return self.count("id NOT IN (SELECT id FROM away)")
+
+    def count(self, which, values=()):
+        """How many images fulfil an SQL condition."""
+        return self.base.execute(f"SELECT count(*) FROM images WHERE {which}", values).fetchone()[0]
+
+    def check_roots(self):
+        """Find out what became of the folders that were searched before; returns lines to print.
+
+        Images of a folder that is gone are dropped. Where its disk may only be away, they are left
+        out of this object's searches.
+        """
+        lines = []
+        with self.errors():
+            for root, mounted in self.base.execute("SELECT * FROM roots").fetchall():
+                if is_there(root):
+                    continue
+                name, under = os.fsdecode(root), bounds(root)
+                number = self.count(UNDER, under)
+                if seems_gone(root, mounted):
+                    self.base.execute(f"DELETE FROM images WHERE {UNDER}", under)
+                    self.base.execute("DELETE FROM roots WHERE path = ?", [root])
+                    lines.append(f"{name}: gone, its {number:,} images dropped")
+                else:
+                    away = f"INSERT OR IGNORE INTO away SELECT id FROM images WHERE {UNDER}"
+                    self.base.execute(away, under)
+                    lines.append(f"{name}: not there now, its {number:,} images left out")
+            self.base.commit()
+        self.loaded = None
+        return lines
+
+    def drop_missing(self, places):
+        """Leave out of further searches the images whose files are gone; returns how many.
+
+        They are dropped for good where the folder that was searched is there.
+        """
+        missing = {place.id: place.path for place in places if not os.path.exists(place.path)}
+        with self.errors():
+            roots = [root for (root,) in self.base.execute("SELECT path FROM roots")]
+            roots = [os.fsdecode(os.path.join(root, b"")) for root in roots if is_there(root)]
+            for image, path in missing.items():
+                self.base.execute("INSERT OR IGNORE INTO away VALUES (?)", [image])
+                if path.startswith(tuple(roots)):
+                    self.base.execute("DELETE FROM images WHERE id = ?", [image])
+            self.base.commit()
+        self.loaded = None if missing else self.loaded
+        return len(missing)
 
     def update(self, folder, embed, threads=2, leave_out=()):
         """Extract the images under a folder that are new or changed; forget those that are gone.
@@ -155,6 +210,8 @@ class Gallery:
         check_folder(folder)
         root, messages = os.path.realpath(folder), []
         with self.errors():
+            row = os.fsencode(root), os.path.ismount(root)
+            self.base.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", row)
             self.list_folder(root, messages, set(map(os.fsencode, leave_out)))
             dropped = self.forget(root)
             extracted = self.extract(embed, threads, messages)
@@ -173,8 +230,7 @@ class Gallery:
 
         Takes those that need no work out of `found`. Returns how many are gone.
         """
-        first = os.fsencode(os.path.join(root, ""))
-        under = first, first[:-1] + bytes([first[-1] + 1])
+        under = bounds(os.fsencode(root))
         inside = "a.path >= ? AND a.path < ? AND NOT EXISTS (SELECT 1 FROM found AS b WHERE"
         gone = self.base.execute(
             f"SELECT count(*) FROM images AS a WHERE {inside} a.path = b.path)", under
@@ -237,7 +293,8 @@ class Gallery:
             yield self.loaded
             return
         last, rows = -1, max(BLOCK // (4 * self.dim), 1)
-        query = "SELECT id, feature FROM features WHERE id > ? ORDER BY id LIMIT ?"
+        left = "AND id NOT IN (SELECT id FROM away)"
+        query = f"SELECT id, feature FROM features WHERE id > ? {left} ORDER BY id LIMIT ?"
         while some := self.base.execute(query, (last, rows)).fetchall():
             ids = np.array([image for image, _ in some])
             features = np.frombuffer(b"".join([f for _, f in some]), np.float32)
@@ -312,26 +369,37 @@ def check_folder(folder):
 def images_under(root, messages):
     """Path, size in bytes and time of change in ns of each image under a folder.
 
-    Adds to `messages` what can't be looked at.
+    Adds to `messages` what can't be looked at; files that are no images go without a word.
     """
-    suffixes = readable_suffixes()
+    left_out = []
+    for path in walk_images(root, left_out):
+        try:
+            found = os.stat(path)
+        except OSError as error:  # gone by now
+            messages.append(f"{path}: can't be read ({error.strerror})")
+            continue
+        yield os.fsencode(path), found.st_size, found.st_mtime_ns
+    messages += [message for message in left_out if not message.endswith(NO_IMAGE)]
 
-    def unlisted(error):
-        messages.append(f"{error.filename}: can't be listed ({error.strerror})")
 
-    for folder, folders, files in os.walk(root, onerror=unlisted):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in suffixes:
-                continue
-            path = os.path.join(folder, name)
-            try:
-                found = os.stat(path)
-            except OSError as error:  # a broken link
-                messages.append(f"{path}: can't be read ({error.strerror})")
-                continue
-            if stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-                yield os.fsencode(path), found.st_size, found.st_mtime_ns
+def bounds(root):
+    """Of paths under a folder, as bytes: the lowest, and what is above all of them."""
+    first = os.path.join(root, b"")
+    return first, first[:-1] + bytes([first[-1] + 1])
+
+
+def is_there(root):
+    """Whether a folder is there with something in it: an empty one may wait for its disk."""
+    try:
+        with os.scandir(root) as entries:
+            return any(entries)
+    except OSError:
+        return False
+
+
+def seems_gone(root, mounted):
+    """Whether a folder was deleted or renamed, for the one above it is there."""
+    return not mounted and not os.path.lexists(root) and is_there(os.path.dirname(root))
 
 
 def decoded(rows, read, threads, ahead):

@@ -64,7 +64,8 @@ class Describer:
         images = self.batches(generated)
         quiet = None if self.world.first else True
         found = [torch.empty(0, self.class_num, dtype=torch.int)]
-        with torch.no_grad(), tqdm(total=len(images.paths), desc="ranks", disable=quiet) as bar:
+        bar = tqdm(total=len(images.paths), desc="ranks", disable=quiet)
+        with self.world.together(), torch.no_grad(), bar:
             for batch in images:
                 found.append(ranks(self.net(normalise(batch))).int().cpu())
                 bar.update(len(batch))
@@ -84,7 +85,8 @@ class Describer:
     def features(self, samples, label):
         """L2-normalised features as `reid.features` has them: an array, float32 [N, D]."""
         label = label if self.world.first else None
-        share = extract(self.net, self.batches(samples), None, label)
+        with self.world.together():
+            share = extract(self.net, self.batches(samples), None, label)
         return self.whole(torch.from_numpy(share), len(samples)).cpu().numpy()
 
     def batches(self, samples):

@@ -5,11 +5,16 @@ Market-1501, multi-query, each sorted by name. prepare.py makes the folders. The
 CUHK03-NP and of one's own photos is in cuhk03.py and photos.py.
 """
 
+import os
 import re
+from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
-from reid.dataset import is_image, list_images, parse_name
+from reid.dataset import CAMERA_AFTER_C, CAMERA_THIRD, list_images, parse_name, walk_images
 from reid.errors import UserError
+from reid.images import is_hidden, is_image
+from reid.text import read_text
 
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 VERI_FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
@@ -36,6 +41,8 @@ MARKET_NAMES = {
     "duke": r"\d+_c\d+_f\d+",
     "cuhk03-np": r"\d+_c\d_\d+(_\d+)*\.png$",
 }
+DEPTH = 3  # floors below the named folder that are searched for a dataset
+SAMPLE = 100  # images whose names are read to tell whose they are
 STAND_IN = "synthetic_market.json"  # in a rendered set, which is as large as one likes
 
 
@@ -101,19 +108,22 @@ def find(source, dataset=None):
 
     dataset: its name where it is known. Raises UserError where none is there, or several.
     """
-    here = guess(source, dataset)
-    if here:
-        return here, source
-    below = [(guess(folder), folder) for folder in sorted(source.iterdir())]
-    below = [(name, folder) for name, folder in below if name and dataset in (None, name)]
-    if len(below) > 1:
-        several = " and ".join(f"{folder.name} ({name})" for name, folder in below)
-        raise UserError(f"{source}: holds {several}; name one of these with --download_path")
-    if below:
-        return below[0]
+    floor = [source]
+    for _ in range(DEPTH + 1):
+        there = [(guess(folder, dataset), folder) for folder in floor]
+        there = [(name, folder) for name, folder in there if name]
+        if len(there) > 1:
+            several = " and ".join(f"{path.relative_to(source)} ({name})" for name, path in there)
+            raise UserError(f"{source}: holds {several}; name one of these with --download_path")
+        if there:
+            return there[0]
+        floor = [below for folder in floor for below in folders_in(folder)]
     if dataset:
         return dataset, source  # what is missing its planning says
-    if holds_folders_of_images(source):
+    raw = (path for path in walk_images(source, []) if "train_all" not in Path(path).parts)
+    names = [os.path.basename(path) for path in islice(raw, SAMPLE)]
+    if names:
+        check_nobodys(source, names)
         return "folder", source
     raise UserError(
         f"{source / 'bounding_box_train'}: no such folder, and no other dataset here. Looked for "
@@ -121,6 +131,27 @@ def find(source, dataset=None):
         "cuhk03_new_protocol_config_*.mat (cuhk03-np), list_train.txt (msmt17), "
         "image_train (veri), <id>/<photos> (folder); check --download_path"
     )
+
+
+def folders_in(folder):
+    """The folders that may hold a dataset, by name; not those with a folder for each identity."""
+    try:
+        found = sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
+    except OSError:  # may not be listed
+        return []
+    return [f for f in found if not re.fullmatch(r"-?\d+", f.name)]
+
+
+def check_nobodys(source, names):
+    """Raise UserError where most of the images are called as a dataset's are."""
+    patterns = {**MARKET_NAMES, "msmt17": CAMERA_THIRD.pattern}
+    for dataset, pattern in patterns.items():
+        if 2 * sum(bool(re.match(pattern, name)) for name in names) > len(names):
+            signs = " or ".join(SIGNS[dataset][:2])
+            raise UserError(
+                f"{source}: images called as {dataset}'s ({names[0]}), but no {signs}; put it "
+                "there, or if these are your own photos pass --dataset folder"
+            )
 
 
 def guess(folder, dataset=None):
@@ -146,12 +177,6 @@ def by_names(folder):
     return "market1501"
 
 
-def holds_folders_of_images(source):
-    """Whether there are images two floors down or deeper, as in `<id>/<photos>`."""
-    folders = (f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
-    return any(is_image(path) for folder in folders for path in folder.rglob("*"))
-
-
 def plan_market(root):
     """The images of Market-1501, or of another dataset with its folders and names."""
     splits = plan_folders(root, MARKET_FOLDERS)
@@ -163,18 +188,26 @@ def plan_market(root):
 
 
 def plan_folders(root, folders):
-    """The images of a dataset with a folder for each split: `folders` is {split: name}."""
-    return {split: plan_images(root / folder) for split, folder in folders.items()}
+    """The images of a dataset with a folder for each split: `folders` is {split: name}.
+
+    With no folder but query and gallery it is for testing alone.
+    """
+    there = {split for split, folder in folders.items() if (root / folder).is_dir()}
+    wanted = there if there == {"query", "gallery"} else folders.keys()
+    return {split: plan_images(root / folders[split]) for split in folders if split in wanted}
 
 
 def plan_images(folder):
     """The images directly in a folder; they keep their names."""
-    return [Planned(path, identity_name(path), path.name) for path in list_images(folder)]
+    return [
+        Planned(path, identity_name(path, CAMERA_AFTER_C), path.name)
+        for path in list_images(folder)
+    ]
 
 
-def identity_name(path):
+def identity_name(path, pattern):
     """The identity as the file's name writes it, leading zeros kept: "0002"."""
-    parse_name(path)
+    parse_name(path, [pattern])
     return path.name.split("_")[0].removeprefix("v")
 
 
@@ -211,7 +244,7 @@ def read_list(path, folder):
     if not path.is_file():
         raise UserError(f"{path}: no such file; it comes with MSMT17")
     images = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -219,12 +252,12 @@ def read_list(path, folder):
             identity = int(identity)
         except ValueError:
             raise UserError(f"{path} line {number}: not a path and an id: {line}") from None
-        image = folder / name.strip()
+        image = folder / name.strip().replace("\\", "/")
         if not image.is_file():
             raise UserError(f"{path} line {number}: {image}: no such file; unpack MSMT17 again")
-        if parse_name(image)[0] != identity:
+        if parse_name(image, [CAMERA_THIRD])[0] != identity:
             raise UserError(f"{path} line {number}: id {identity}, but the file is {image.name}")
-        images.append(Planned(image, identity_name(image), image.name))
+        images.append(Planned(image, identity_name(image, CAMERA_THIRD), image.name))
     if not images:
         raise UserError(f"{path}: empty; unpack MSMT17 again")
     return images

@@ -1,4 +1,4 @@
-"""Features in `.mat` files (MATLAB v5), as the field's codes write and read them.
+"""Features in `.mat` files (MATLAB v5, read also v7.3), as the field's codes write and read them.
 
 For each of `query` and `gallery`, and `mquery` where there are multi-query images:
     <set>_f [N, D] float32, rows L2-normalised; <set>_label [1, N]; <set>_cam [1, N]
@@ -7,15 +7,20 @@ made the features, as JSON.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.io import loadmat, savemat
 
+from reid.dataset import LARGEST_LABEL
 from reid.errors import UserError
 from reid.files import replacing
+from reid.text import parse_json
 
+MATLAB_73 = b"MATLAB 7.3"
+NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # of .npz and .npy
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 
@@ -59,6 +64,26 @@ def feature_set(features, entries, data_dir):
     )
 
 
+def check_storable(path, data_dir, splits, dim):
+    """Raise UserError where a MATLAB file can't hold the features of images.
+
+    splits: {name: `reid.dataset.TestImage`s}; dim: numbers in a feature.
+    """
+    for name, entries in splits.items():
+        if 4 * dim * len(entries) >= LIMIT:
+            raise UserError(
+                f"{path}: a MATLAB v5 file holds 4 GB in a variable at most; the "
+                f"{len(entries)} features of {name} are more"
+            )
+        for place in [data_dir, *(entry.path for entry in entries)]:
+            try:
+                str(place).encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{place}: a name that is not UTF-8, which a MATLAB file can't hold; rename it"
+                ) from None
+
+
 def save_mat(path, sets):
     """Write TestSets."""
     content = {} if sets.data_dir is None else {"data_dir": str(sets.data_dir)}
@@ -66,11 +91,6 @@ def save_mat(path, sets):
     for name, found in [("query", sets.query), ("gallery", sets.gallery), ("mquery", sets.multi)]:
         if found is None:
             continue
-        if found.features.nbytes >= LIMIT:
-            raise UserError(
-                f"{path}: a MATLAB v5 file holds 4 GB in a variable at most; the "
-                f"{len(found.features)} features of {name} are more"
-            )
         content[f"{name}_f"] = found.features
         content[f"{name}_label"] = found.identities[None]
         content[f"{name}_cam"] = found.cameras[None]
@@ -86,7 +106,8 @@ def load_mat(path):
     Raises UserError for a file that is missing, damaged, lacks a key, or does not add up.
     """
     content = read(path)
-    query, gallery = (take_set(content, name, path) for name in ("query", "gallery"))
+    query = take_set(content, "query", path)
+    gallery = take_set(content, "gallery", path, query.identities)
     same_length(path, query=query, gallery=gallery)
     multi = None
     if "mquery_f" in content:
@@ -106,17 +127,43 @@ def load_multi(path, gallery):
 
 
 def read(path):
-    """The variables of a file."""
+    """The variables of a file, MATLAB v5 or v7.3."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; test.py writes it")
+    with open(path, "rb") as file:
+        start = file.read(len(MATLAB_73))
+    if start == MATLAB_73:
+        return read_hdf5(path)
+    if start.startswith(NUMPY_STARTS):
+        raise UserError(
+            f'{path}: a NumPy file; convert it: python -c "import numpy, scipy.io; '
+            "scipy.io.savemat('new.mat', dict(numpy.load('old.npz')))\", or with .npy files "
+            "scipy.io.savemat('new.mat', {'query_f': numpy.load('q.npy'), ...})"
+        )
     try:
         return loadmat(path)
     except Exception as error:  # SciPy raises many kinds for damaged files
-        raise UserError(f"{path}: can't be read as a MATLAB v5 file; run test.py again") from error
+        raise UserError(f"{path}: can't be read as a MATLAB file; run test.py again") from error
 
 
-def take_set(content, name, path):
-    """The FeatureSet `name` out of a file's variables."""
+def read_hdf5(path):
+    """The variables of a MATLAB v7.3 file that are numbers; these lie there transposed."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path}: reading MATLAB v7.3 takes a package: pip install h5py") from None
+    try:
+        with h5py.File(path) as file:
+            return {name: file[name][()].T for name in file if isinstance(file[name], h5py.Dataset)}
+    except Exception as error:  # h5py raises many kinds for damaged files
+        raise UserError(f"{path}: can't be read as a MATLAB v7.3 file; write it again") from error
+
+
+def take_set(content, name, path, people=None):
+    """The FeatureSet `name` out of a file's variables.
+
+    people: the queries' identities, among which junk is none; None for queries.
+    """
     keys = [f"{name}_f", f"{name}_label", f"{name}_cam"]
     for key in keys:
         if key not in content:
@@ -128,10 +175,10 @@ def take_set(content, name, path):
     for key, array in zip(keys, (features, identities, cameras), strict=True):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise UserError(f"{path}: {key} is not numbers; run test.py again")
-    for key, array in zip(keys[1:], (identities, cameras), strict=True):
-        if not np.array_equal(array, np.round(array)):  # NaN is not even equal to itself
-            raise UserError(f"{path}: {key} has values that are not whole numbers")
-    identities, cameras = identities.reshape(-1), cameras.reshape(-1)
+    if people is not None:
+        identities = unwrapped(identities, people, f"{path}: {keys[1]}")
+    identities = whole_numbers(identities, f"{path}: {keys[1]}")
+    cameras = whole_numbers(cameras, f"{path}: {keys[2]}")
     rows = len(features)
     if features.ndim != 2 or rows == 0 or len(identities) != rows or len(cameras) != rows:
         raise UserError(
@@ -144,10 +191,39 @@ def take_set(content, name, path):
         files = np.char.rstrip(files)  # MATLAB pads names to one length
     return FeatureSet(
         unit_length(features, f"{path}: {keys[0]}"),
-        identities.astype(np.int64),
-        cameras.astype(np.int64),
+        identities,
+        cameras,
         files,
     )
+
+
+def unwrapped(identities, people, what):
+    """Identities in which junk, -1, is -1 again where an unsigned type has made its largest of it.
+
+    people: numbers that are persons'. Raises UserError where that may as well be one.
+    """
+    if identities.dtype.kind != "u" or not identities.size:
+        return identities
+    largest = np.iinfo(identities.dtype).max
+    junk = identities == largest
+    if not junk.any() or largest in people:
+        return identities
+    if identities[~junk].max(initial=0) > largest // 2:
+        raise UserError(
+            f"{what} has {largest}: that is -1 kept as {identities.dtype}, or a person's number; "
+            "store the labels as int32"
+        )
+    print(f"{what}: {largest} in {identities.dtype} is read as -1, junk", file=sys.stderr)
+    return np.where(junk, -1, identities.astype(np.int64))
+
+
+def whole_numbers(array, what):
+    """Labels [1, N] or [N, 1] of any number type as int64 [N]. Raises UserError for others."""
+    if not np.isfinite(array).all() or not np.array_equal(array, np.round(array)):
+        raise UserError(f"{what} has values that are not whole numbers")
+    if array.size and max(-float(array.min()), float(array.max())) > LARGEST_LABEL:
+        raise UserError(f"{what} has values beyond 2^53; number the labels anew")
+    return array.reshape(-1).astype(np.int64)
 
 
 def text(content, key):
@@ -160,10 +236,10 @@ def text(content, key):
 def made_from(source):
     """What `save_mat` wrote as source; None where another code means something else by it."""
     try:
-        found = json.loads(source)
-    except ValueError:
+        found = parse_json(source, "source", "", run=str, run_from_mat=str, split=str)
+    except UserError:
         return None
-    return found if isinstance(found, dict) and "run" in found else None
+    return found if "run" in found else None
 
 
 def unit_length(features, what):

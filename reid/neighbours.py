@@ -2,8 +2,8 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from reid.dataset import read_image
 from reid.files import replacing
+from reid.images import read_image
 from reid.rankings import FRAME, GAP, HEIGHT, PLAIN, TEXT, WIDTH, framed
 
 COLUMNS = 2  # of groups: a generated image and its real ones

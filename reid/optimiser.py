@@ -39,6 +39,12 @@ def rate_factor(epochs_done, args):
     return factor
 
 
+def freeze_backbone(optimizer):
+    """Leave the backbone as it is in the next step: neither weights nor momentum move."""
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = None
+
+
 def set_rate(optimizer, factor):
     """Give each group its full rate times `factor`."""
     for group in optimizer.param_groups:

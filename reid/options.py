@@ -5,9 +5,8 @@ constants at its top and passes them in as defaults.
 """
 
 import argparse
-import sys
 
-from reid.errors import fail
+from reid.errors import UserError
 
 # --recipe strong: chosen on the rendered set, see the README.
 STRONG = {
@@ -29,8 +28,18 @@ class Parser(argparse.ArgumentParser):
             description=description, allow_abbrev=False, formatter_class=HelpWithDefaults
         )
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, but an empty text, as of a shell variable not set, is an error."""
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if value == "" or (isinstance(value, list) and "" in value):
+                name = max(action.option_strings, key=len, default=action.dest)
+                self.error(f"argument {name}: is empty; is a variable not set?")
+        return found, rest
+
     def error(self, message):
-        sys.exit(fail(f"{message} (see {self.prog} --help)"))
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -119,8 +128,17 @@ def add_device_options(parser):
 def add_run_options(parser, name, model_dir):
     """Which run folder: `--name --model_dir`."""
     group = parser.add_argument_group("run")
-    group.add_argument("--name", default=name, help="the run's name: its folder in --model_dir")
+    group.add_argument(
+        "--name", type=run_name, default=name, help="the run's name: its folder in --model_dir"
+    )
     group.add_argument("--model_dir", default=model_dir, help="folder that holds the runs")
+
+
+def run_name(text):
+    """An argument type: the name of a folder in another."""
+    if text in (".", "..") or text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a folder")
+    return text
 
 
 def scales(text):
@@ -162,7 +180,8 @@ def add_layer_options(parser):
 
 def add_training_options(parser, data_dir):
     """What train_baseline.py and train_lsro.py have in common."""
-    parser.set_defaults(gan_batch=None, split_bn=False)  # flags of train_lsro.py alone
+    # Flags of train_lsro.py alone.
+    parser.set_defaults(gan_batch=None, split_bn=False, gan_start=0)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data_dir", default=data_dir, help="the `pytorch` folder that prepare.py made"
@@ -249,6 +268,12 @@ def add_training_options(parser, data_dir):
         help="first epochs, in which the rate rises from a tenth (Fan et al. 2019)",
     )
     recipe.add_argument(
+        "--freeze_epochs",
+        type=at_least(0),
+        default=0,
+        help="first epochs, in which head and classifier alone are trained",
+    )
+    recipe.add_argument(
         "--label_smoothing",
         type=share,
         default=0.0,
@@ -295,7 +320,11 @@ def add_training_options(parser, data_dir):
     saving.add_argument(
         "--save_every", type=at_least(1), default=10, help="epochs between net_<epoch>.pth files"
     )
-    saving.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+    saving.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an unfinished run, or start it where there is none yet",
+    )
     saving.add_argument(
         "--tensorboard", action="store_true", help="also write the log for TensorBoard"
     )

@@ -6,7 +6,9 @@ norm's statistics, dropout's mask, and losses that compare images. Everything ra
 the same seed in all of them.
 """
 
+import inspect
 import os
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reid.device import choose_device
-from reid.errors import UserError
+from reid.errors import UserError, explanation
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may read the dataset much slower than the others
 
@@ -65,6 +67,27 @@ class World(NamedTuple):
         items = [None] * self.size if self.first else None
         dist.gather_object(item, items)
         return items
+
+    @contextmanager
+    def together(self):
+        """All processes go on from the end of the block, or all stop with the first one's error.
+
+        The block must not wait for other processes.
+        """
+        error = None
+        try:
+            yield
+        except Exception as found:
+            message = str(found) if isinstance(found, UserError) else explanation(found)
+            if self.size == 1 or message is None:
+                raise
+            error = message
+        if self.size > 1:
+            errors = [None] * self.size
+            dist.all_gather_object(errors, error)
+            message = next(filter(None, errors), None)
+            if message is not None:
+                raise UserError(message, agreed=True)
 
     def wait(self):
         """Go on when all processes have come here."""
@@ -130,8 +153,11 @@ def distribute(net, world, split=None):
         net = replace(net, norms, lambda old: WholeBatchNorm(old, world))
     net = replace(net, nn.Dropout, lambda old: WholeDropout(old.p, world))
     ids = [world.device.index] if world.device.type == "cuda" else None
-    # The buffers are batch norm's, and the same everywhere.
-    return nn.parallel.DistributedDataParallel(net, device_ids=ids, broadcast_buffers=False)
+    # The buffers are batch norm's, and the same everywhere. PyTorch 2.14 has renamed the flag.
+    wrapper = nn.parallel.DistributedDataParallel
+    names = inspect.signature(wrapper).parameters
+    flag = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return wrapper(net, device_ids=ids, **{flag: False})
 
 
 def replace(module, kind, make):

@@ -1,51 +1,75 @@
 """One's own photos as a dataset: `<id>/<photos>`, whatever the folders and files are called.
 
-Identities get numbers, cameras are found in the paths, and where there are no folders train, query
-and gallery, a share of the identities is for testing.
+Identities get numbers, cameras are found in the paths, and where there are no folders query and
+gallery, a fraction of the identities is for testing.
 """
 
 import itertools
 import random
 import re
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
-from reid.dataset import is_image
+from reid.dataset import check_spelling, copies, walk_images
 from reid.errors import UserError
+from reid.images import is_hidden
 from reid.layouts import Planned
 
 SPLITS = ("train", "query", "gallery")
 DIGITS = re.compile("[0-9]{1,9}")  # a name that is a number; longer ones are names
 NAME_BYTES = 100  # of a photo's own name that are kept: 255 is the most for a file's whole name
 # Without cameras nothing is junk, since queries and gallery seem to be from two; likewise the first
-# training photo of an identity, which goes to val, and the others.
-QUERY_CAMERA, GALLERY_CAMERA = 1, 2
+# training photo of an identity, which goes to val, and the others. Only copies of a photo share its
+# camera, which is one of their own.
+QUERY_CAMERA, GALLERY_CAMERA, FIRST_OF_COPIES = 1, 2, 3
 
 
 class Photo(NamedTuple):
-    """path: its file; identity: its folder's name; below: its path in there; camera: its name."""
+    """path: its file; identity, camera: their names; below: the path that these are found in."""
 
-    path: object
+    path: Path
     identity: str
     below: str
     camera: str | None
 
 
-def plan(root, camera_regex, no_camera, test_share, seed):
-    """({split: [Planned, ...]}, {"identities": {name: number}, "cameras": {name: number}}).
+class Finder(NamedTuple):
+    """How identity and camera are found in a photo's path: compiled expressions, or None.
 
-    camera_regex: finds the camera in the path below the identity's folder: in its group
-    `camera`, else its first. None with no_camera: the second dict is empty then.
+    identity: None takes the name of the first folder. camera: None where photos have none.
     """
-    find_camera = camera_finder(camera_regex, no_camera)
+
+    identity: re.Pattern | None
+    camera: re.Pattern | None
+
+
+def plan(root, finder, test_fraction, seed):
+    """What to prepare of the photos under a folder.
+
+    Returns {split: [Planned, ...]}, {"identities": {name: number}, "cameras": {name: number}}, and
+    a list of what is left out, in words. Without cameras the second of the numbers is empty.
+    """
+    left_out = []
     if has_splits(root):
-        splits = {split: find_photos(root / split, find_camera) for split in SPLITS}
+        splits = {
+            split: find_photos(root / split, finder, left_out)
+            for split in SPLITS
+            if (root / split).is_dir()
+        }
     else:
-        splits = divide(find_photos(root, find_camera), test_share, seed)
+        splits = divide(find_photos(root, finder, left_out), test_fraction, seed, left_out)
     photos = list(itertools.chain(*splits.values()))
     identities = number_names({photo.identity for photo in photos})
-    check_different(root, identities)
-    cameras = {} if no_camera else number_names({photo.camera for photo in photos})
+    check_spelling(root, [name for name in identities if DIGITS.fullmatch(name)])
+    if finder.camera:  # without, made_up_cameras() does it
+        splits["gallery"] = without_copies(splits["query"], splits["gallery"], left_out)
+    names = number_names({photo.camera for photo in photos} - {None})
+    cameras = {photo.path: names.get(photo.camera) for photo in photos}
+    if not names:
+        first, others = split_by_shot(splits.get("train", []))
+        cameras |= made_up_cameras(first, others)
+        cameras |= made_up_cameras(splits["query"], splits["gallery"])
     planned = {}
     for split, photos in splits.items():
         counter = defaultdict(itertools.count)
@@ -53,65 +77,93 @@ def plan(root, camera_regex, no_camera, test_share, seed):
         for photo in photos:
             number = identities[photo.identity]
             shot = next(counter[number]) + 1
-            if no_camera:
-                asks = split == "query" or (split == "train" and shot == 1)
-                camera = QUERY_CAMERA if asks else GALLERY_CAMERA
-            else:
-                camera = cameras[photo.camera]
-            name = f"{number:04d}_c{camera}_{shot:04d}{short_name(photo.path)}"
+            name = f"{number:04d}_c{cameras[photo.path]}_{shot:04d}{short_name(photo.path)}"
             planned[split].append(Planned(photo.path, f"{number:04d}", name))
         planned[split].sort(key=lambda image: image.name)
-    return planned, {"identities": identities, "cameras": cameras}
+    return planned, {"identities": identities, "cameras": names}, left_out
 
 
-def camera_finder(camera_regex, no_camera):
-    """A function (file, its path below the identity's folder) -> camera's name, or None."""
-    if no_camera:
-        return lambda path, below: None
-    if camera_regex is None:
+def make_finder(id_regex, camera_regex, no_camera):
+    """The Finder that the flags ask for."""
+    if camera_regex is None and not no_camera:
         raise UserError(
             "--dataset folder: give --camera_regex, which finds the camera in the photos' paths, "
             "e.g. 'cam(\\d+)', or --no_camera"
         )
+    return Finder(
+        id_regex and expression("--id_regex", id_regex),
+        camera_regex and expression("--camera_regex", camera_regex),
+    )
+
+
+def expression(flag, text):
+    """A regular expression with a group. Raises UserError for others."""
     try:
-        pattern = re.compile(camera_regex)
-    except re.error as error:
-        raise UserError(f"--camera_regex {camera_regex}: no regular expression ({error})") from None
+        pattern = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{flag} {text}: no regular expression ({error})") from None
     if not pattern.groups:
         raise UserError(
-            f"--camera_regex {camera_regex}: has no group; put the camera in brackets, "
-            "e.g. 'cam(\\d+)'"
+            f"{flag} {text}: has no group; put what it finds in brackets, e.g. 'cam(\\d+)'"
         )
-    group = "camera" if "camera" in pattern.groupindex else 1
+    return pattern
 
-    def find(path, below):
-        match = pattern.search(below)
-        if not match or not match[group]:
-            raise UserError(f"{path}: --camera_regex {camera_regex} finds no camera in {below}")
-        name = match[group]
-        return str(int(name)) if DIGITS.fullmatch(name) else name  # 01 and 1 are one
 
-    return find
+def found_name(pattern, group, below):
+    """What an expression finds in a path: its group of that name, else its first; or None."""
+    match = pattern.search(below)
+    name = match and match[group if group in pattern.groupindex else 1]
+    return str(int(name)) if name and DIGITS.fullmatch(name) else name  # 01 and 1 are one
 
 
 def has_splits(root):
-    """Whether there are train, query and gallery. Raises UserError where some are missing."""
+    """Whether there are query and gallery. Raises UserError where one of them is missing."""
     there = [split for split in SPLITS if (root / split).is_dir()]
-    if there and len(there) < len(SPLITS):
-        missing = next(split for split in SPLITS if split not in there)
-        raise UserError(f"{root / missing}: no such folder, though there is {root / there[0]}")
-    return bool(there)
+    missing = [split for split in ("query", "gallery") if split not in there]
+    if len(there) > 1 and missing:
+        raise UserError(f"{root / missing[0]}: no such folder, though there is {root / there[0]}")
+    return not missing
 
 
-def find_photos(folder, find_camera):
-    """The photos in the folders `<id>`, sorted by folder, then by path in it."""
+def find_photos(folder, finder, left_out):
+    """The photos under a folder, sorted by identity, then by path; adds others to `left_out`."""
     photos = []
-    for home in sorted(folder.iterdir()):
-        if home.is_dir() and not home.name.startswith(".") and not is_prepared(home):
-            photos += photos_of(home, find_camera)
+    homes = [folder]
+    if not finder.identity:
+        homes = sorted(home for home in folder.iterdir() if home.is_dir())
+        homes = [home for home in homes if not is_hidden(home.name) and not is_prepared(home)]
+    for home in homes:
+        paths = map(Path, walk_images(home, left_out))
+        found = [photo_at(path, home, finder, left_out) for path in paths]
+        if not found and not finder.identity:
+            raise UserError(f"{home}: no images in it; take it out")
+        photos += filter(None, found)
+    if not photos and finder.identity:
+        raise UserError(
+            f"{folder}: --id_regex {finder.identity.pattern} finds no identity in any image's path"
+        )
     if not photos:
         raise UserError(f"{folder}: no folders <id> with images in them; check --download_path")
-    return photos
+    return sorted(photos, key=lambda photo: (photo.identity, photo.below))
+
+
+def photo_at(path, home, finder, left_out):
+    """The Photo of a file under `home`; None where --id_regex finds no identity."""
+    below = path.relative_to(home).as_posix()
+    identity = home.name
+    if finder.identity:
+        identity = found_name(finder.identity, "id", below)
+        if not identity:
+            left_out.append(f"{path}: --id_regex finds no identity in {below}")
+            return None
+    if not finder.camera:
+        return Photo(path, identity, below, None)
+    camera = found_name(finder.camera, "camera", below)
+    if not camera:
+        raise UserError(
+            f"{path}: --camera_regex {finder.camera.pattern} finds no camera in {below}"
+        )
+    return Photo(path, identity, below, camera)
 
 
 def is_prepared(folder):
@@ -119,35 +171,63 @@ def is_prepared(folder):
     return any(path.is_dir() for path in (folder / "train_all", *folder.glob("*/train_all")))
 
 
-def photos_of(home, find_camera):
-    """The photos of one identity, in its folder or deeper, but not in hidden folders."""
-    photos = []
-    for path in home.rglob("*"):
-        below = path.relative_to(home)
-        if is_image(path) and path.is_file() and not any(p.startswith(".") for p in below.parts):
-            camera = find_camera(path, below.as_posix())
-            photos.append(Photo(path, home.name, below.as_posix(), camera))
-    if not photos:
-        raise UserError(f"{home}: no images in it; take it out")
-    return sorted(photos, key=lambda photo: photo.below)
+def split_by_shot(photos):
+    """The first photo of each identity, and the others."""
+    first = {}
+    for photo in photos:
+        first.setdefault(photo.identity, photo)
+    paths = {photo.path for photo in first.values()}
+    return list(first.values()), [photo for photo in photos if photo.path not in paths]
 
 
-def divide(photos, test_share, seed):
-    """Train, query and gallery: a share of the identities, chosen by the seed, is for testing."""
+def made_up_cameras(asking, others):
+    """{path: camera} for photos without: QUERY_CAMERA for those asking, GALLERY_CAMERA for others.
+
+    But a photo and its copies, of one identity, get a camera of their own: they are junk for one
+    another, for who finds a copy has found nothing.
+    """
+    cameras = {photo.path: QUERY_CAMERA for photo in asking}
+    cameras |= {photo.path: GALLERY_CAMERA for photo in others}
+    free = defaultdict(lambda: itertools.count(FIRST_OF_COPIES))
+    for number, other in copies([photo.path for photo in asking], [p.path for p in others]):
+        photo, copy = asking[number], others[other]
+        if photo.identity == copy.identity:
+            own = max(cameras[photo.path], cameras[copy.path])
+            if own < FIRST_OF_COPIES:
+                own = next(free[photo.identity])
+            cameras[photo.path] = cameras[copy.path] = own
+    return cameras
+
+
+def without_copies(queries, photos, left_out):
+    """The photos that are no copies of a query of their identity, which would find itself."""
+    twins = {}
+    for number, other in copies([query.path for query in queries], [p.path for p in photos]):
+        if queries[number].identity == photos[other].identity:
+            twins[other] = queries[number].path
+    left_out += [f"{photos[n].path}: is the same picture as {twin}" for n, twin in twins.items()]
+    return [photo for number, photo in enumerate(photos) if number not in twins]
+
+
+def divide(photos, test_fraction, seed, left_out):
+    """Train, query and gallery: a fraction of the identities, chosen by the seed, for testing."""
     by_identity = defaultdict(list)
     for photo in photos:
         by_identity[photo.identity].append(photo)
     names = sorted(by_identity)
     if len(names) < 2:
         raise UserError(f"{names[0]}: the only identity; training and testing take one each")
-    number = min(max(round(test_share * len(names)), 1), len(names) - 1)
+    number = min(max(round(test_fraction * len(names)), 1), len(names) - 1)
     tested = set(random.Random(seed).sample(names, number))
     splits = {split: [] for split in SPLITS}
     for name in names:
         if name in tested:
-            queries = choose_queries(by_identity[name])
+            different = []  # a copy of a photo shows the person no second time
+            for photo in by_identity[name]:
+                different += without_copies(different, [photo], left_out)
+            queries = choose_queries(different)
             splits["query"] += queries
-            splits["gallery"] += [photo for photo in by_identity[name] if photo not in queries]
+            splits["gallery"] += [photo for photo in different if photo not in queries]
         else:
             splits["train"] += by_identity[name]
     if not splits["query"]:
@@ -184,15 +264,6 @@ def number_names(names):
     free = (number for number in itertools.count(1) if number not in taken)
     numbers |= {name: next(free) for name in sorted(names - numbers.keys())}
     return {name: numbers[name] for name in sorted(names)}
-
-
-def check_different(root, identities):
-    """Raise UserError where two folders are named by the same number, such as 7 and 007."""
-    first = {}
-    for name, number in identities.items():
-        if number in first:
-            raise UserError(f"{root}: identities {first[number]} and {name} are one; merge them")
-        first[number] = name
 
 
 def short_name(path):

@@ -44,7 +44,10 @@ def command_line():
 
 
 def git_commit():
-    """The commit of this code and whether files differ from it; None outside a git checkout."""
+    """The commit of this code and whether files differ from it; None where git doesn't know it.
+
+    An unpacked archive may lie inside of another project's checkout.
+    """
 
     def git(*words):
         return subprocess.run(
@@ -52,9 +55,10 @@ def git_commit():
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).resolve())
         return {
             "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", ROOT)),
         }
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from reid.dataset import read_image
 from reid.errors import UserError
 from reid.files import replacing
+from reid.images import read_image
 from reid.metrics import Relevance
 
 WIDTH, HEIGHT, FRAME, GAP, TEXT = 64, 128, 4, 6, 18  # pixels

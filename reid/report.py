@@ -3,12 +3,14 @@
 Printed lines, a section of a results.json, a CMC curve, pictures of rankings, a comparison.
 """
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from reid import bootstrap, metrics
+from reid.dataset import FEW_CAMERAS
 from reid.errors import UserError
 from reid.files import check_writable, read_results, update_results
 from reid.mat import load_mat, load_multi
@@ -115,6 +117,7 @@ def score(args, section, rank, settings):
     scores = measure(sets.query, sets.gallery, TOP if rankings_path else 0)
     found = intervals(scores, sets.query.identities)
     print("\n".join(lines(scores, sets, found)))
+    warn_of_doubts(sets, scores)
     results = summary(scores, sets.query.identities, found)
     curves = [(args.mat, scores)]
     if sets.multi is not None:
@@ -193,6 +196,8 @@ def lines(scores, sets, found):
         f"  mAP by trapezoids, as Market-1501's own; standard {percent(scores.mean_ap(True))}; "
         f"mINP {percent(scores.mean_inp())}"
     )
+    if not valid:
+        yield f"  no query can be answered: {why_none(sets)}"
     gallery = len(sets.gallery.identities)
     yield (
         f"  single-query: {queries} queries, {queries - valid} without a good image (counted as 0)"
@@ -205,6 +210,37 @@ def lines(scores, sets, found):
             f"mAP {percent(scores.mean_ap(False, True))}, "
             f"standard {percent(scores.mean_ap(True, True))}, "
             f"mINP {percent(scores.mean_inp(True))}"
+        )
+
+
+def why_none(sets):
+    """The reason why no query of TestSets has a good image."""
+    cameras = np.union1d(sets.query.cameras, sets.gallery.cameras)
+    if not np.isin(sets.query.identities, sets.gallery.identities).any():
+        return "no identity of theirs is in the gallery"
+    if len(cameras) == 1:
+        return (
+            f"all images are of camera {cameras[0]}, and those of a query's own camera are junk; "
+            "prepare.py has --no_camera for photos without cameras"
+        )
+    return "all gallery images of their identities are from their own camera, so they are junk"
+
+
+def warn_of_doubts(sets, scores):
+    """Say on standard error what makes the scores of TestSets doubtful."""
+    cameras = np.concatenate([sets.query.cameras, sets.gallery.cameras])
+    different = len(np.unique(cameras))
+    if different > max(FEW_CAMERAS, len(cameras) / 2):
+        print(
+            f"warning: {different} cameras in {len(cameras)} images: are these numbers of frames? "
+            "Then nothing is junk, and the scores are too good",
+            file=sys.stderr,
+        )
+    if scores.copies:
+        print(
+            f"warning: {scores.copies} queries have a good image with the very same features: is "
+            "it the same picture, in query and in gallery? Then the scores are too good",
+            file=sys.stderr,
         )
 
 

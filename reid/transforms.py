@@ -25,9 +25,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from random_erasing import RandomErasing
-from reid.dataset import read_image
 from reid.device import send
 from reid.errors import UserError
+from reid.images import read_image
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALLEST = 32  # pixels a side: the networks' feature maps are a 32nd of that

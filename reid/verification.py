@@ -7,17 +7,17 @@ that reach it, its true-match rate the share of its genuine ones (terms of ISO/I
 are means over the queries that have such pairs.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from reid import bootstrap
 from reid.errors import UserError
-from reid.files import check_writable, write_json
+from reid.files import check_writable, sha256, write_json
 from reid.mat import load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
+from reid.text import demand, read_json
 
 FILE = "threshold.json"  # in the run folder
 BINS = 200_000  # of similarities from -1 to 1: a threshold is exact to 1e-5
@@ -33,7 +33,7 @@ def calibrate(mat, rate):
     sets = load_mat(mat)
     if sets.source is None:
         raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py")
-    path = Path(sets.source["run"]) / FILE
+    path = run_folder(mat, sets.source) / FILE
     check_writable(path)
     threshold = threshold_at(rate, sets.query, sets.gallery)
     found = rates(threshold, sets.query, sets.gallery)
@@ -46,12 +46,40 @@ def calibrate(mat, rate):
     print(f"{path}: search.py takes the threshold from there")
 
 
-def at_stored_threshold(sets):
-    """`rates` of TestSets at the threshold of the run they are of; None where there is none."""
-    stored = stored_threshold(sets.source["run"]) if sets.source else None
-    if stored is None or stored["made_by"] != made_by(sets.source):
-        return None
-    return rates(stored["threshold"], sets.query, sets.gallery)
+def run_places(mat, source):
+    """Where the run folder of a .mat file may be, the likeliest first.
+
+    Paths are hints: the file, or the whole project, may have been moved or copied since.
+    """
+    own = Path(mat).resolve().parent
+    there = Path(source["run"])
+    places = [own / source["run_from_mat"]] if "run_from_mat" in source else []
+    places += [own] if own.name == there.name else []
+    return [place for place in [*places, there] if place.is_dir()]
+
+
+def run_folder(mat, source):
+    """The run folder that has the weights which made a .mat file's features.
+
+    Raises UserError where none has.
+    """
+    weights = source.get("weights_sha256")
+    for place in run_places(mat, source):
+        if weights is None or weights in map(sha256, place.glob("net_*.pth")):
+            return place
+    raise UserError(
+        f"{mat}: the run that made it, {source['run']}, is gone or has other weights by now; write "
+        "the file again with test.py"
+    )
+
+
+def at_stored_threshold(mat, sets):
+    """`rates` of a file's TestSets at the threshold of the run they are of; None without one."""
+    for place in run_places(mat, sets.source) if sets.source else []:
+        stored = stored_threshold(place)
+        if stored and stored["made_by"] == made_by(sets.source):
+            return rates(stored["threshold"], sets.query, sets.gallery)
+    return None
 
 
 def stored_threshold(run):
@@ -59,16 +87,17 @@ def stored_threshold(run):
     path = Path(run) / FILE
     if not path.exists():
         return None
-    try:
-        stored = json.loads(path.read_text())
-        return stored if {"threshold", "made_by"} <= stored.keys() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: can't be read ({error}); calibrate again") from error
+    advice = "calibrate again"
+    stored = read_json(path, advice)
+    types = {"threshold": float, "false_match_rate": float, "impostors": int, "made_by": dict}
+    demand(stored, path, advice, **types)
+    return stored
 
 
 def made_by(source):
     """Of a .mat file's source, what tells whether features compare: `reid.features.made_by`."""
-    return {name: value for name, value in source.items() if name not in ("run", "split")}
+    where = ("run", "run_from_mat", "split")
+    return {name: value for name, value in source.items() if name not in where}
 
 
 def threshold_at(rate, query, gallery):

@@ -43,9 +43,11 @@ def exit_code(main, *flags):
     return 0
 
 
-def save_image(path, seed=0, size=(64, 128)):
-    """Write a random JPEG or PNG."""
+def save_image(path, seed=None, size=(64, 128)):
+    """Write a random JPEG or PNG; without a seed, of another name there is another picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if seed is None:
+        seed = list("/".join(path.parts[-4:]).encode())
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -76,8 +78,8 @@ def market(tmp_path):
         ],
     }
     for folder, files in names.items():
-        for number, name in enumerate(files):
-            save_image(tmp_path / "market" / folder / name, seed=number)
+        for name in files:
+            save_image(tmp_path / "market" / folder / name)
     # A stand-in, so that nobody is warned of its size.
     (tmp_path / "market" / "synthetic_market.json").write_text("{}")
     return tmp_path / "market"

@@ -1,6 +1,7 @@
 """File names, splits, class numbers, generated images."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,16 @@ from conftest import call, save_image
 import changeIndex
 import prepare
 from reid.dataset import (
+    CAMERA_AFTER_C,
+    CAMERA_THIRD,
     GENERATED_LABEL,
+    TestImage,
+    check_cameras,
+    check_copies,
     count_classes,
     fingerprint,
     generated_images,
+    identity_folders,
     labelled_images,
     list_images,
     parse_name,
@@ -43,10 +50,76 @@ def test_parse_name(name, expected):
     assert parse_name(name) == expected
 
 
-@pytest.mark.parametrize("name", ["photo.jpg", "c1_0002.jpg", "0002.jpg", "x0002_c1s1_1_1.jpg"])
+# The last two: id, camera, frame, box, which is nobody's pattern; a number that no format keeps.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photo.jpg",
+        "c1_0002.jpg",
+        "0002.jpg",
+        "x0002_c1s1_1_1.jpg",
+        "0007_01_000213_00.jpg",
+        f"{2**63}_c1s1_1_1.jpg",
+    ],
+)
 def test_parse_name_refuses(name):
     with pytest.raises(UserError, match=name):
         parse_name(f"folder/{name}")
+
+
+def test_no_name_is_read_by_two_patterns():
+    for name in ("0002_c1s1_000451_03.jpg", "0000_000_01_0303morning_0015_0.jpg"):
+        read = [pattern for pattern in (CAMERA_AFTER_C, CAMERA_THIRD) if pattern.match(name)]
+        assert len(read) == 1
+
+
+def seen(number, identity, camera):
+    return TestImage(Path(f"query/{number}.jpg"), identity, camera)
+
+
+def test_more_cameras_than_credible():
+    """Frames that are read as cameras; but a few images of eight cameras are credible."""
+    check_cameras("data", [seen(n, n, n) for n in range(8)])
+    check_cameras("data", [seen(n, n, n % 50) for n in range(100)])
+    with pytest.raises(UserError, match=r"51 cameras in 100 images.*\(0.jpg: id 0, camera 0; 1"):
+        check_cameras("data", [seen(n, n, n % 51) for n in range(100)])
+
+
+def test_a_picture_that_is_query_and_gallery(tmp_path):
+    """Of one identity and camera, and as junk, it is removed; else it would find itself."""
+    a, b, c = (save_image(tmp_path / f"{n}.png", seed=n > 0) for n in range(3))
+    queries = [TestImage(a, 1, 1), TestImage(b, 2, 1)]
+    check_copies(queries, [TestImage(c, 2, 1)])
+    check_copies(queries, [TestImage(c, -1, 3)])
+    for identity, camera in ((2, 2), (3, 1), (0, 1)):
+        with pytest.raises(UserError, match=r"1\.png \(id 2, camera 1\) and .*2\.png"):
+            check_copies(queries, [TestImage(c, identity, camera)])
+
+
+@pytest.mark.parametrize("split", ["train_all", "train_new"])
+def test_one_identity_in_two_folders(prepared, split):
+    """In training they would be two people, in testing one."""
+    folder = next(f for f in sorted((prepared / split).iterdir()) if int(f.name))
+    folder.with_name(str(int(folder.name))).mkdir()
+    with pytest.raises(UserError, match=rf"{split}: identities .* and .* are one number"):
+        identity_folders(prepared / split)
+
+
+def test_junk_is_no_class(prepared):
+    shutil.copytree(prepared / "train_new" / "0000", prepared / "train_new" / "-1")
+    with pytest.raises(UserError, match="train_new/-1: -1 is no class"):
+        count_classes(labelled_images(prepared / "train_new"))
+    shutil.copytree(prepared / "train_all" / "0002", prepared / "train_all" / "-1")
+    with pytest.raises(UserError, match="train_all/-1: junk among the training images"):
+        call(changeIndex.main, "--data_dir", prepared)
+
+
+def test_folders_that_are_at_work_are_not_looked_at(prepared):
+    """resizeImage.py fills .gen_0000.partial in train_new while changeIndex.py may run again."""
+    save_image(prepared / "train_new" / ".gen_0000.partial" / "1.jpg")
+    save_image(prepared / "train_new" / "__MACOSX" / "1.jpg")
+    call(changeIndex.main, "--data_dir", prepared)
+    assert count_classes(labelled_images(prepared / "train_new")) == 3
 
 
 def names(folder):

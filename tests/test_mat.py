@@ -1,12 +1,15 @@
 """`.mat` files: ours, the original's, damaged ones."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import FIXTURES, random_sets
 from scipy.io import loadmat, savemat
 
+from reid.dataset import TestImage
 from reid.errors import UserError
-from reid.mat import TestSets, load_mat, load_multi, save_mat, unit_length
+from reid.mat import TestSets, check_storable, load_mat, load_multi, save_mat, unit_length
 
 
 def same(a, b):
@@ -107,7 +110,7 @@ def test_features_must_be_rows_of_numbers(wrong, tmp_path):
         load_mat(tmp_path / "r.mat")
 
 
-@pytest.mark.parametrize("value", [np.nan, 1.5])
+@pytest.mark.parametrize("value", [np.nan, 1.5, np.inf])
 def test_labels_are_whole_numbers(value, tmp_path):
     sets = random_sets()
     cameras = sets.query.cameras.astype(float)
@@ -115,6 +118,87 @@ def test_labels_are_whole_numbers(value, tmp_path):
     save_mat(tmp_path / "r.mat", sets._replace(query=sets.query._replace(cameras=cameras)))
     with pytest.raises(UserError, match=r"r\.mat: query_cam has values that are not whole numbers"):
         load_mat(tmp_path / "r.mat")
+
+
+def with_labels(path, query, gallery):
+    """Write a file whose labels are these arrays."""
+    sets = random_sets()
+    save_mat(path, sets)
+    content = {k: v for k, v in loadmat(path).items() if not k.startswith("__")}
+    savemat(path, content | {"query_label": query[None], "gallery_label": gallery[None]})
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_junk_that_was_kept_as_an_unsigned_number(dtype, tmp_path, capsys):
+    sets = random_sets()
+    assert (sets.gallery.identities == -1).any()
+    wrapped = sets.gallery.identities.astype(dtype)
+    found = load_mat(with_labels(tmp_path / "r.mat", sets.query.identities, wrapped))
+    np.testing.assert_array_equal(found.gallery.identities, sets.gallery.identities)
+    assert "is read as -1, junk" in capsys.readouterr().err
+
+
+def test_the_largest_number_of_a_type_may_be_a_person(tmp_path):
+    """It is where a query has it; where other numbers come near it, nobody can tell."""
+    sets = random_sets()
+    query = sets.query.identities.astype(np.uint8)
+    gallery = sets.gallery.identities.clip(0).astype(np.uint8)
+    query[0] = gallery[0] = 255
+    found = load_mat(with_labels(tmp_path / "r.mat", query, gallery))
+    assert found.gallery.identities[0] == found.query.identities[0] == 255
+    query[0], gallery[1] = 1, 200
+    with pytest.raises(UserError, match="gallery_label has 255: that is -1 kept as uint8, or a"):
+        load_mat(with_labels(tmp_path / "r.mat", query, gallery))
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 1e300, 2.0**60])
+def test_labels_that_no_other_format_holds(value, tmp_path):
+    sets = random_sets()
+    kind = float if isinstance(value, float) else np.int64
+    query, gallery = (part.identities.astype(kind) for part in sets[:2])
+    query[0] = value
+    with pytest.raises(UserError, match=r"query_label has values beyond 2\^53"):
+        load_mat(with_labels(tmp_path / "r.mat", query, gallery))
+
+
+def test_matlab_7_3(tmp_path):
+    """HDF5 with MATLAB's own first bytes; its arrays lie transposed."""
+    h5py = pytest.importorskip("h5py")
+    sets = random_sets()
+    with h5py.File(tmp_path / "r.mat", "w", userblock_size=512) as file:
+        for name, part in (("query", sets.query), ("gallery", sets.gallery)):
+            file[f"{name}_f"] = part.features.T
+            file[f"{name}_label"] = part.identities[:, None].astype(float)
+            file[f"{name}_cam"] = part.cameras[:, None].astype(float)
+    whole = (tmp_path / "r.mat").read_bytes()
+    (tmp_path / "r.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + whole[512:])
+    found = load_mat(tmp_path / "r.mat")
+    for part, expected in zip(found[:2], sets[:2], strict=True):
+        np.testing.assert_array_equal(part.features, expected.features)
+        np.testing.assert_array_equal(part.identities, expected.identities)
+    (tmp_path / "r.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + whole[512:900])
+    with pytest.raises(UserError, match=r"r\.mat: can't be read as a MATLAB v7\.3 file"):
+        load_mat(tmp_path / "r.mat")
+
+
+def test_numpy_files_are_refused_with_the_line_that_converts_them(tmp_path, monkeypatch):
+    sets = random_sets()
+    names = ("f", "label", "cam")
+    arrays = {
+        f"{name}_{key}": array
+        for name, part in (("query", sets.query), ("gallery", sets.gallery))
+        for key, array in zip(names, part[:3], strict=True)
+    }
+    np.savez(tmp_path / "old.npz", **arrays)
+    np.save(tmp_path / "old.npy", sets.query.features)
+    for name in ("old.npz", "old.npy"):
+        with pytest.raises(UserError, match="a NumPy file; convert it: ") as refused:
+            load_mat(tmp_path / name)
+    code = re.search(r'python -c "(.*?)"', str(refused.value))[1]
+    monkeypatch.chdir(tmp_path)
+    exec(code)
+    assert len(load_mat(tmp_path / "new.mat").gallery.features) == 60
 
 
 def test_extra_keys_of_other_codes(tmp_path):
@@ -148,13 +232,15 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_too_large_for_the_format(tmp_path):
-    sets = random_sets()
-    huge = np.broadcast_to(np.float32(0.5), (1 << 20, 1 << 11))  # 8 GB, but takes no memory
-    sets = sets._replace(gallery=sets.gallery._replace(features=huge))
-    with pytest.raises(UserError, match=r"r\.mat: a MATLAB v5 file holds 4 GB"):
-        save_mat(tmp_path / "r.mat", sets)
-    assert not list(tmp_path.iterdir())
+def test_what_the_format_cannot_hold_is_found_before_the_work(tmp_path):
+    def entries(name, number=1):
+        return [TestImage(tmp_path / name, 1, 1)] * number
+
+    check_storable("r.mat", tmp_path, {"query": entries("数 😀.jpg")}, 2048)
+    with pytest.raises(UserError, match=r"r\.mat: a MATLAB v5 file holds 4 GB .* 600000 features"):
+        check_storable("r.mat", tmp_path, {"query": entries("a.jpg", 600_000)}, 2048)
+    with pytest.raises(UserError, match=r"a\\udcff\.jpg: a name that is not UTF-8"):
+        check_storable("r.mat", tmp_path, {"query": entries("a\udcff.jpg")}, 2048)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])

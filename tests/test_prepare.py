@@ -2,11 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -28,8 +28,8 @@ SIZE = (16, 32)
 
 
 def save_all(folder, names):
-    for number, name in enumerate(names):
-        save_image(folder / name, seed=number, size=SIZE)
+    for name in names:
+        save_image(folder / name, size=SIZE)
 
 
 def market_like(root, names, folders=("bounding_box_train", "query", "bounding_box_test")):
@@ -215,11 +215,11 @@ def test_msmt17_lists_that_are_wrong(fails, tmp_path):
 
 def test_msmt17_paths_with_spaces(tmp_path):
     root = msmt17(tmp_path / "m")
-    name = "my people/0001_000_04_x y.jpg"
+    name = "my people/0001_000_04_0303noon_x y.jpg"
     save_image(root / "test" / name, size=SIZE)
     (root / "list_query.txt").write_text(f"{name} 1\n")
     call(prepare.main, "--download_path", root)
-    assert names(root / "pytorch" / "query") == ["0001_000_04_x y.jpg"]
+    assert names(root / "pytorch" / "query") == ["0001_000_04_0303noon_x y.jpg"]
 
 
 @pytest.mark.parametrize("v", ["", "v"])
@@ -373,7 +373,7 @@ PHOTOS = {  # identity: photos of the cameras front and back, in sub-folders
 def own(root, photos=None):
     for identity, paths in (photos or PHOTOS).items():
         save_all(root / identity, paths)
-    (root / "alice" / "notes.txt").write_text("no image")
+    (root / next(iter(photos or PHOTOS)) / "notes.txt").write_text("no image")
     return root
 
 
@@ -661,54 +661,64 @@ def test_an_identity_with_one_image_is_warned_of(tmp_path, capsys):
 # Stopped half-way
 
 
+# prepare.py, in which one image takes as long as the file "go" is not there.
+SLOW = """
+import os, sys, time
+import prepare
+from reid.errors import run
+read_image = prepare.read_image
+def slow(path):
+    while path.name.startswith("0001_c2") and not os.path.exists(sys.argv[-1]):
+        time.sleep(0.01)
+    return read_image(path)
+prepare.read_image = slow
+run(lambda: prepare.main(sys.argv[1:-1]))
+"""
+
+
 @pytest.fixture
 def stuck(tmp_path):
-    """Start prepare.py on a dataset with an image that takes for ever; yields (process, root)."""
-    root = market(tmp_path / "data" / "market")
-    blocked = root / "query" / "0001_c3s1_000001_00.jpg"
-    os.mkfifo(blocked)
+    """prepare.py in the middle of its work: the process, its dataset, flags, "go"."""
+    root, go = market(tmp_path / "data" / "market"), tmp_path / "go"
     flags = ["--download_path", str(root), "--save_path", str(tmp_path / "data" / "new" / "made")]
 
     def listen():  # a shell's background job, as the tests may be, starts without Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     process = subprocess.Popen(
-        [sys.executable, ROOT / "prepare.py", *flags],
+        [sys.executable, "-c", SLOW, *flags, str(go)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=listen,
     )
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("data/new/.*.made/*/*/*.jpg"))) < 8 and process.poll() is None:
+    while len(list(tmp_path.glob("data/new/.*/*/*/*.jpg"))) < 8 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert process.poll() is None, process.stderr.read()
-    yield process, root, blocked, flags
+    yield process, root, flags, go
     process.kill()
     process.communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_nothing(number, stuck, tmp_path):
-    process, _, blocked, _ = stuck
+    process, _, _, go = stuck
     process.send_signal(number)
-    while process.poll() is None:  # lets the thread that waits for the image go on
-        with suppress(OSError):  # nobody is reading it now
-            os.close(os.open(blocked, os.O_WRONLY | os.O_NONBLOCK))
-        time.sleep(0.01)
+    go.touch()
     _, err = process.communicate()
     assert (process.returncode, err) == (130, "interrupted\n")
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["market"]
 
 
 def test_what_kill_9_leaves_the_next_run_removes(stuck, tmp_path):
-    process, root, blocked, flags = stuck
+    process, root, flags, _ = stuck
     process.kill()
     process.communicate()
     new = tmp_path / "data" / "new"
-    assert [path.name for path in new.iterdir()] == [f".{process.pid}.made"]
-    blocked.unlink()
+    assert {path.name for path in new.iterdir()} == {".made.lock", ".made.partial"}
     code, out, err = run_script("prepare.py", *flags)
     assert code == 0, err
     assert [path.name for path in new.iterdir()] == ["made"]
@@ -717,15 +727,15 @@ def test_what_kill_9_leaves_the_next_run_removes(stuck, tmp_path):
     assert names(new / "made" / "query") == sorted(path.name for path in (root / "query").iterdir())
 
 
-@pytest.mark.usefixtures("stuck")
-def test_a_living_process_is_left_alone(tmp_path):
-    target = tmp_path / "data" / "new" / "made"
+def test_a_living_process_is_left_alone(stuck, tmp_path):
+    process, _, flags, go = stuck
     before = tree(tmp_path / "data" / "new")
-    with new_folder(target) as folder:
-        assert set(before) < set(tree(tmp_path / "data" / "new"))
-        (folder / "mine").touch()
-    assert set(before) < set(tree(tmp_path / "data" / "new"))
-    assert (target / "mine").exists()
+    code, _, err = run_script("prepare.py", *flags)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"another process is writing it (process {process.pid} " in err
+    assert tree(tmp_path / "data" / "new") == before
+    go.touch()
+    assert process.wait() == 0
 
 
 def test_new_folder_that_fails_leaves_no_parents(tmp_path):
@@ -739,3 +749,175 @@ def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "made").mkdir()
     call(prepare.main, "--download_path", tmp_path / "market", "--save_path", tmp_path / "made")
     assert len(names(tmp_path / "made" / "train_all")) == 8
+
+
+# What others met
+
+
+def test_a_dataset_lies_some_folders_down(tmp_path, capsys):
+    """As Kaggle unpacks it, with what macOS adds to a ZIP file."""
+    msmt17(tmp_path / "input" / "msmt" / "MSMT17_V1")
+    save_image(tmp_path / "__MACOSX" / "bounding_box_train" / "._0002_c1s1_000451_03.jpg")
+    call(prepare.main, "--download_path", tmp_path)
+    assert "MSMT17_V1: msmt17 (guessed" in capsys.readouterr().out
+    assert len(names(tmp_path / "pytorch" / "train_all")) == 4
+
+
+def test_a_dataset_whose_signs_are_missing_is_nobodys_own_photos(tmp_path, fails):
+    root = msmt17(tmp_path / "m")
+    for path in root.glob("list_*.txt"):
+        path.unlink()
+    fails("--download_path", root, says=["called as msmt17's", "list_train.txt"])
+    save_all(tmp_path / "photos" / "0002", ["0002_c1s1_000451_03.jpg"])
+    fails("--download_path", tmp_path / "photos", says=["called as market1501's", "bounding_box"])
+
+
+def test_a_pattern_belongs_to_its_layout(tmp_path, fails):
+    """Market-1501's folders with names of another kind: the frame is no camera."""
+    names = ["0007_01_000213_00.jpg"]
+    market_like(tmp_path / "a", [names] * 3)
+    fails(
+        "--download_path",
+        tmp_path / "a",
+        says=[names[0], "no identity and camera", "--dataset folder"],
+    )
+    market_like(tmp_path / "b", [["0000_000_01_0303morning_0015_0.jpg"]] * 3)
+    fails("--download_path", tmp_path / "b", "--dataset", "duke", says="no identity and camera")
+
+
+def test_one_identity_spelled_in_two_ways(tmp_path, fails):
+    train = ["0001_c1s1_000001_00.jpg", "1_c1s1_000002_00.jpg"]
+    test = ["0002_c1s1_000001_00.jpg"]
+    market_like(tmp_path, [train, test, ["0002_c2s1_000003_00.jpg"]])
+    fails("--download_path", tmp_path, says="train_all: identities")
+    (tmp_path / "bounding_box_train" / train[1]).rename(
+        tmp_path / "bounding_box_train" / "-1_c1s1_000002_00.jpg"
+    )
+    fails("--download_path", tmp_path, says=["-1_c1s1_000002_00.jpg", "junk among the training"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_msmt17_lists_as_windows_writes_them(encoding, tmp_path):
+    root = msmt17(tmp_path / "m")
+    for path in root.glob("list_*.txt"):
+        text = path.read_text().replace("/", "\\").replace("\n", "\r\n")
+        path.write_bytes(text.encode(encoding))
+    call(prepare.main, "--download_path", root)
+    assert len(names(root / "pytorch" / "train_all")) == 4
+
+
+def test_only_query_and_gallery(tmp_path, capsys):
+    """A dataset to test on; changeIndex.py and training say what is missing."""
+    root = duke(tmp_path / "duke")
+    shutil.rmtree(root / "bounding_box_train")
+    call(prepare.main, "--download_path", root)
+    assert sorted(path.name for path in (root / "pytorch").iterdir()) == ["gallery", "query"]
+    assert "no training images" in capsys.readouterr().err
+    save_all(tmp_path / "own" / "query" / "a", ["1.jpg"])
+    save_all(tmp_path / "own" / "gallery" / "a", ["2.jpg"])
+    call(prepare.main, "--download_path", tmp_path / "own", "--no_camera")
+    assert good_ones(tmp_path / "own" / "pytorch") == [1]
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
+    """One list of formats with search.py; links that lead nowhere, or to folders."""
+    root = own(tmp_path / "photos", {"a": ["cam1.jpg", "cam2.webp"], "b": ["cam1.tif", "cam2.GIF"]})
+    (root / "b" / "cam3.jpg").symlink_to(tmp_path / "gone.jpg")
+    (root / "b" / "more").symlink_to(root / "a")
+    (root / "a" / "__MACOSX").mkdir()
+    (root / "a" / "__MACOSX" / "._cam1.jpg").write_text("x")
+    os.mkfifo(root / "b" / "cam4.jpg")
+    flags = ("--download_path", root, "--camera_regex", r"cam(\d)")
+    call(prepare.main, *flags)
+    everything = [p for s in ("train_all", "query", "gallery") for p in names(root / "pytorch" / s)]
+    assert len(everything) == 4
+    err = capsys.readouterr().err
+    assert "warning: 4 left out: " in err
+    for said in ("notes.txt: is no image", "a broken link", "; and 1 more"):
+        assert said in err
+
+
+def test_copies_without_cameras_are_junk(tmp_path):
+    """A query that lies in the gallery, too, does not find itself, but the others."""
+    for n in range(2):
+        save_all(tmp_path / "train" / f"t{n}", ["1.jpg", "2.jpg"])
+    save_all(tmp_path / "gallery" / "a", ["1.jpg", "2.jpg", "3.jpg"])
+    save_all(tmp_path / "gallery" / "b", ["1.jpg", "2.jpg"])
+    for folder in ("a", "b"):
+        shutil.copytree(tmp_path / "gallery" / folder, tmp_path / "query" / folder)
+    (tmp_path / "query" / "a" / "3.jpg").unlink()
+    call(prepare.main, "--download_path", tmp_path, "--dataset", "folder", "--no_camera")
+    assert good_ones(tmp_path / "pytorch") == [2, 2, 1, 1]
+    content = {p: p.read_bytes() for p in (tmp_path / "pytorch").glob("*/*/*.jpg")}
+    for query in test_images(tmp_path / "pytorch" / "query"):
+        for image in test_images(tmp_path / "pytorch" / "gallery"):
+            if content[query.path] == content[image.path]:
+                assert query[1:] == image[1:]  # junk
+
+
+def test_copies_with_cameras_are_left_out(tmp_path, capsys):
+    """Of one person. Of two, or in a dataset with its own names, they are an error."""
+    root = own(tmp_path / "photos", {i: ["cam1.jpg", "cam2.jpg", "cam3.jpg"] for i in "abcd"})
+    for folder in "abcd":
+        shutil.copy(root / folder / "cam1.jpg", root / folder / "cam2.jpg")
+    call(prepare.main, "--download_path", root, "--camera_regex", r"cam(\d)")
+    assert good_ones(root / "pytorch") == [1, 1]
+    assert "cam2.jpg: is the same picture as" in capsys.readouterr().err
+    split = tmp_path / "split"
+    for name in (
+        "query/a/cam1.jpg",
+        "query/b/cam1.jpg",
+        "gallery/a/cam2.jpg",
+        "gallery/b/cam2.jpg",
+    ):
+        save_image(split / name, size=SIZE)
+    shutil.copy(split / "query" / "a" / "cam1.jpg", split / "gallery" / "a" / "cam3.jpg")
+    call(prepare.main, "--download_path", split, "--camera_regex", r"cam(\d)")
+    assert good_ones(split / "pytorch") == [1, 1]
+
+
+def test_a_picture_of_two_people(tmp_path, fails):
+    names = ["0002_c1s1_000001_00.jpg"], ["0003_c1s1_000001_00.jpg"], ["0004_c2s1_000001_00.jpg"]
+    root = market_like(tmp_path, names)
+    shutil.copy(root / "query" / names[1][0], root / "bounding_box_test" / names[2][0])
+    fails("--download_path", root, says=["id 3, camera 1", "id 4, camera 2", "the same picture"])
+
+
+def test_people_in_training_and_in_testing_are_said(tmp_path, capsys):
+    names = ["0002_c1s1_000001_00.jpg"], ["0002_c1s1_000002_00.jpg"], ["0002_c2s1_000003_00.jpg"]
+    call(prepare.main, "--download_path", market_like(tmp_path, names))
+    assert "1 identities are in training and in testing, 2 the first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "id_regex", "camera_regex"),
+    [
+        (["cam_a/001_45.bmp", "cam_b/001_90.bmp"], r"/(\d+)_", "cam_(.)"),  # VIPeR
+        (["cam_a/person_0001.png", "cam_b/person_0001.png"], r"person_(\d+)", "cam_(.)"),  # PRID
+        (["probe/0001_1_25.jpeg", "gallery/0001_2_25.jpeg"], r"/(\d+)_", r"/\d+_(\d)"),  # GRID
+        (["x/0001/0001C1T1F001.jpg", "x/0001/0001C2T1F001.jpg"], r"/(\d+)C", r"C(\d)T"),  # MARS
+        (["a/0001/x1.png", "b/0001/x2.png"], r"([^/]+)/[^/]+$", r"(?P<camera>\d)\.png"),
+    ],
+)
+def test_identities_in_names(files, id_regex, camera_regex, tmp_path):
+    """Layouts whose identities are in the files' names or in the innermost folder."""
+    save_all(tmp_path, files)
+    save_all(tmp_path, [name.replace("1", "7") for name in files])
+    flags = ("--dataset", "folder", "--id_regex", id_regex, "--camera_regex", camera_regex)
+    call(prepare.main, "--download_path", tmp_path, *flags)
+    made = tmp_path / "pytorch"
+    assert len(json.loads((made / "identities.json").read_text())["identities"]) >= 2
+    assert len(ids_of(made / "query")) == 1
+
+
+def test_id_regex_mistakes(tmp_path, fails, capsys):
+    save_all(tmp_path / "x", ["0001C1.jpg", "0001C2.jpg", "0002C1.jpg", "0002C2.jpg", "0002C3.jpg"])
+    save_all(tmp_path / "x", ["00-1C1.jpg"])
+    flags = ("--download_path", tmp_path, "--camera_regex", r"C(\d)")
+    fails(*flags, "--id_regex", "(", says=["--id_regex (", "regular expression"])
+    fails(*flags, "--id_regex", "x", says=["--id_regex x", "no group"])
+    fails(*flags, "--id_regex", "(nobody)", says="finds no identity in any")
+    fails(*flags, "--id_regex", "", says="argument --id_regex: is empty; is a variable not set?")
+    capsys.readouterr()
+    call(prepare.main, *flags, "--id_regex", r"/(\d+)C")
+    assert "1 left out: " in (err := capsys.readouterr().err) and "00-1C1.jpg" in err

@@ -20,12 +20,12 @@ from PIL import Image
 import search
 from model import ft_net_dense
 from re_ranking import rerank
-from reid import dataset, gallery, rankings
+from reid import gallery, images, rankings
 from reid.checkpoint import Run
-from reid.dataset import read_image
 from reid.errors import UserError
 from reid.features import Embedder
 from reid.files import write_json
+from reid.images import read_image
 
 pytest.importorskip("faiss")
 
@@ -203,6 +203,83 @@ def test_only_what_is_new_or_changed_is_extracted(tmp_path):
         assert base.execute("SELECT count(*) FROM features").fetchone() == (9,)
 
 
+def found_names(found):
+    return {Path(place.path).name for place in found.search(unit_vectors(1), 100)[0]}
+
+
+def test_a_gallery_that_was_renamed_is_dropped(tmp_path):
+    old, index = crops(tmp_path / "old", 3), tmp_path / "crops.index"
+    other = crops(tmp_path / "other", 2, seed=50)
+    with open_gallery(index) as found:
+        found.update(old, FakeEmbed())
+        found.update(other, FakeEmbed())
+        old.rename(tmp_path / "new")
+        found.update(tmp_path / "new", FakeEmbed())
+        assert found.check_roots() == [f"{old}: gone, its 3 images dropped"]
+        assert found.check_roots() == []
+        assert len(found) == 5
+        paths = [Path(place.path) for place in found.search(unit_vectors(1), 100)[0]]
+        assert len(paths) == 5 and all(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("unmounted", ["empty", "above_empty", "mount_point"])
+def test_a_disk_that_is_away_empties_no_index(unmounted, tmp_path, monkeypatch):
+    """Its images are left out, and are there again when it is."""
+    disk, index = tmp_path / "media" / "disk", tmp_path / "crops.index"
+    folder = crops(disk if unmounted != "above_empty" else disk / "crops", 3)
+    other = crops(tmp_path / "other", 2, seed=50)
+    with open_gallery(index) as found:
+        if unmounted == "mount_point":
+            crops(tmp_path / "media" / "another", 1)
+            monkeypatch.setattr(os.path, "ismount", lambda path: path == str(disk))
+        found.update(folder, FakeEmbed())
+        found.update(other, FakeEmbed())
+        everything = found_names(found)
+    disk.rename(tmp_path / "aside")
+    if unmounted != "mount_point":
+        disk.mkdir()
+    with open_gallery(index) as found:
+        assert found.check_roots() == [f"{folder}: not there now, its 3 images left out"]
+        assert found_names(found) == {path.name for path in other.iterdir()}
+        found.load()
+        assert len(found) == len(found.search(unit_vectors(1), 100)[0]) == 2
+    if disk.exists():
+        disk.rmdir()
+    (tmp_path / "aside").rename(disk)
+    with open_gallery(index) as found:
+        assert found.check_roots() == []
+        assert found_names(found) == everything and len(found) == 5
+
+
+def test_a_file_that_is_gone_is_no_place_in_a_ranking(tmp_path):
+    folder, index = crops(tmp_path / "crops", 3), tmp_path / "crops.index"
+    with open_gallery(index) as found:
+        found.update(folder, FakeEmbed())
+        (folder / "001.png").unlink()
+        places = found.search(unit_vectors(1), 10)[0]
+        assert found.drop_missing(places) == 1
+        assert found_names(found) == {"000.png", "002.png"}
+    with open_gallery(index) as found:
+        assert len(found) == 2
+
+
+def test_renamed_gallery_as_a_user(run, tmp_path, monkeypatch):
+    people(tmp_path / "g")
+    monkeypatch.chdir(tmp_path)
+    query = tmp_path / "g" / "0.png"
+    flags = ("--index", "i", "--model_dir", run.parent, "--name", run.name, *CPU)
+    call(search.main, "--query", query, "--gallery", "g", *flags)
+    (tmp_path / "g").rename(tmp_path / "g2")
+    query = tmp_path / "g2" / "0.png"
+    call(search.main, "--query", query, "--gallery", "g2", *flags, "--json", "o.json")
+    places = json.loads((tmp_path / "o.json").read_text())["queries"][0]["places"]
+    assert len(places) == 5
+    assert all(os.path.exists(place["path"]) for place in places)
+    (tmp_path / "g2" / "1.jpg").unlink()
+    call(search.main, "--query", query, *flags, "--json", "o.json")
+    assert len(json.loads((tmp_path / "o.json").read_text())["queries"][0]["places"]) == 4
+
+
 def test_loaded_features_follow_an_update(tmp_path):
     folder = crops(tmp_path / "crops", 3)
     with open_gallery() as found:
@@ -297,9 +374,9 @@ def test_what_is_no_image_of_the_gallery(tmp_path):
     save_image(folder / "cut.png").write_bytes((folder / "000.png").read_bytes()[:60])
     with open_gallery() as found:
         update = found.update(folder, FakeEmbed())
-        assert (update.extracted, update.skipped) == (2, 4)
+        assert (update.extracted, update.skipped) == (2, 5)
         assert len(update.messages) == gallery.NAMED
-        assert "broken.png: can't be read (No such file or directory)" in update.messages[0]
+        assert "broken.png: can't be read (a broken link)" in update.messages[0]
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
@@ -505,9 +582,12 @@ def test_index_then_search_without_a_folder(flags, run, tmp_path, capsys):
     people(tmp_path / "more")
     call(search.main, *flags, *index, "--gallery", "more", "--top", 12)
     assert len(result()["queries"][0]["places"]) == 12
-    shutil.rmtree(tmp_path / "more")  # its features stay; its pictures are drawn white
+    (tmp_path / "more" / "0.png").unlink()
     call(search.main, *flags, *index, "--top", 12)
-    assert len(result()["queries"][0]["places"]) == 12
+    assert len(result()["queries"][0]["places"]) == 11
+    shutil.rmtree(tmp_path / "more")
+    call(search.main, *flags, *index, "--top", 12)
+    assert result()["queries"] == first
     capsys.readouterr()
     for other in (("--which_layer", "bottleneck"), ("--ms", "1,0.9")):
         assert exit_code(search.main, *flags, *index, *other) == 2
@@ -726,5 +806,5 @@ def test_many_queries_and_places(flags, monkeypatch, capsys):
 
 def test_suffixes_are_known_before_threads_read():
     """Pillow loads its plugins at the first unknown file: not safe from several threads at once."""
-    assert dataset.readable_suffixes()
+    assert images.readable_suffixes()
     assert Image._initialized >= 2

@@ -67,7 +67,9 @@ def unbroken(prepared, tmp_path):
 
 def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
     """Killed again and again, half of the times while something is being written."""
-    rng = random.Random()  # other moments each time the tests run
+    seed = random.randrange(2**32)  # other moments each time the tests run
+    print(f"seed {seed}")  # shown where the test fails
+    rng = random.Random(seed)
     run = tmp_path / "killed"
     for attempt in range(6):
         resume = ["--resume"] if (run / "opts.json").exists() else []
@@ -75,7 +77,7 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
         process.stdout.readline()  # it has begun
         deadline = time.monotonic() + rng.uniform(0, 2)
         while process.poll() is None:
-            half_written = attempt % 2 and any(run.glob(".[0-9]*"))
+            half_written = attempt % 2 and any(run.glob(".*.partial"))
             if half_written or (not attempt % 2 and time.monotonic() > deadline):
                 process.kill()
             time.sleep(0.001)
@@ -85,6 +87,25 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
     words = flags(prepared, tmp_path, "killed", "--epochs", EPOCHS)
     call(train_baseline.main, *words, *(["--resume"] if (run / "opts.json").exists() else []))
     assert_same(run, unbroken)
+
+
+def test_a_run_belongs_to_one_process(prepared, tmp_path):
+    """A second one of the same name, with or without --resume, ends and leaves it alone."""
+    words = flags(prepared, tmp_path, "same", "--epochs", 1000)
+    first = start(*words)
+    first.stdout.readline()  # it has begun
+    for more in ((), ("--resume",), ("--lr", "nan"), ("--data_dir", tmp_path)):
+        second = start(*words, *more)
+        out, err = second.communicate(timeout=60)
+        assert second.returncode == 2, out
+        assert len(err.splitlines()) == 1
+        if "--resume" in more or not more:
+            assert f"same: another process is writing it (process {first.pid} on " in err
+    assert first.poll() is None
+    first.terminate()
+    first.communicate(timeout=60)
+    assert (tmp_path / "same" / "opts.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"market", "same"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

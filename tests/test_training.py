@@ -3,17 +3,20 @@
 import argparse
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import call, save_image
+from conftest import ROOT, call, save_image
 from PIL import Image
 
 import train_baseline
 import train_lsro
-from model import ft_net
-from reid import optimiser
+from model import ft_net, ft_net_dense
+from reid import engine, optimiser
 from reid.checkpoint import Run
 from reid.errors import UserError
 
@@ -94,11 +97,114 @@ def test_resumed_run_is_bit_identical(prepared, tmp_path):
 def test_resume_refuses_other_options_and_a_run_is_never_overwritten(prepared, tmp_path):
     run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
     before = weights(run)
-    with pytest.raises(UserError, match=r"was started with --lr 0\.05, not 0\.1"):
-        train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--lr", 0.1)
+    with pytest.raises(UserError, match=r"was started with --lr_step 40, not 9"):
+        train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--lr_step", 9)
     with pytest.raises(UserError, match="holds a run already"):
         train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
     assert equal(before, weights(run))
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_resume_starts_a_run_that_is_not_there_yet(prepared, tmp_path, capsys):
+    """A scheduler repeats one command."""
+    flags = (train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 1)
+    run = train(*flags)
+    assert "there is no run in" in capsys.readouterr().out
+    train(*flags)
+    assert len(log_of(run)) == 1
+
+
+def test_learning_rate_may_change_on_resume(prepared, tmp_path, capsys):
+    train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    run = train(
+        train_baseline.main, prepared, tmp_path, "r", "--epochs", 2, "--resume", "--lr", 0.01
+    )
+    assert "--lr: 0.05 up to epoch 1, 0.01 from there on" in capsys.readouterr().out
+    assert [line["lr"] for line in log_of(run)] == [0.05, 0.01]
+    groups = torch.load(run / "state.pth", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == pytest.approx([0.002, 0.01])
+
+
+def test_what_a_path_leads_to_decides_on_resume(prepared, tmp_path):
+    """The data, the runs, the weights to start from may lie elsewhere by now."""
+    start = tmp_path / "start.pth"
+    torch.save(ft_net_dense(3).state_dict(), start)
+    flags = ("--pretrained", start, "--epochs")
+    train(train_baseline.main, prepared, tmp_path / "a", "r", *flags, 1)
+    moved, start = prepared.rename(tmp_path / "moved"), start.rename(tmp_path / "other.pth")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b" / "r").rename(tmp_path / "b" / "s")
+    again = (train_baseline.main, f"{moved}/", tmp_path / "b", "s", "--resume", "--epochs", 2)
+    run = train(*again, "--pretrained", start)
+    assert len(log_of(run)) == 2
+    torch.save(ft_net_dense(3).state_dict(), start)
+    with pytest.raises(UserError, match="began with other --pretrained weights"):
+        train(*again, "--pretrained", start)
+    with pytest.raises(UserError, match=r"was started with --pretrained .*, not none"):
+        train(*again)
+
+
+def test_another_number_of_threads_is_said(prepared, tmp_path, capsys):
+    """On a CPU sums, and so the last bits, depend on it."""
+    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+    opts = json.loads((run / "opts.json").read_text())
+    assert opts["threads"] == torch.get_num_threads()
+    (run / "opts.json").write_text(json.dumps(opts | {"threads": 99}))
+    train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1, "--resume")
+    assert "threads, not 99: the last bits differ" in capsys.readouterr().out
+
+
+def test_frozen_backbone(prepared, tmp_path):
+    """At first the head alone is trained; neither weights nor batch norm of the backbone move."""
+    torch.manual_seed(3)  # as the script seeds it
+    start = ft_net_dense(3).state_dict()
+    flags = ("--epochs", 2, "--freeze_epochs", 1, "--save_every", 1)
+    run = train(train_baseline.main, prepared, tmp_path, "r", *flags)
+    first, second = weights(run, 1), weights(run, 2)
+    for name, value in start.items():
+        same = torch.equal(value, first[name])
+        assert same == (not optimiser.is_head(name)), name
+    moved = [name for name in start if not torch.equal(first[name], second[name])]
+    assert "model.features.conv0.weight" in moved
+    assert "model.features.norm0.running_mean" in moved
+
+
+def test_best_epoch_compares_like_with_like():
+    """Generated images count in the training loss from some epoch on, and raise it."""
+    losses = [(1, 3.0, False), (2, 1.0, False), (3, 2.5, True), (4, 2.0, True), (5, 2.2, True)]
+    history = [
+        {"epoch": epoch, "train_loss": loss, "with_generated": counts}
+        for epoch, loss, counts in losses
+    ]
+    assert [engine.best_epoch(history[:n]) for n in range(1, 6)] == [1, 2, 3, 4, 4]
+    for line in history:  # what is validated is the same in all epochs
+        line |= {"val_loss": line["train_loss"], "val_top1err": 0.5}
+    assert engine.best_epoch(history) == 2
+
+
+def test_the_commit_is_this_codes(tmp_path, monkeypatch):
+    """An archive that is unpacked in another project's checkout has none."""
+    shutil.copytree(ROOT / "reid", tmp_path / "code" / "reid")
+
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "another project")
+    code = "from reid.provenance import git_commit; print(git_commit())"
+
+    def commit():
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, cwd=tmp_path / "code", capture_output=True, text=True).stdout
+
+    assert commit() == "None\n"
+    git("add", ".")
+    git("commit", "-q", "-m", "it is in there")
+    assert "'dirty': False" in commit()
 
 
 def test_resume_refuses_another_script_or_other_images(prepared, tmp_path):
@@ -108,8 +214,10 @@ def test_resume_refuses_another_script_or_other_images(prepared, tmp_path):
     next((prepared / "train_new").glob("*/*.jpg")).unlink()
     with pytest.raises(UserError, match="was trained on other images"):
         train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 2)
-    with pytest.raises(UserError, match="none holds no run to go on with"):
-        train(train_baseline.main, prepared, tmp_path, "none", "--resume")
+    (tmp_path / "original").mkdir()  # has weights and no state
+    (tmp_path / "original" / "net_last.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="original holds no run to go on with"):
+        train(train_baseline.main, prepared, tmp_path, "original", "--resume")
 
 
 def test_a_run_killed_while_its_first_epoch_is_saved_can_be_started_again(
@@ -125,7 +233,7 @@ def test_a_run_killed_while_its_first_epoch_is_saved_can_be_started_again(
     assert not (tmp_path / "r").exists()
     (tmp_path / "r").mkdir()  # and what a kill, which runs no clean-up, leaves
     (tmp_path / "r" / "opts.json").write_text("{}")
-    (tmp_path / "r" / ".123.state.pth").write_bytes(b"half")
+    (tmp_path / "r" / ".state.pth.partial").write_bytes(b"half")
     run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
     assert (run / "state.pth").exists()
 

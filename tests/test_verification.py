@@ -1,6 +1,8 @@
 """Thresholds for "same person": rates against plain counting, what is stored, who uses it."""
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -67,14 +69,20 @@ def test_pairs_that_are_all_alike():
         verification.threshold_at(0.5, people, people)
 
 
+WEIGHTS = hashlib.sha256(b"weights").hexdigest()
+
+
 @pytest.fixture
 def written(tmp_path):
     """A .mat file as test.py writes it, and its run folder."""
-    run = tmp_path / "run"
-    run.mkdir()
-    source = {"run": str(run), "split": "val", "weights_sha256": "ab", "scales": [1.0]}
-    save_mat(tmp_path / "val.mat", random_sets()._replace(source=source))
-    return tmp_path / "val.mat", run
+    run = tmp_path / "project" / "model" / "run"
+    run.mkdir(parents=True)
+    (run / "net_last.pth").write_bytes(b"weights")
+    source = {"run": str(run), "run_from_mat": "model/run", "split": "val"}
+    source |= {"weights_sha256": WEIGHTS, "scales": [1.0]}
+    mat = tmp_path / "project" / "val.mat"
+    save_mat(mat, random_sets()._replace(source=source))
+    return mat, run
 
 
 def test_calibrate(written, capsys):
@@ -85,7 +93,7 @@ def test_calibrate(written, capsys):
     assert f"threshold {stored['threshold']:.4f}: false-match rate" in out
     assert "people that the network was trained on" in out
     assert 0 < stored["false_match_rate"] <= 0.11
-    assert stored["made_by"] == {"weights_sha256": "ab", "scales": [1.0]}
+    assert stored["made_by"] == {"weights_sha256": WEIGHTS, "scales": [1.0]}
     assert (stored["asked_rate"], stored["mat"], stored["queries"]) == (0.1, str(mat), "val")
     assert "git" in stored
     # Scoring says the rates at the stored threshold, too; also of other pairs of this network.
@@ -101,6 +109,35 @@ def test_calibrate(written, capsys):
     assert "threshold" not in capsys.readouterr().out
 
 
+def test_calibrate_writes_into_the_project_that_it_is_run_in(written, tmp_path):
+    """A copied project's run folder is its own; so is a moved one's."""
+    _, run = written
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "project", copy)
+    call(evaluate.main, copy / "val.mat", "--calibrate", 0.1)
+    assert (copy / "model" / "run" / "threshold.json").exists()
+    assert not (run / "threshold.json").exists()
+    moved = (tmp_path / "project").rename(tmp_path / "moved")
+    call(evaluate.main, moved / "val.mat", "--calibrate", 0.1)
+    assert (moved / "model" / "run" / "threshold.json").exists()
+    # The file alone was moved: the run is where it was. Beside a run: it is of that one.
+    away = (moved / "val.mat").rename(tmp_path / "val.mat")
+    moved.rename(tmp_path / "project")
+    call(evaluate.main, away, "--calibrate", 0.2)
+    assert json.loads((run / "threshold.json").read_text())["asked_rate"] == 0.2
+    beside = away.rename(copy / "model" / "run" / "val.mat")
+    call(evaluate.main, beside, "--calibrate", 0.3)
+    stored = json.loads((copy / "model" / "run" / "threshold.json").read_text())
+    assert stored["asked_rate"] == 0.3
+
+
+def test_a_run_that_has_other_weights_by_now(written, capsys):
+    mat, run = written
+    (run / "net_last.pth").write_bytes(b"of a later epoch")
+    assert exit_code(evaluate.main, mat, "--calibrate", 0.1) == 2
+    assert "is gone or has other weights by now" in capsys.readouterr().err
+
+
 def test_calibrate_mistakes(written, tmp_path, capsys):
     mat, run = written
     save_mat(tmp_path / "other.mat", TestSets(*random_sets()[:2]))
@@ -111,7 +148,7 @@ def test_calibrate_mistakes(written, tmp_path, capsys):
         ((mat, "--calibrate", 0.1, "--json", run / "r.json"), "--json: goes with scores"),
         ((mat, "--calibrate", 1), "--calibrate"),
         ((tmp_path / "other.mat", "--calibrate", 0.1), "other.mat: doesn't say which run made it"),
-        ((mat,), "threshold.json: can't be read"),
+        ((mat,), "threshold.json: not valid JSON"),
     ]:
         capsys.readouterr()
         assert exit_code(evaluate.main, *flags) == 2
