@@ -8,14 +8,15 @@ KERAS_BACKEND=torch python main.py ... computes with PyTorch instead of TensorFl
 """
 
 import importlib.util
-import json
 import os
-import sys
 from pathlib import Path
 
 import checkpoint
+import sampling
+import training
 import utils
-from utils import fail
+from errors import UserError, run
+from files import check_writable, locked, read_json
 
 # Edit these, or pass the flag of the same name.
 DATASET = "market"  # a folder under DATA_DIR, or the path of one
@@ -59,38 +60,39 @@ def get_parser() -> utils.Parser:
         default = None if name in remembered else default  # None: left to settle()
         group.add_argument(f"--{name}", type=kind, default=default, help=text, **kwargs)
 
-    count = utils.at_least(1)
+    count, size = utils.whole(1), utils.whole(1, bits=16)  # of products of sizes, 64 bits hold all
     group = parser.add_argument_group("what to do")
     add("train", utils.boolean, "train, going on from the last checkpoint if there is one", False)
     add("options", int, OPTIONS, choices=range(6))
     add("sample_size", count, "how many images --options 0 and 5 make", 64)
     add("which", str, "generate from the last checkpoint, or from the last one before the samples "
         "became too much alike", "last", choices=["last", "healthy"])  # fmt: skip
-    add("seed", utils.at_least(0), "the same seed gives the same order, noise and images")
+    add("seed", utils.whole(0, bits=32), "the same seed gives the same order, noise and images")
     group = parser.add_argument_group("where")
-    add("dataset", str, "folder of images, one level of folders included: its path, or its name "
-        "under --data_dir", DATASET)  # fmt: skip
-    add("data_dir", str, "where datasets are looked up by name", DATA_DIR)
+    add("dataset", utils.path, "folder of images, one level of folders included: its path, or its "
+        "name under --data_dir", DATASET)  # fmt: skip
+    add("data_dir", utils.path, "where datasets are looked up by name", DATA_DIR)
     add("input_fname_pattern", str, "which files to take, upper or lower case")
     add("train_size", count, "train on this many images, picked by --seed (default: all)")
-    add("output_path", str, "folder for the single images of --options 5", OUTPUT_PATH)
-    add("checkpoint_dir", str, "a run lives in <checkpoint_dir>/<dataset's name>", CHECKPOINT_DIR)
-    add("sample_dir", str, "folder for grids and GIFs", SAMPLE_DIR)
+    add("output_path", utils.path, "folder for the single images of --options 5", OUTPUT_PATH)
+    add("checkpoint_dir", utils.path, "a run lives in <checkpoint_dir>/<dataset's name>",
+        CHECKPOINT_DIR)  # fmt: skip
+    add("sample_dir", utils.path, "folder for grids and GIFs", SAMPLE_DIR)
     group = parser.add_argument_group("network")
-    add("output_height", count, "height of the images it makes, a multiple of 16")
-    add("output_width", count, "their width, likewise (default: the height)")
-    add("z_dim", count, "length of the noise vector")
-    add("gf_dim", count, "filters of the generator next to the image; fewer are faster")
-    add("df_dim", count, "filters of the discriminator next to the image")
+    add("output_height", size, "height of the images it makes, a multiple of 16")
+    add("output_width", size, "their width, likewise (default: the height)")
+    add("z_dim", size, "length of the noise vector")
+    add("gf_dim", size, "filters of the generator next to the image; fewer are faster")
+    add("df_dim", size, "filters of the discriminator next to the image")
     add("spectral_norm", utils.boolean, "normalise the discriminator's kernels by their largest "
         "singular value, in place of batch norm (Miyato et al. 2018)")  # fmt: skip
-    add("ema", float, "images are made with a running average of the generator's weights that has "
-        "this decay (Yazici et al. 2019); 0: with the newest weights")  # fmt: skip
+    add("ema", utils.finite, "images are made with a running average of the generator's weights "
+        "that has this decay (Yazici et al. 2019); 0: with the newest weights")  # fmt: skip
     group = parser.add_argument_group("training")
     add("epoch", count, "epochs in all, those of earlier calls included", 25)
     add("batch_size", count, "images a step; fewer if the dataset is smaller")
-    add("learning_rate", float, "of Adam")
-    add("beta1", float, "of Adam")
+    add("learning_rate", utils.finite, "of Adam")
+    add("beta1", utils.finite, "of Adam")
     add("augment", policy, "vary what the discriminator sees, for small datasets (Zhao et al. "
         f"2020): some of {','.join(AUGMENT)}, with commas, or none")  # fmt: skip
     add("precision", str, "arithmetic of training; auto: bf16 where the hardware multiplies in "
@@ -100,8 +102,8 @@ def get_parser() -> utils.Parser:
         "CPU cores it was many times slower", False)  # fmt: skip
     add("crop", utils.boolean, "take the middle --input_height x --input_width of each image and "
         "scale that, not the whole image")  # fmt: skip
-    add("input_height", count, "height of the middle that --crop takes")
-    add("input_width", count, "its width (default: the height)")
+    add("input_height", size, "height of the middle that --crop takes")
+    add("input_width", size, "its width (default: the height)")
     add("save_every", count, "epochs between checkpoints and sample grids; the end has both", 5)
     return parser
 
@@ -114,31 +116,23 @@ def policy(text: str) -> str:
     return text
 
 
-def settle(args, run: Path) -> dict:
+def settle(args, folder: Path) -> dict:
     """Fill the open flags from the run's options.json, else from the defaults above.
 
-    Returns what options.json holds, {} for a new run. Values that the checkpoint in `run` cannot
-    take are an error. Looks at files only: no TensorFlow yet.
+    Returns what options.json holds, {} for a new run. Values that the checkpoint in `folder`
+    cannot take are an error. Looks at files only: no TensorFlow yet.
     """
-    stored = {}
-    if checkpoint.numbered(run):
-        try:
-            stored = json.loads((run / "options.json").read_text())
-            _ = [stored[key] for key in [*NETWORK, *TRAINING, "fingerprint", "images", "folder"]]
-        except (OSError, ValueError, KeyError, TypeError) as problem:
-            fail(
-                f"--checkpoint_dir: {run} has a checkpoint but no usable options.json "
-                f"({problem}); delete the folder or name another"
-            )
-    elif not args.train:
-        fail(f"--checkpoint_dir: no checkpoint in {run}; train first (--train) or name its folder")
+    if not args.train:
+        checkpoint.find(folder, args.which)
+    begun = not args.train or checkpoint.numbered(folder)
+    stored = read_options(folder / "options.json") if begun else {}
     fixed = {*NETWORK, *(SAME_IMAGES if args.train else ())}
     for key, default in (NETWORK | TRAINING).items():
         given = getattr(args, key)
         if stored and given is not None and key in fixed and given != stored[key]:
-            fail(
-                f"--{key} {given}: the checkpoint in {run} has {stored[key]}; leave the flag out, "
-                "or name another --checkpoint_dir"
+            raise UserError(
+                f"--{key} {given}: the checkpoint in {folder} has {stored[key]}; leave the flag "
+                "out, or name another --checkpoint_dir"
             )
         if given is None:
             setattr(args, key, stored.get(key, default))
@@ -148,9 +142,26 @@ def settle(args, run: Path) -> dict:
         size = getattr(args, key)
         if size % 16:
             near = ", ".join(str(n) for n in (size // 16 * 16, size // 16 * 16 + 16) if n)
-            fail(f"--{key} {size}: heights and widths must be multiples of 16 (near it: {near})")
+            raise UserError(
+                f"--{key} {size}: heights and widths must be multiples of 16 (near it: {near})"
+            )
     if not (args.learning_rate > 0 and 0 <= args.beta1 < 1 and 0 <= args.ema < 1):
-        fail("--learning_rate must be above 0, --beta1 and --ema from 0 to below 1")
+        raise UserError("--learning_rate must be above 0, --beta1 and --ema from 0 to below 1")
+    return stored
+
+
+def read_options(path: Path) -> dict:
+    """A run's options.json, each setting of a type and value that its flag takes."""
+    defaults = NETWORK | TRAINING
+    types = {key: int if value is None else type(value) for key, value in defaults.items()}
+    types |= {"train_size": int | None, "fingerprint": str, "images": int, "folder": str}
+    advice = "delete the run's folder or name another --checkpoint_dir"
+    stored = read_json(path, advice, **types)
+    flags = [f"--{key}={stored[key]}" for key in defaults if stored[key] is not None]
+    try:
+        get_parser().parse_args(flags)
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {advice}") from error
     return stored
 
 
@@ -163,13 +174,19 @@ def find_dataset(args) -> Path:
 def start_backend() -> str:
     """Import Keras and its backend, which takes seconds; returns "CPU" or "GPU"."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # Keras would take image layout and float type from the keras.json in the user's home, and make
+    # one where there is none. The same command is to do the same for everyone: below this path,
+    # which is no folder, nothing can be read or made.
+    os.environ["KERAS_HOME"] = os.devnull
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend not in ("tensorflow", "torch"):
-        fail(f"KERAS_BACKEND={backend}: only tensorflow and torch have a training step here")
+        raise UserError(f"KERAS_BACKEND={backend}: only tensorflow and torch are supported here")
     for package in (backend, "keras"):
         if importlib.util.find_spec(package) is None:
-            fail(f"{package} is not installed: pip install {package}, or set KERAS_BACKEND to "
-                 "tensorflow or torch, whichever is there")  # fmt: skip
+            raise UserError(
+                f"{package} is not installed: pip install {package}, or set KERAS_BACKEND to "
+                "tensorflow or torch, whichever is there"
+            )
     with utils.silence():
         import keras  # noqa: F401
 
@@ -202,18 +219,20 @@ def build(args, precision: str):
         )
 
 
-def restore(gan, path: Path, generator_only: bool = False) -> None:
-    """Give `gan` the state in a checkpoint."""
+def restore(gan, path: Path, generator_only: bool = False) -> str:
+    """Give `gan` the state in a checkpoint; returns the SHA-256 of the file."""
+    arrays, digest = checkpoint.load(path)
     try:
-        gan.set_state(checkpoint.load(path), generator_only)
-    except (KeyError, ValueError) as problem:
-        fail(f"--checkpoint_dir: {path} is of another network ({problem}); name another folder")
+        gan.set_state(arrays, generator_only)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"--checkpoint_dir: {path} is of another network ({error}); name another folder"
+        ) from error
+    return digest
 
 
-def train(args, stored: dict, run: Path) -> None:
+def train(args, stored: dict, folder: Path) -> None:
     """What --train asks for."""
-    import training
-
     dataset = find_dataset(args)
     images, fingerprint = training.load_data(dataset, args, stored)
     if len(images) < args.batch_size:
@@ -224,33 +243,29 @@ def train(args, stored: dict, run: Path) -> None:
         args.precision = "bf16" if utils.computes_bf16(device) else "fp32"
     gan = build(args, args.precision)
     if stored:
-        restore(gan, checkpoint.numbered(run)[-1])
+        restore(gan, checkpoint.numbered(folder)[-1])
     first = gan.epochs + 1
     if first > args.epoch:
-        print(f"train: nothing to do, {run} has {gan.epochs} epochs and --epoch is {args.epoch}")
+        print(f"train: nothing to do, {folder} has {gan.epochs} epochs, --epoch is {args.epoch}")
         return
     print(
         f"train: {len(images)} images as {args.output_height}x{args.output_width}, epochs "
         f"{first}..{args.epoch}, batch {args.batch_size}, generator "
         f"{gan.generator.count_params():,} parameters, discriminator "
         f"{gan.discriminator.count_params():,}, {gan.backend}, {device}, {args.precision}, "
-        f"run in {run}",
+        f"run in {folder}",
         flush=True,
     )
     options = {key: getattr(args, key) for key in [*NETWORK, *TRAINING]}
     options |= {"folder": str(dataset.resolve()), "images": len(images)}
     options |= {"fingerprint": fingerprint, "backend": gan.backend, "command": utils.command_line()}
-    log = training.start_log(run, options, first)
-    training.train(gan, images, args, run, log)
+    log = training.start_log(folder, options, first)
+    training.train(gan, images, args, folder, log)
 
 
-def generate(args, stored: dict, run: Path) -> None:
+def generate(args, stored: dict, folder: Path) -> None:
     """What --options asks for."""
-    import sampling
-
-    path = run / checkpoint.HEALTHY if args.which == "healthy" else checkpoint.numbered(run)[-1]
-    if not path.is_file():
-        fail(f"--which healthy: there is no {path}; the samples never were varied enough")
+    path = checkpoint.find(folder, args.which)
     single, n = args.options == 5, args.sample_size
     what = {0: f"a grid of {n} images", 1: "grids", 2: "GIFs", 3: "GIFs", 4: "a GIF of all sweeps"}
     what = what.get(args.options, f"{n} single images")
@@ -262,11 +277,11 @@ def generate(args, stored: dict, run: Path) -> None:
     )
     start_backend()
     gan = build(args, "fp32")
-    restore(gan, path, generator_only=True)
+    digest = restore(gan, path, generator_only=True)
     if single:
         about = {
             "checkpoint": str(path.resolve()),
-            "checkpoint_sha256": checkpoint.sha256(path),
+            "checkpoint_sha256": digest,
             "epochs": gan.epochs,
             "trained_on": stored.get("folder", str(find_dataset(args).resolve())),
         }
@@ -275,32 +290,37 @@ def generate(args, stored: dict, run: Path) -> None:
         sampling.visualize(gan, args.options, Path(args.sample_dir), n, args.seed)
 
 
+def check_outputs(args) -> None:
+    """Raise UserError where what is asked for can't be written."""
+    if args.options == 5:
+        check_writable(Path(args.output_path), "--output_path", new=True)
+    if args.train or args.options in range(5):
+        check_writable(Path(args.sample_dir), "--sample_dir")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Check everything that can be checked without TensorFlow, then train and/or generate."""
     args = get_parser().parse_args(argv)
     if not args.train and args.options is None:
-        fail("nothing to do: pass --train to train, --options 0..5 to generate, or both")
+        raise UserError("nothing to do: pass --train to train, --options 0..5 to generate, or both")
     if args.xla and os.environ.get("KERAS_BACKEND") == "torch":
-        fail("--xla: only TensorFlow has it; leave the flag out")
-    try:
-        run = Path(args.checkpoint_dir) / find_dataset(args).resolve().name
-        stored = settle(args, run)
-        if args.train:
-            utils.check_writable(run, "--checkpoint_dir")
-        if args.options == 5:
-            utils.check_writable(Path(args.output_path), "--output_path", new=True)
-        if args.train or args.options in range(5):
-            utils.check_writable(Path(args.sample_dir), "--sample_dir")
-        if args.train:
-            train(args, stored, run)
-        if args.options is not None:
-            generate(args, stored, run)
-    except OSError as problem:  # a disk that fills up, a folder taken away
-        fail(problem)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise UserError("--xla: only TensorFlow has it; leave the flag out")
+    dataset = find_dataset(args)
+    folder = Path(args.checkpoint_dir) / dataset.resolve().name
+    if args.train:
+        check_writable(folder, "--checkpoint_dir")
+        with locked(folder):
+            stored = settle(args, folder)
+            check_outputs(args)
+            train(args, stored, folder)
+    else:
+        stored = settle(args, folder)
+        check_outputs(args)
+        if dataset.is_dir():  # a checkpoint may have been taken away from its images
+            training.check_trained_on(dataset, stored, folder)
+    if args.options is not None:
+        generate(args, stored, folder)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

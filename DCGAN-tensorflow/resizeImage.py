@@ -4,11 +4,11 @@
         --output_path ../data/Market-1501-v15.09.15/pytorch/train_new/gen_0000
 """
 
-import json
-import sys
 from pathlib import Path
 
 import utils
+from errors import UserError, run
+from files import check_writable, new_folder, read_json, write_json
 
 # Edit these, or pass the flag of the same name.
 INPUT_PATH = "./generated"
@@ -21,13 +21,13 @@ QUALITY = 95
 def get_parser() -> utils.Parser:
     """All flags with their defaults."""
     p = utils.Parser(description=__doc__.split("\n")[0])
-    size = utils.at_least(1)
+    size = utils.whole(1, bits=16)  # JPEGs have no more pixels
     for name, default, kind, text in (
-        ("input_path", INPUT_PATH, str, "folder of generated images"),
+        ("input_path", INPUT_PATH, utils.path, "folder of generated images"),
         (
             "output_path",
             OUTPUT_PATH,
-            str,
+            utils.path,
             "folder to make, empty or new; this is where train_lsro.py looks",
         ),
         ("width", WIDTH, size, "in pixels"),
@@ -45,45 +45,37 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = get_parser().parse_args(argv)
     if args.quality > 100:
-        utils.fail(f"--quality: from 1 to 100, not {args.quality}")
+        raise UserError(f"--quality: from 1 to 100, not {args.quality}")
     output = Path(args.output_path)
-    paths = utils.find_images(Path(args.input_path), flag="--input_path")
+    paths = utils.find_images(Path(args.input_path), "--input_path")
     stems = {}
     for path in paths:
         if stems.setdefault(path.stem, path) != path:
-            utils.fail(
+            raise UserError(
                 f"--input_path: {stems[path.stem]} and {path} would both become "
                 f"{path.stem}.jpg; rename one"
             )
-    utils.check_writable(output, "--output_path", new=True)
-    try:
-        with utils.new_folder(output) as folder:
+    check_writable(output, "--output_path", new=True)
+    manifest = describe(args, len(paths))
+    with new_folder(output) as folder:
 
-            def resize(path: Path) -> None:
-                image = utils.read_image(path, args.height, args.width)
-                image.save(folder / f"{path.stem}.jpg", quality=args.quality)
+        def resize(path: Path) -> None:
+            image = utils.read_resized(path, args.height, args.width)
+            target = folder / f"{path.stem}.jpg"
+            utils.write_image(target, image, "JPEG", quality=args.quality)
 
-            utils.in_threads(resize, paths, "resizing")
-            write_manifest(args, folder, len(paths))
-    except OSError as problem:
-        utils.fail(problem)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        utils.in_threads(resize, paths, "resizing")
+        write_json(folder / utils.MANIFEST, manifest)
     print(f"{len(paths)} images of {args.width}x{args.height} in {output}")
 
 
-def write_manifest(args, folder: Path, count: int) -> None:
-    """Say in `folder` what these images are: what main.py said of them, and what was done here."""
+def describe(args, count: int) -> dict:
+    """The manifest of these images: what main.py said of them, and what is done here."""
     source = Path(args.input_path) / utils.MANIFEST
-    try:
-        generated = json.loads(source.read_text()) if source.exists() else None
-    except ValueError as problem:
-        utils.fail(f"--input_path: {source} is no JSON ({problem}); delete it")
+    generated = read_json(source, "delete it") if source.exists() else None
     sizes = {"count": count, "height": args.height, "width": args.width, "quality": args.quality}
-    manifest = sizes | {"command": utils.command_line(), "generated": generated}
-    (folder / utils.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return sizes | {"command": utils.command_line(), "generated": generated}
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,12 +1,13 @@
 """Images and pictures from a trained generator: all that --options asks for."""
 
-import json
 import math
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import utils
+from files import new_folder, write_json
+from PIL import Image
 from tqdm import tqdm
 
 STEPS = 8  # images from z = -1 to z = 1 in a sweep
@@ -32,19 +33,19 @@ def write_singles(gan, n: int, seed: int, output: Path, about: dict) -> None:
     }
     with (
         tqdm(total=n, desc="generating", unit="image", disable=None) as bar,
-        utils.new_folder(output) as folder,
+        new_folder(output) as folder,
     ):
         for start in range(0, n, 64):
             made = gan.generate(gan.noise(min(64, n - start), rng))
             for i, image in enumerate(made, start):
-                utils.save_png(folder / f"gen_{i:0{digits}d}.png", image)
+                target = folder / f"gen_{i:0{digits}d}.png"
+                utils.write_image(target, Image.fromarray(image), "PNG")
             bar.update(len(made))
-        (folder / utils.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(folder / utils.MANIFEST, manifest)
 
 
 def visualize(gan, option: int, folder: Path, n: int, seed: int) -> None:
     """The pictures of --options 0..4 (see main.py --help) in `folder`, n images for option 0."""
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     if option == 0:
         utils.save_png(folder / "grid.png", utils.grid(gan.generate(gan.noise(n, rng)), square(n)))

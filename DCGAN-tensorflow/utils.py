@@ -1,4 +1,8 @@
-"""Images in and out for the DCGAN scripts, grids, GIFs, and one way to report an error.
+"""Flags, images in and out for the DCGAN scripts, grids and GIFs.
+
+This folder shares no code with the scripts one folder up: it imports none of theirs, and they
+import none of its. Either can be taken alone, only files pass between them, and neither needs what
+the other has installed. What both need (images.py, errors.py, files.py) is here a second time.
 
 Imports no TensorFlow, so that `resizeImage.py`, `--help` and argument errors are quick.
 Images are numpy arrays `[N, H, W, 3]`, uint8 (0..255) outside the networks and float32 in
@@ -7,10 +11,10 @@ Images are numpy arrays `[N, H, W, 3]`, uint8 (0..255) outside the networks and 
 
 import argparse
 import fnmatch
+import io
+import math
 import os
 import shlex
-import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,26 +24,18 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from errors import UserError
+from files import replacing
+from images import is_hidden, is_image, read_image
 from PIL import Image
 from tqdm import tqdm
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images; more go to a file on disk
 MANIFEST = "manifest.json"  # beside single images: where they come from
 THREADS = min(8, os.cpu_count() or 1)
 
 
-# ---- arguments and errors ----------------------------------------------------------------------
-
-
-def fail(message: object) -> NoReturn:
-    """Print `error: <message>` as one line on stderr and exit with code 2."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(2)
-
-
-class BadImage(Exception):
-    """A file that can't be decoded; the message names it."""
+# ---- arguments ---------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +45,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        fail(f"{message} (see --help)")
+        raise UserError(f"{message} (see --help)")
+
+    def print_help(self, file=None) -> None:
+        print(
+            self.format_help(), end="", flush=True
+        )  # argparse would drop the error of a full disk
 
 
 def boolean(text: str) -> bool:
@@ -61,29 +62,33 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
 
 
-def at_least(low: int):
-    """An argparse type: an integer of `low` or more."""
+def whole(low: int, bits: int = 31):
+    """An argparse type: an integer of `low` or more, but under 2^`bits`."""
 
     def integer(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"must be {low} or more, not {value}")
+        if value >= 2**bits:
+            raise argparse.ArgumentTypeError(f"{value} is not under 2^{bits}")
         return value
 
     return integer
 
 
-@contextmanager
-def postponed_interrupts() -> Iterator[list]:
-    """Ctrl-C and a cluster's SIGTERM only fill the list: the loop inside ends between two steps."""
-    caught = []
-    signals = signal.SIGINT, signal.SIGTERM
-    before = [signal.signal(s, lambda number, frame: caught.append(number)) for s in signals]
-    try:
-        yield caught
-    finally:
-        for s, handler in zip(signals, before, strict=True):
-            signal.signal(s, handler)
+def finite(text: str) -> float:
+    """An argparse type: a number that is no NaN and not infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {value}")
+    return value
+
+
+def path(text: str) -> str:
+    """An argparse type: a path or a name, not empty (which would be the current folder)."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 @contextmanager
@@ -118,47 +123,46 @@ def computes_bf16(device: str) -> bool:
         details = tf.config.experimental.get_device_details(gpu)
         return details.get("compute_capability", (0, 0)) >= (8, 0)
     cpu = Path("/proc/cpuinfo")  # elsewhere than on Linux it can't be told: no
-    return cpu.exists() and any(word in cpu.read_text() for word in ("avx512_bf16", "amx_bf16"))
+    return cpu.exists() and any(word in cpu.read_bytes() for word in (b"avx512_bf16", b"amx_bf16"))
 
 
 # ---- images in ---------------------------------------------------------------------------------
 
 
-def find_images(folder: Path, pattern: str = "*", flag: str = "--dataset") -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """Sorted images in `folder` and one level of folders below it.
 
-    `pattern` is matched against file names, whatever their case. Folders called `gen_*` hold
-    generated images (gen_0000) and are passed over: a GAN must not train on its own output.
-    `flag` is the flag that the error message names.
+    Folders called `gen_*` hold generated images (gen_0000) and are passed over: a GAN must not
+    train on its own output.
     """
+    below = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("gen_")]
+    places = [folder, *(d for d in below if not is_hidden(d.name))]
+    files = (file for place in places for file in place.iterdir())
+    return sorted(file for file in files if is_image(file) and not file.is_dir())
+
+
+def find_images(folder: Path, flag: str) -> list[Path]:
+    """As `list_images`. Raises UserError, which names `flag`, where there are none."""
     if not folder.is_dir():
-        fail(f"{flag}: there is no folder {folder}")
-    below = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith(("gen_", "."))]
-    files = (file for place in [folder, *below] for file in place.iterdir())
-    images = [file for file in files if file.suffix.lower() in SUFFIXES]
+        raise UserError(f"{flag}: there is no folder {folder}")
+    images = list_images(folder)
     if not images:
-        fail(f"{flag}: no jpg, jpeg, png or bmp image in {folder} or one level below it")
-    matching = [file for file in images if fnmatch.fnmatch(file.name.lower(), pattern.lower())]
-    if not matching:
-        fail(
-            f"--input_fname_pattern: none of the {len(images)} images in {folder} has a name "
-            f"like {pattern!r}"
-        )
-    return sorted(matching)
+        raise UserError(f"{flag}: no image in {folder} or one level below it")
+    return images
 
 
-def read_image(path: Path, height: int, width: int, crop: tuple[int, int] | None = None):
-    """One RGB Pillow image of `width` x `height`, from any readable file.
+def matching(images: list[Path], pattern: str) -> list[Path]:
+    """Those of the images whose file name is like `pattern`, whatever their case."""
+    return [path for path in images if fnmatch.fnmatch(path.name.lower(), pattern.lower())]
+
+
+def read_resized(path: Path, height: int, width: int, crop: tuple[int, int] | None = None):
+    """One RGB Pillow image of `width` x `height`, from any image file.
 
     `crop` = (height, width) takes that much of the middle first (at most the whole image).
-    Bicubic with antialiasing; brightness and contrast stay what they are. A file that cannot
-    be decoded to its end raises BadImage.
+    Bicubic with antialiasing; brightness and contrast stay what they are.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except Exception as problem:  # what Pillow raises on damaged files depends on the format
-        raise BadImage(f"cannot read the image {path}: {problem}; replace or delete it") from None
+    image = read_image(path)
     if crop:
         tall, wide = min(crop[0], image.height), min(crop[1], image.width)
         left, top = (image.width - wide) // 2, (image.height - tall) // 2
@@ -171,13 +175,13 @@ def in_threads(work, items, label: str) -> None:
 
     Pillow decodes, scales and encodes outside Python's lock, so threads do help.
     """
+    pool = ThreadPoolExecutor(THREADS)
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            done = pool.map(work, items)
-            for _ in tqdm(done, total=len(items), desc=label, unit="image", disable=None):
-                pass
-    except BadImage as problem:  # here, not in the threads: each bad image would print its line
-        fail(problem)
+        done = pool.map(work, items)
+        for _ in tqdm(done, total=len(items), desc=label, unit="image", disable=None):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C doesn't wait for all the others
 
 
 def load_images(paths: list[Path], height: int, width: int, crop=None) -> np.ndarray:
@@ -187,16 +191,31 @@ def load_images(paths: list[Path], height: int, width: int, crop=None) -> np.nda
     (in $TMPDIR), which the system pages in and out and deletes when the process ends.
     """
     shape = (len(paths), height, width, 3)
-    if np.prod(shape, dtype=np.int64) <= MEMORY_LIMIT:
+    size = math.prod(shape)
+    if size <= MEMORY_LIMIT:
         images = np.empty(shape, np.uint8)
     else:
-        images = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)  # noqa: SIM115
+        with tempfile.TemporaryFile() as file:
+            reserve(file, size)
+            images = np.memmap(file, np.uint8, "w+", shape=shape)
 
     def read(i: int) -> None:
-        images[i] = read_image(paths[i], height, width, crop)
+        images[i] = read_resized(paths[i], height, width, crop)
 
     in_threads(read, range(len(paths)), "reading")
     return images
+
+
+def reserve(file, size: int) -> None:
+    """Take the place on disk now: where it is full, writing to memory would kill the process."""
+    try:
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            os.posix_fallocate(file.fileno(), 0, size)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: no room for {size:,} bytes of decoded images ({error}); set "
+            "TMPDIR to another folder, or take smaller or fewer images"
+        ) from error
 
 
 def to_signed(images):
@@ -225,56 +244,25 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     return picture
 
 
-def write_whole(path: Path, write) -> None:
-    """`write(temporary path)`, then give it its name: nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_image(path: Path, image: Image.Image, kind: str, **options) -> None:
+    """Write a Pillow image.
+
+    Not by Pillow itself, which takes a file that the full disk has cut off for a whole one.
+    """
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    path.write_bytes(content.getvalue())
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-    """Write one uint8 `[H, W, 3]` image, whole or not at all."""
-    write_whole(path, lambda temporary: Image.fromarray(image).save(temporary, "PNG"))
+    """Write one uint8 `[H, W, 3]` image, whole or not at all, in a folder that may be new."""
+    with replacing(path) as temporary:
+        write_image(temporary, Image.fromarray(image), "PNG")
 
 
 def save_gif(path: Path, frames: list[np.ndarray], milliseconds: int = 120) -> None:
-    """Write an endless GIF that plays the uint8 `[H, W, 3]` frames forth and back."""
+    """Write an endless GIF that plays the uint8 `[H, W, 3]` frames forth and back, likewise."""
     first, *rest = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
-    write_whole(path, lambda temporary: first.save(temporary, "GIF", **options))
-
-
-def check_writable(folder: Path, flag: str, new: bool = False) -> None:
-    """End with one line if `folder` cannot be written (or, if `new`, holds anything already).
-
-    Asked before the work starts; makes nothing.
-    """
-    if new and folder.is_dir() and any(folder.iterdir()):
-        fail(f"{flag}: {folder} already holds files; delete them or name another folder")
-    place = folder.absolute()
-    while not place.exists() and not place.is_symlink():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        fail(f"{flag}: cannot write to {folder}; name a folder that can be written")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; it takes the place of the empty or missing `folder` at the end.
-
-    If anything goes wrong (Ctrl-C too) it is deleted: either all the files are there or none.
-    """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.is_dir():
-            folder.rmdir()  # refuses if it holds files by now
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replacing(path) as temporary:
+        write_image(temporary, first, "GIF", **options)
