@@ -125,7 +125,8 @@ def check_similarities(q_g_sim, q_q_sim, g_g_sim):
         low, high = float(matrix.min()), float(matrix.max())
         if not -1 - TOLERANCE <= low <= high <= 1 + TOLERANCE:  # nor NaN
             raise ValueError(
-                f"{name}: expected cosine similarities, -1 to 1; got {low:.4g} to {high:.4g}"
+                f"{name}: expected cosine similarities, -1 to 1; got {low:.4g} to {high:.4g}: "
+                "distances?"
             )
         # Of an image with itself: in distances that is 0.
         if name != "q_g_sim" and abs(float(matrix.diagonal().min()) - 1) > TOLERANCE:

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from reid.errors import UserError, run
-from reid.files import new_folder
+from reid.files import encoded, new_folder
 from reid.options import Parser, at_least, seed
 from reid.people import (
     BAG,
@@ -298,9 +298,14 @@ def save_tracklets(seed, folder, tracklets):
     for tracklet in tracklets:
         for shot, picture in render_tracklet(tracklet, seed):
             for path in shot.paths:
-                picture.save(Path(folder, path), quality=CAMERAS[tracklet.camera].quality)
+                save_jpeg(Path(folder, path), picture, CAMERAS[tracklet.camera].quality)
                 files += 1
     return files
+
+
+def save_jpeg(path, picture, quality):
+    """Write a Pillow image."""
+    path.write_bytes(encoded(lambda file: picture.save(file, "JPEG", quality=quality)))
 
 
 def render(folder, scale, seed, workers):
@@ -323,7 +328,7 @@ def render(folder, scale, seed, workers):
             with context.Pool(workers, signal.signal, deaf) as pool:
                 for files in pool.imap_unordered(save, tasks):
                     bar.update(files)
-    contact_sheet(tracklets, folder).save(Path(folder, "contact_sheet.jpg"), quality=92)
+    save_jpeg(Path(folder, "contact_sheet.jpg"), contact_sheet(tracklets, folder), 92)
     return dict(sorted(counts.items()))
 
 

@@ -80,11 +80,10 @@ def prepare_streams() -> None:
     A closed one is opened anew on nothing: the next file to be opened would get its number, and
     with it what C libraries print.
     """
-    for name in ("stdin", "stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115
-            setattr(sys, name, stream)
+    for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in sys.stdout, sys.stderr:
         stream.reconfigure(errors="backslashreplace")
 
 

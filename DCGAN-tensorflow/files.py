@@ -1,8 +1,8 @@
 """Outputs that are whole or not there, and text files that are checked when they are read.
 
-While `x` is written, `.x.partial` beside it holds what is done so far, and `.x.lock` is locked. A
-killed process may leave both; the next that makes the same thing clears them away. Text is UTF-8,
-whatever the computer's language.
+While `x` is written, `.x.new.partial` beside it holds what is done so far, and `.x.lock` is locked.
+A killed process may leave both; the next that makes the same thing clears them away. Text is
+UTF-8, whatever the computer's language.
 """
 
 import codecs
@@ -82,7 +82,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def partial_name(path: Path) -> Path:
     """What `path` is called while it is written."""
-    return path.parent / f".{path.name}.partial"
+    return path.parent / f".{path.name}.new.partial"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reid.errors import UserError
+from reid.files import encoded
 from reid.layouts import MARKET_FOLDERS, Planned, plan_folders
 
 VARIANTS = ("detected", "labeled")  # boxes of a detector, or drawn by hand
@@ -35,9 +36,10 @@ class StoredImage:
         """Write it. Raises UserError where it is no image."""
         try:
             # MATLAB stores columns first: seen from here, the axes are turned round.
-            Image.fromarray(np.ascontiguousarray(self.file[self.reference][()].T)).save(path)
+            image = Image.fromarray(np.ascontiguousarray(self.file[self.reference][()].T))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.file.filename}: {self.name} is no image ({error})") from error
+        path.write_bytes(encoded(lambda file: image.save(file, "PNG")))
 
 
 def choose_variant(root, variant):

@@ -6,7 +6,7 @@ And `ablation.jpg`, scores against the number of generated images.
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from reid.files import replacing
+from reid.files import write_picture
 
 
 def draw_curves(history, path):
@@ -26,8 +26,7 @@ def draw_curves(history, path):
         highest = max(line[f"train_{key}"] for line in history)
         axes.set_ylim(0, 1.3 * highest + 1e-6)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="jpg", dpi=120)
+    write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
 def draw_cmc(curves, path):
@@ -44,8 +43,7 @@ def draw_cmc(curves, path):
     axes.set_ylim(top=100)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", title="band: 95 % interval over other people")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="jpg", dpi=120)
+    write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
 def draw_ablation(rows, path):
@@ -82,8 +80,7 @@ def draw_ablation(rows, path):
     title = f"band: 95 % interval over {seeds} training seeds" if seeds > 1 else "one training seed"
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=6, title=title)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="jpg", dpi=120)
+    write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
 def draw_line(axes, rows, score, name):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from reid.checkpoint import Run, build_network, unwrap, weights_hash
+from reid.checkpoint import Run, build_network, first_line, unwrap, weights_hash
 from reid.curves import draw_curves
 from reid.dataset import fingerprint, manifest
 from reid.device import arithmetic, autocast, device_name, place
@@ -308,12 +308,17 @@ class Training:
         state = run.load_state(self.world.device)
         if state is None:  # stopped in its first epoch
             return []
-        unwrap(self.net).load_state_dict(state["net"])
-        if self.mean:
-            self.mean.load_state_dict(state["mean"])
         rates = [group["full_lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        before, epochs = self.optimizer.param_groups[-1]["full_lr"], len(state["history"])
+        try:
+            unwrap(self.net).load_state_dict(state["net"])
+            if self.mean:
+                self.mean.load_state_dict(state["mean"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            before, epochs = self.optimizer.param_groups[-1]["full_lr"], len(state["history"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{run.path}: its state is not this run's ({first_line(error)}); start anew"
+            ) from error
         if before != self.args.lr:
             self.world.say(f"--lr: {before} up to epoch {epochs}, {self.args.lr} from there on")
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

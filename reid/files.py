@@ -6,6 +6,7 @@ killed process may leave both; the next that makes the same thing clears them aw
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import socket
@@ -181,6 +182,22 @@ def sha256(path):
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from error
+
+
+def write_picture(path, save):
+    """Write a picture, whole or not at all. save: as for `encoded`."""
+    content = encoded(save)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encoded(save):
+    """The bytes of a picture that `save(file)` writes: into memory, for when Pillow itself writes
+    to a disk that is full, it may leave half a picture without an error.
+    """
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
 
 
 def write_json(path, content):

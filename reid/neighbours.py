@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from reid.files import replacing
+from reid.files import write_picture
 from reid.images import read_image
 from reid.rankings import FRAME, GAP, HEIGHT, PLAIN, TEXT, WIDTH, framed
 
@@ -30,8 +30,7 @@ def draw_neighbours(groups, path):
             sheet.paste(framed(thumbnail(image), PLAIN), (left + GAP, top + TEXT))
             below = left + GAP + FRAME, top + TEXT + HEIGHT + 2 * FRAME
             draw.text(below, f"{distance:.3f}", fill="black", font=font)
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="jpeg", quality=92)
+    write_picture(path, lambda file: sheet.save(file, format="jpeg", quality=92))
 
 
 def thumbnail(path):

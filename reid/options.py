@@ -38,6 +38,10 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {name}: is empty; is a variable not set?")
         return found, rest
 
+    def print_help(self, file=None):
+        """Print the help. argparse's own would not say where it can't be written."""
+        print(self.format_help(), end="", file=file, flush=True)
+
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from reid.errors import UserError
-from reid.files import replacing
+from reid.files import write_picture
 from reid.images import read_image
 from reid.metrics import Relevance
 
@@ -72,8 +72,7 @@ def draw_sheet(rows, path):
             sheet.paste(framed(picture, colour), (left, top + TEXT))
             below = left + FRAME, top + TEXT + HEIGHT + 2 * FRAME
             draw.text(below, label, fill="black", font=font)
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="jpeg", quality=92)
+    write_picture(path, lambda file: sheet.save(file, format="jpeg", quality=92))
 
 
 def title(query, scores, queries):

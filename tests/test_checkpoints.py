@@ -34,6 +34,18 @@ def test_data_parallel_prefix_is_neither_written_nor_needed(tmp_path):
     assert same(net, load_network(tmp_path / "original.pth"))
 
 
+@pytest.mark.parametrize("name", ["state_dict", "model"])
+def test_weights_beside_other_things(name, tmp_path):
+    """As other codes save them: with the epoch and the optimiser's state."""
+    net = ft_net_dense(5)
+    content = {name: net.state_dict(), "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "others.pth")
+    assert same(net, load_network(tmp_path / "others.pth"))
+    torch.save({"epoch": 3}, tmp_path / "others.pth")
+    with pytest.raises(UserError, match="holds no plain state_dict"):
+        load_network(tmp_path / "others.pth")
+
+
 def test_features_are_pooled_and_independent_of_the_head():
     for network, dim in [(ft_net, 2048), (ft_net_dense, 1024)]:
         net = network(4).eval()

@@ -276,7 +276,7 @@ def test_resize_survives_signals(tmp_path):
     for number, code in ((signal.SIGTERM, 130), (signal.SIGKILL, -9)):
         large = [*small, "--width=1280", "--height=2560"]
         with subprocess.Popen(large, cwd=FOLDER, text=True, stderr=subprocess.PIPE) as process:
-            while not list((tmp_path / "new").glob(".gen_0000.partial/*.jpg")):
+            while not list((tmp_path / "new").glob(".gen_0000.new.partial/*.jpg")):
                 assert process.poll() is None
                 time.sleep(0.01)
             if number == signal.SIGTERM:  # another process of the same output
@@ -405,7 +405,7 @@ def test_flags(tmp_path):
         f"--dataset={long}": f"{long}: File name too long",
         f"--checkpoint_dir={long}": f"{long}",
         f"--sample_dir={long}": f"{long}: File name too long",
-        f"--sample_dir={long[:250]}": f"{long[:250]}.partial: File name too long",
+        f"--sample_dir={long[:250]}": f"{long[:250]}.new.partial: File name too long",
         "--output_height=32": "pipe.jpg: can't be read as an image (it is no regular file)",
     }
     for line, message in zip(

@@ -216,7 +216,7 @@ def test_a_wrong_place_is_found_before_the_work(mat, tmp_path, capsys, monkeypat
     assert "name another place with --output_dir" in capsys.readouterr().err
     (tmp_path / "list.json").write_text("[1, 2]")
     assert exit_code(evaluate.main, mat, "--json", tmp_path / "list.json") == 2
-    assert "list.json: not a results file" in capsys.readouterr().err
+    assert "list.json: its content is not an object" in capsys.readouterr().err
 
 
 def test_faiss_flat_is_exact_and_ivf_says_what_it_missed(mat, capsys):
@@ -256,3 +256,43 @@ def test_scoring_does_not_wait_for_torch():
     words = "import sys, evaluate; print(sorted({'torch', 'matplotlib'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+# What makes scores doubtful, or impossible
+
+
+def scored(sets, path, capsys):
+    save_mat(path / "doubtful.mat", sets)
+    capsys.readouterr()
+    call(evaluate.main, path / "doubtful.mat")
+    return capsys.readouterr()
+
+
+def test_why_no_query_can_be_answered(tmp_path, capsys):
+    query, gallery = random_sets()[:2]
+    one = [part._replace(cameras=np.full_like(part.cameras, 7)) for part in (query, gallery)]
+    said = "no query can be answered: "
+    assert f"{said}all images are of camera 7" in scored(TestSets(*one), tmp_path, capsys).out
+    others = gallery._replace(identities=gallery.identities + 100)
+    assert f"{said}no identity" in scored(TestSets(query, others), tmp_path, capsys).out
+    cameras = query.identities, gallery.identities  # everybody stays in a camera
+    own = [p._replace(cameras=c) for p, c in zip((query, gallery), cameras, strict=True)]
+    assert f"{said}all gallery images" in scored(TestSets(*own), tmp_path, capsys).out
+    assert said not in scored(TestSets(query, gallery), tmp_path, capsys).out
+
+
+def test_cameras_that_are_numbers_of_frames_are_warned_of(tmp_path, capsys):
+    query, gallery = random_sets()[:2]
+    frames = gallery._replace(cameras=np.arange(60))
+    assert (
+        "warning: 60 cameras in 72 images" in scored(TestSets(query, frames), tmp_path, capsys).err
+    )
+    assert scored(TestSets(query, gallery), tmp_path, capsys).err == ""
+
+
+def test_queries_that_find_themselves_are_warned_of(tmp_path, capsys):
+    query = random_sets().query
+    copies = query._replace(cameras=query.cameras + 10)
+    err = scored(TestSets(query, copies), tmp_path, capsys).err
+    assert "warning: 12 queries have a good image with the very same features" in err
+    assert scored(TestSets(query, query), tmp_path, capsys).err == ""  # junk

@@ -1,6 +1,7 @@
 """Features: folded networks, layers, scales, and the Embedder for other programs."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -188,8 +189,18 @@ def test_embedder_takes_lists_arrays_and_views(run):
     ids=str,
 )
 def test_embedder_refuses(run, image):
-    with pytest.raises(ValueError, match=r"expected images uint8 \[H, W, 3\] in RGB"):
+    with pytest.raises(ValueError, match=r"image 0: expected uint8 \[H, W, 3\] in RGB"):
         Embedder(run, **CPU)([image])
+    with pytest.raises(ValueError, match="image 2: expected"):  # which one of many
+        Embedder(run, batchsize=2, **CPU)([*crops(2), image])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layer": "pol"}, {"precision": "fp16"}, {"batchsize": 0}, {"scales": (20,)}]
+)
+def test_embedder_refuses_settings(run, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Embedder(run, **(CPU | wrong))
 
 
 def test_embedder_from_many_threads_at_once(run):
@@ -252,7 +263,8 @@ def test_script_and_embedder_give_the_same_features(run, prepared, tmp_path):
             assert content[f"{name}_f"] == pytest.approx(embed(images), abs=2e-5)
         source = json.loads(str(content["source"][0]))
         split = "val" if "--val" in more else "query"
-        assert source == {"run": str(run), "split": split, **embed.made_by}
+        where = {"run": str(run), "run_from_mat": os.path.relpath(run, tmp_path)}
+        assert source == {**where, "split": split, **embed.made_by}
         assert {file.split("/")[0] for file in content["query_files"]} == {split}
     assert source["weights_sha256"] == sha256(run / "net_last.pth")
 

@@ -101,6 +101,7 @@ def test_two_processes_fill_one_run_folder(generated, tmp_path):
     flags = ["--data_dir", generated, "--model_dir", tmp_path, *FLAGS, "--name", "r"]
     done = torchrun(2, ROOT / "train_lsro.py", *flags, "--epochs", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
+    assert "Warning" not in done.stderr  # nothing of PyTorch's that is to go
     assert done.stdout.count("epoch 2/2") == 1  # one of them talks
     run = tmp_path / "r"
     assert len((run / "log.jsonl").read_text().splitlines()) == 2
@@ -110,9 +111,28 @@ def test_two_processes_fill_one_run_folder(generated, tmp_path):
     code, out, err = run_script("train_lsro.py", *flags, "--epochs", 3, "--resume", cwd=tmp_path)
     assert code == 0, err
     assert "epoch 3/3" in out
-    done = torchrun(2, ROOT / "train_lsro.py", *flags, "--batchsize", 7, cwd=tmp_path)
+    for more, says in [
+        (("--batchsize", 7), "error: --batchsize: 7 images can't be shared among 2"),
+        ((), "r: holds a run already"),  # which the first process alone finds
+    ]:
+        done = torchrun(2, ROOT / "train_lsro.py", *flags, *more, cwd=tmp_path)
+        assert done.returncode != 0
+        assert done.stderr.count(says) == 1
+        assert done.stderr.count("error: ") == 1
+        assert "[rank" not in done.stderr  # no traceback of the script
+
+
+def test_what_one_process_alone_finds_is_said_once(generated, tmp_path):
+    """The second of two processes reads the last of the held-out images."""
+    damaged = sorted((generated / "val_new").glob("*/*.jpg"))[-1]
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    flags = ["--data_dir", generated, "--model_dir", tmp_path, *FLAGS, "--name", "r"]
+    done = torchrun(2, ROOT / "train_lsro.py", *flags, "--epochs", 1, cwd=tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count("error: --batchsize: 7 images can't be shared among 2") == 1
+    assert done.stderr.count("error: ") == 1
+    assert f"error: {damaged}: can't be read as an image" in done.stderr
+    assert "[rank" not in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_extraction_is_shared_out(generated, tmp_path):

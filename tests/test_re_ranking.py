@@ -203,6 +203,38 @@ print(peak() - before, plan.memory)
 """
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda q, g: (1 - q @ g.T, 1 - q @ q.T, 1 - g @ g.T), r"-1 to 1; .*: distances\?"),
+        (lambda q, g: (q @ g.T, 0 * q @ q.T, g @ g.T), r"1 on the diagonal; got 0: distances\?"),
+        (lambda q, g: (2 - 2 * q @ g.T, q @ q.T, g @ g.T), "q_g_sim: expected cosine similarities"),
+        (lambda q, g: (np.nan * q @ g.T, q @ q.T, g @ g.T), "q_g_sim: .*got nan"),
+        (lambda q, g: (q @ g.T, g @ g.T, q @ q.T), r"q_g_sim: expected shape \(9, 4\)"),
+        (lambda q, g: (q @ g.T, q @ q.T, g @ g.T, 0), "k1 and k2 of 1 or more"),
+        (lambda q, g: (q @ g.T, q @ q.T, g @ g.T, 20, 6, 1.5), "lambda_value from 0 to 1"),
+    ],
+)
+def test_what_re_ranking_cannot_take(wrong, says):
+    """Distances in similarities' place, NaN, matrices that are mixed up."""
+    queries, gallery = people(np.random.default_rng(0), 4, 9)
+    re_ranking(queries @ gallery.T, queries @ queries.T, gallery @ gallery.T)
+    with pytest.raises(ValueError, match=says):
+        re_ranking(*wrong(queries, gallery))
+
+
+def test_what_rerank_cannot_take():
+    queries, gallery = people(np.random.default_rng(0), 4, 9)
+    for wrong in (gallery * 3, gallery * np.nan):
+        with pytest.raises(ValueError, match="gallery_f: expected L2-normalised rows"):
+            rerank(queries, wrong)
+    for wrong in (gallery[0], gallery[:, :3], gallery[:0]):
+        with pytest.raises(ValueError, match=r"gallery_f: expected features \[N, D\]"):
+            rerank(queries, wrong)
+    with pytest.raises(ValueError, match="k1 and k2 of 1 or more"):
+        rerank(queries, gallery, k2=0)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("memory", "k1"), [(0.35, 20), (0.9, 20), (0.9, 60)])
 def test_memory_is_what_was_said(memory, k1):

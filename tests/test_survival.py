@@ -193,6 +193,14 @@ def test_when_both_states_are_damaged(prepared, tmp_path):
         call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--resume"))
 
 
+@pytest.mark.parametrize("content", [{}, {"net": torch.zeros(3)}, {"net": {}, "history": []}])
+def test_a_state_of_something_else(content, prepared, tmp_path):
+    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 1))
+    torch.save(content, tmp_path / "r" / "state.pth")
+    with pytest.raises(UserError, match="its state is not this run's .*; start anew"):
+        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--resume"))
+
+
 def test_a_full_disk(prepared, tmp_path, unbroken):
     """Files can't grow over 1 MB, as if the disk were full: one line, and the run goes on later."""
 
