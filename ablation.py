@@ -306,7 +306,7 @@ def wait(process):
 
 def write_table(args, folder, cells):
     """Print the table and write table.md, table.json and ablation.jpg into the grid's folder."""
-    found = {cell: read_run(folder / cell.name, RANKINGS.values()) for cell in cells}
+    found = {cell: read_run(folder / cell.name, RANKINGS.values(), SCORES) for cell in cells}
     opts = {cell: opts for cell, (opts, _) in found.items()}
     scores = {cell: results for cell, (_, results) in found.items()}
     rows = table_rows(scores)

@@ -16,6 +16,7 @@ from reid.options import Parser
 from reid.text import demand, is_a, read_json
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
+ADVICE = "train this run first"
 HEADER = "| run | model | generated | | Rank@1 (95 %) | Rank@5 | Rank@10 | mAP (95 %) |"
 
 
@@ -33,7 +34,9 @@ def main(argv=None):
 
 def rows(folder):
     """The table's rows of one run folder: plain, and re-ranked."""
-    opts, results = read_run(folder, ["evaluate", "evaluate_rerank"])
+    opts, results = read_run(folder, ["evaluate", "evaluate_rerank"], COLUMNS)
+    demand(opts, folder / "opts.json", ADVICE, options=dict, generated=int)
+    demand(opts["options"], folder / "opts.json", ADVICE, use_dense=bool)
     model = "DenseNet-121" if opts["options"]["use_dense"] else "ResNet-50"
     for section, ranking in [("evaluate", "plain"), ("evaluate_rerank", "re-ranked")]:
         scores = [cell(results[section], column) for column in COLUMNS]
@@ -48,24 +51,21 @@ def cell(scores, column):
     return f"{value} ({100 * bounds[0]:.1f}–{100 * bounds[1]:.1f})" if bounds else value
 
 
-def read_run(folder, sections):
+def read_run(folder, sections, scores):
     """The contents of a run folder's opts.json and results.json, as dicts.
 
-    sections: of results.json, which must be there with their scores. Raises UserError where the
+    sections: of results.json, which must be there with these scores. Raises UserError where the
     files are not as train_*.py and evaluate*.py write them.
     """
     opts_path, results_path = folder / "opts.json", folder / "results.json"
-    advice = "train this run first"
-    opts = read_json(opts_path, advice)
-    demand(opts, opts_path, advice, options=dict, generated=int)
-    demand(opts["options"], opts_path, advice, use_dense=bool)
+    opts = read_json(opts_path, ADVICE, options=dict)
     results = read_results(results_path)
     for section in sections:
         advice = f"run {section}.py with --json {results_path}"
         demand(results, results_path, advice, **{section: dict})
-        demand(results[section], results_path, advice, **dict.fromkeys(COLUMNS, float))
-        for column in COLUMNS:
-            check_interval(results[section].get(f"{column}_interval"), results_path, advice)
+        demand(results[section], results_path, advice, **dict.fromkeys(scores, float))
+        for score in scores:
+            check_interval(results[section].get(f"{score}_interval"), results_path, advice)
     return opts, results
 
 

@@ -80,6 +80,7 @@ def add_generated_options(parser):
     group.add_argument(
         "--gan_start",
         type=at_least(0),
+        default=None,  # else the baseline's
         help="epochs before generated images count in the loss (default: 0, of pseudo 20)",
     )
     group.add_argument(

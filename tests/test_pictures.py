@@ -11,8 +11,8 @@ import pytest
 from conftest import save_image
 from PIL import Image
 
-from reid.dataset import read_image, readable_suffixes
 from reid.errors import UserError
+from reid.images import read_image, readable_suffixes
 
 LIMIT = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
 

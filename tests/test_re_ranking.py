@@ -210,7 +210,7 @@ print(peak() - before, plan.memory)
         (lambda q, g: (q @ g.T, 0 * q @ q.T, g @ g.T), r"1 on the diagonal; got 0: distances\?"),
         (lambda q, g: (2 - 2 * q @ g.T, q @ q.T, g @ g.T), "q_g_sim: expected cosine similarities"),
         (lambda q, g: (np.nan * q @ g.T, q @ q.T, g @ g.T), "q_g_sim: .*got nan"),
-        (lambda q, g: (q @ g.T, g @ g.T, q @ q.T), r"q_g_sim: expected shape \(9, 4\)"),
+        (lambda q, g: (q @ g.T, g @ g.T, q @ q.T), r"q_g_sim: expected shape \(4, 4\)"),
         (lambda q, g: (q @ g.T, q @ q.T, g @ g.T, 0), "k1 and k2 of 1 or more"),
         (lambda q, g: (q @ g.T, q @ q.T, g @ g.T, 20, 6, 1.5), "lambda_value from 0 to 1"),
     ],

@@ -197,7 +197,7 @@ def test_when_both_states_are_damaged(prepared, tmp_path):
 def test_a_state_of_something_else(content, prepared, tmp_path):
     call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 1))
     torch.save(content, tmp_path / "r" / "state.pth")
-    with pytest.raises(UserError, match="its state is not this run's .*; start anew"):
+    with pytest.raises(UserError, match=r"its state is not this run's .*; start anew"):
         call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--resume"))
 
 
