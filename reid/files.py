@@ -97,7 +97,10 @@ def locked(path, wait=False):
     Raises UserError where another has it, unless `wait`.
     """
     lock = Path(path).with_name(f".{Path(path).name}.lock")
-    descriptor = take_lock(lock, wait)
+    try:
+        descriptor = take_lock(lock, wait)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     if descriptor is None:
         raise UserError(
             f"{path}: another process is writing it ({holder(lock)}); wait for it, or name "
