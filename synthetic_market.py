@@ -294,8 +294,10 @@ def render_tracklet(tracklet, seed):
 
 def save_tracklets(seed, folder, tracklets):
     """Render and write some tracklets of one person; returns the number of files."""
-    files = 0
+    files, parent = 0, multiprocessing.parent_process()
     for tracklet in tracklets:
+        if parent and not parent.is_alive():  # killed: the next process makes the same files
+            raise SystemExit
         for shot, picture in render_tracklet(tracklet, seed):
             for path in shot.paths:
                 save_jpeg(Path(folder, path), picture, CAMERAS[tracklet.camera].quality)

@@ -94,7 +94,7 @@ def main(argv=None):
         f"{trained.weights}: {type(trained.net).__name__}, trained at "
         f"{trained.height}x{trained.width}, on {world.device}"
     )
-    source = {**where(run_folder, args.mat), "split": next(iter(splits))}
+    source = {**places(run_folder, data_dir, args.mat), "split": next(iter(splits))}
     source |= made_by(trained, args.which_layer, args.ms)
     net = place(frozen(trained.net, dtype), world.device)
     if world.gpus:
@@ -130,11 +130,13 @@ def find_images(data_dir, args):
     return splits
 
 
-def where(run_folder, mat):
-    """Where the run folder is: its path, and its path as seen from the .mat file."""
+def places(run_folder, data_dir, mat):
+    """Where the run folder is, and, as seen from the .mat file, where it and the images are."""
+    here = Path(mat).resolve().parent
     found = {"run": str(run_folder.resolve())}
     with suppress(ValueError):  # on Windows there is none to another drive
-        found["run_from_mat"] = os.path.relpath(run_folder.resolve(), Path(mat).resolve().parent)
+        found["run_from_mat"] = os.path.relpath(run_folder.resolve(), here)
+        found["data_from_mat"] = os.path.relpath(data_dir.resolve(), here)
     return found
 
 

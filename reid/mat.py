@@ -21,6 +21,7 @@ from reid.text import parse_json
 
 MATLAB_73 = b"MATLAB 7.3"
 NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # of .npz and .npy
+PLACES = ("run", "run_from_mat", "data_from_mat", "split")  # of a source: hints, not what made it
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 
@@ -114,9 +115,19 @@ def load_mat(path):
         multi = take_set(content, "mquery", path)
         same_length(path, mquery=multi, gallery=gallery)
     data_dir, source = text(content, "data_dir"), text(content, "source")
+    source = source and made_from(source)
     return TestSets(
-        query, gallery, multi, data_dir and Path(data_dir), source and made_from(source)
+        query, gallery, multi, data_dir and images_place(path, data_dir, source), source
     )
+
+
+def images_place(path, data_dir, source):
+    """The folder of a file's images: as seen from the file, where that is there, else `data_dir`.
+
+    The whole project may have been moved or copied.
+    """
+    beside = Path(path).resolve().parent / (source or {}).get("data_from_mat", data_dir)
+    return beside if beside.is_dir() else Path(data_dir)
 
 
 def load_multi(path, gallery):
@@ -236,7 +247,7 @@ def text(content, key):
 def made_from(source):
     """What `save_mat` wrote as source; None where another code means something else by it."""
     try:
-        found = parse_json(source, "source", "", run=str, run_from_mat=str, split=str)
+        found = parse_json(source, "source", "", **dict.fromkeys(PLACES, str))
     except UserError:
         return None
     return found if "run" in found else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from reid import bootstrap, metrics
 from reid.dataset import FEW_CAMERAS
-from reid.errors import UserError
+from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
 from reid.mat import load_mat, load_multi
 from reid.options import at_least
@@ -119,7 +119,7 @@ def score(args, section, rank, settings):
     print("\n".join(lines(scores, sets, found)))
     warn_of_doubts(sets, scores)
     results = summary(scores, sets.query.identities, found)
-    curves = [(args.mat, scores)]
+    curves = [(printable(args.mat), scores)]
     if sets.multi is not None:
         query = averaged_queries(sets)
         multi = measure(query, sets.gallery)
@@ -132,7 +132,7 @@ def score(args, section, rank, settings):
         print(f"against {args.against}: {headline(other_scores)}")
         results["against"] = {"mat": args.against}
         results["against"] |= compare(scores, other_scores, sets.query.identities)
-        curves.append((args.against, other_scores))
+        curves.append((printable(args.against), other_scores))
     if args.json:
         source = {"mat": args.mat, **settings, **provenance()}
         update_results(args.json, section, results | source)

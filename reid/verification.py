@@ -14,7 +14,7 @@ import numpy as np
 from reid import bootstrap
 from reid.errors import UserError
 from reid.files import check_writable, sha256, write_json
-from reid.mat import load_mat
+from reid.mat import PLACES, load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
 from reid.text import demand, read_json
@@ -96,8 +96,7 @@ def stored_threshold(run):
 
 def made_by(source):
     """Of a .mat file's source, what tells whether features compare: `reid.features.made_by`."""
-    where = ("run", "run_from_mat", "split")
-    return {name: value for name, value in source.items() if name not in where}
+    return {name: value for name, value in source.items() if name not in PLACES}
 
 
 def threshold_at(rate, query, gallery):

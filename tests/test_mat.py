@@ -1,6 +1,7 @@
 """`.mat` files: ours, the original's, damaged ones."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -230,6 +231,19 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="can't be written"):
         save_mat(tmp_path / "file" / "r.mat", random_sets())
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_images_of_a_project_that_was_moved(tmp_path):
+    """They are looked for as seen from the file first, then where they were."""
+    data = tmp_path / "a" / "data"
+    data.mkdir(parents=True)
+    source = {"run": "r", "data_from_mat": "data"}
+    save_mat(tmp_path / "a" / "r.mat", random_sets()._replace(source=source, data_dir=data))
+    assert load_mat(tmp_path / "a" / "r.mat").data_dir == data
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert load_mat(tmp_path / "b" / "r.mat").data_dir == tmp_path / "b" / "data"
+    (tmp_path / "b" / "r.mat").rename(tmp_path / "r.mat")
+    assert load_mat(tmp_path / "r.mat").data_dir == data
 
 
 def test_what_the_format_cannot_hold_is_found_before_the_work(tmp_path):
