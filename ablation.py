@@ -34,10 +34,10 @@ from reid.dataset import (
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import read_results, replacing, write_json
 from reid.gan_labels import NEED_A_RUN
-from reid.options import Parser, at_least, seed
+from reid.options import Parser, at_least, run_name, seed
 from reid.provenance import ROOT, command_line, provenance
 from reid.seeds import mean_interval, paired_difference
-from reid.text import write_text
+from reid.text import demand, write_text
 from results_table import read_run
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
@@ -57,6 +57,7 @@ OF_THE_GRID = (
 ).split()
 # Options that may differ among the cells of a table; the number of epochs may not.
 FREE = FREE_ON_RESUME - {"epochs", "lr"}
+PATHS = {"data_dir", "gen_dir", "label_run"}
 RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # sections of results.json
 SCORES = ("rank1", "mAP")
 
@@ -83,7 +84,9 @@ class Cell(NamedTuple):
 
 def get_parser():
     parser = Parser("Train a grid of networks with generated images; make one table of it.")
-    parser.add_argument("--name", default=NAME, help="the grid's name: its folder in --model_dir")
+    parser.add_argument(
+        "--name", type=run_name, default=NAME, help="the grid's name: its folder in --model_dir"
+    )
     parser.add_argument("--model_dir", default=MODEL_DIR, help="folder that holds the runs")
     parser.add_argument(
         "--data_dir", default=DATA_DIR, help="the `pytorch` folder that prepare.py made"
@@ -132,9 +135,9 @@ def main(argv=None):
     folder = Path(args.model_dir) / args.name
     cells = grid(args)
     options = {cell: training_options(args, cell) for cell in cells}
-    for cell in cells:
-        check_options(folder / cell.name, options[cell])
     missing = [cell for cell in cells if not is_scored(folder / cell.name)]
+    for cell in cells:  # where nothing is left to do, images are not compared, so paths are
+        check_options(folder / cell.name, options[cell], FREE if missing else FREE - PATHS)
     if missing:
         real = check_images(args, folder, cells, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
@@ -196,12 +199,13 @@ def training_options(args, cell):
     return vars(train_lsro.parse(training_words(args, cell)))
 
 
-def check_options(folder, options):
+def check_options(folder, options, free):
     """Raise UserError where a cell is there already, but trained with other options."""
     opts = Run(folder).opts()
     if not opts:
         return
-    for name in sorted(options.keys() - FREE):
+    demand(opts, folder / "opts.json", "delete the folder", options=dict)
+    for name in sorted(options.keys() - free):
         asked, before = options[name], opts["options"].get(name, options[name])
         if asked != before:
             raise UserError(
@@ -232,7 +236,7 @@ def check_images(args, folder, cells, options):
     for cell in cells:
         before = Run(folder / cell.name).opts()
         now = [*real, *generated_images(gen_dir, cell.number, cell.seed)] if before else []
-        if before and before["dataset"] != fingerprint(now):
+        if before and before.get("dataset") != fingerprint(now):
             raise UserError(
                 f"{folder / cell.name}: was trained on other images than there are now in "
                 f"{args.data_dir} and {gen_dir}; take another --name for the grid"
@@ -399,15 +403,15 @@ def notes(seeds, opts):
 def commit(opts):
     """The commit of the code that trained a run."""
     git = opts.get("git")
-    if not git:
+    if not isinstance(git, dict) or not isinstance(git.get("commit"), str):
         return "an unknown commit"
-    return f"commit {git['commit'][:7]}{' (with changes)' if git['dirty'] else ''}"
+    return f"commit {git['commit'][:7]}{' (with changes)' if git.get('dirty') else ''}"
 
 
 def hardware(opts):
     """What a run was trained on."""
-    name = opts["device_name"] or opts["device"]
-    return f"{opts['processes']} x {name} in {opts['arithmetic']}"
+    name = opts.get("device_name") or opts.get("device")
+    return f"{opts.get('processes')} x {name} in {opts.get('arithmetic')}"
 
 
 if __name__ == "__main__":

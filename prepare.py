@@ -32,7 +32,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from reid import cuhk03, layouts, photos
-from reid.dataset import TestImage, check_cameras, check_copies, check_spelling, parse_name
+from reid.dataset import (
+    IDENTITIES_FILE,
+    TestImage,
+    check_cameras,
+    check_copies,
+    check_spelling,
+    parse_name,
+)
 from reid.errors import UserError, printable, run
 from reid.files import link, new_folder, symlink
 from reid.images import is_image, read_image
@@ -43,7 +50,6 @@ from reid.text import dumps, read_json, write_text
 DOWNLOAD_PATH = "data/Market-1501-v15.09.15"  # the unpacked dataset
 SAVE_PATH = None  # None: <download_path>/pytorch
 DATASETS = (*layouts.SIGNS, "folder")
-IDENTITIES_FILE = "identities.json"  # of one's own photos: names and numbers
 NAMED = 3  # photos left out that are named
 PUBLISHED_AS = {"train_all": "train", "query": "query", "gallery": "gallery"}
 

@@ -194,7 +194,7 @@ def say_update(update, gallery, args):
     """Print what became of the gallery."""
     done = [f"{update.extracted:,} extracted"]
     done += [f"{update.dropped:,} gone, dropped"] if update.dropped else []
-    done += [f"{update.skipped:,} can't be read, skipped"] if update.skipped else []
+    done += [f"{update.skipped:,} skipped"] if update.skipped else []
     print(f"{args.index or args.gallery}: {len(gallery):,} images ({', '.join(done)})")
     for message in update.messages:
         print(f"skipped: {printable(message)}", file=sys.stderr)
@@ -205,15 +205,11 @@ def say_update(update, gallery, args):
 def search(gallery, queries, args):
     """The `Place`s of each query."""
     number = max(args.top, args.candidates) if args.rerank else args.top
-    own, gone = [stored_path(path) for path in args.query], 0
-    while True:
+    own = [stored_path(path) for path in args.query]
+    found = gallery.search(queries, number, own)
+    if not all(os.path.exists(place.path) for places in found for place in places):
+        print(f"{gallery.drop_missing():,} images are gone, and left out", file=sys.stderr)
         found = gallery.search(queries, number, own)
-        missing = gallery.drop_missing([place for places in found for place in places])
-        gone += missing
-        if not missing:
-            break
-    if gone:
-        print(f"{gone:,} images are gone, and left out", file=sys.stderr)
     if args.rerank:
         found = [gallery.rerank(q, places) for q, places in zip(queries, found, strict=True)]
     return [places[: args.top] for places in found]

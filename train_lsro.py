@@ -150,10 +150,14 @@ def main(argv=None):
 
     def prepare(world):
         """Fill the table of a rule that needs a finished run."""
+        if args.gan_label not in NEED_A_RUN:
+            return
+        with world.together():
+            describer = Describer(args, class_num, world)
         if args.gan_label == "mprl_static":
-            rule.target.weights = Describer(args, class_num, world).rank_table(generated)
-        if args.gan_label == "sls":
-            rule.target.weights = Describer(args, class_num, world).cluster_table(real, generated)
+            rule.target.weights = describer.rank_table(generated)
+        else:
+            rule.target.weights = describer.cluster_table(real, generated)
 
     if is_first():
         print(f"{len(real)} real and {len(generated)} generated images")

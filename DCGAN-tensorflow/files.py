@@ -97,6 +97,9 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            yield
+            return
         descriptor = take_lock(lock, wait)
         if descriptor is None:
             raise UserError(
@@ -120,8 +123,7 @@ def take_lock(lock: Path, wait: bool) -> int | None:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in BUSY:
                 os.close(descriptor)

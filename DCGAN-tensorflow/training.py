@@ -92,8 +92,9 @@ def start_log(run: Path, options: dict, first: int) -> Path:
     """
     log = run / "log.jsonl"
     lines = lines_before(log, first) if log.exists() and first > 1 else []
-    for left in [*run.glob(".*.partial"), *run.glob(".*.lock")]:
-        left.unlink()
+    for name in ("ckpt-*.npz", checkpoint.HEALTHY, log.name, "options.json"):
+        for left in [*run.glob(f".{name}.new.partial"), *run.glob(f".{name}.lock")]:
+            left.unlink()
     if first == 1:  # of a run whose checkpoints were deleted: not to be taken for one of this run
         (run / checkpoint.HEALTHY).unlink(missing_ok=True)
     with replacing(log) as temporary:

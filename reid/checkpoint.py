@@ -42,7 +42,7 @@ SAME_ON_RESUME = {
     "dataset": "on other images",
     "arithmetic": "in other arithmetic (see --precision)",
 }
-OPTION_TYPES = {"height": int, "width": int, "use_dense": bool, "schedule": str}
+OPTION_TYPES = {"height": int, "width": int, "use_dense": bool, "pretrained": str}
 LARGEST_SIDE = 4096  # pixels of an image to train on
 STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 
@@ -56,12 +56,18 @@ class Run:
     @contextmanager
     def claimed(self):
         """Keep other processes out of the folder. Raises UserError where one is in it."""
+        missing = [parent for parent in self.path.parents if not parent.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        with locked(self.path):
-            yield
+        try:
+            with locked(self.path):
+                yield
+        finally:
+            for parent in missing:
+                with suppress(OSError):  # not empty: the run is in it
+                    parent.rmdir()
 
     def start(self, options, facts):
         """Make the folder with its opts.json: `options` from the command line, `facts` measured.

@@ -28,6 +28,7 @@ CAMERA_AFTER_C = re.compile(r"v?(?P<id>-?\d+)_c(?P<camera>\d+)")
 # MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera, date, time of day
 CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_\d{4}(morning|noon|afternoon)_")
 LARGEST_LABEL = 2**53  # identities and cameras above it are not exact in MATLAB's numbers
+IDENTITIES_FILE = "identities.json"  # of one's own photos, prepared: names and numbers
 NO_IMAGE = "is no image, by its name"
 FEW_CAMERAS = 8  # that many are credible in a dataset of any size
 
@@ -88,11 +89,11 @@ def list_images(folder):
     return images
 
 
-def walk_images(root, left_out):
+def walk_images(root, left_out, skip=None):
     """Yield the path of each image under a folder, as text; adds what is passed over to `left_out`.
 
     That is files that are no images, broken links, and folders that are links or can't be listed;
-    hidden ones don't count.
+    hidden ones don't count. skip: tells of a folder's path whether to pass it over without a word.
     """
 
     def unlisted(error):
@@ -100,6 +101,8 @@ def walk_images(root, left_out):
 
     for folder, folders, files in os.walk(root, onerror=unlisted):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
+        if skip:
+            folders[:] = [name for name in folders if not skip(os.path.join(folder, name))]
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
                 left_out.append(f"{os.path.join(folder, name)}: is a linked folder")
@@ -110,11 +113,16 @@ def walk_images(root, left_out):
             if not is_image(name):
                 left_out.append(f"{path}: {NO_IMAGE}")
             elif not os.path.exists(path):
-                left_out.append(f"{path}: can't be read (a broken link)")
+                left_out.append(f"{path}: is a broken link")
             elif not os.path.isfile(path):  # reading a pipe would wait for ever
                 left_out.append(f"{path}: is no regular file")
             else:
                 yield path
+
+
+def is_prepared(folder):
+    """Whether a folder is what prepare.py made, of training images or of one's own photos."""
+    return any(os.path.exists(os.path.join(folder, n)) for n in ("train_all", IDENTITIES_FILE))
 
 
 def identity_folders(split):
@@ -171,6 +179,9 @@ def test_images(split):
     ]
 
 
+test_images.__test__ = False
+
+
 def check_cameras(where, images):
     """Raise UserError where there are so many cameras that these must be something else.
 
@@ -213,9 +224,6 @@ def copies(paths, others):
         if path.stat().st_size in sizes:
             for number in found.get(sha256(path), ()):
                 yield number, other
-
-
-test_images.__test__ = False
 
 
 def training_splits(data_dir, train_all):

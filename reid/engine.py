@@ -70,6 +70,12 @@ def train(
                 history = training.resume(run, facts)
             elif args.resume:
                 world.say(f"--resume: there is no run in {run.path} yet; this starts it")
+        if not world.agree((resuming, len(history))):
+            raise UserError(
+                f"--resume: not all processes find the same in {run.path}; it must be on a disk "
+                "that all machines share",
+                agreed=True,
+            )
         if prepare:
             prepare(world)
         with world.together():
@@ -246,13 +252,14 @@ class Training:
         net = self.measured().eval()
         sums = torch.zeros(2, device=self.world.device)
         labels, done = self.val_labels.to(self.world.device), 0
-        for images in self.val_batches:
-            expected = labels[done : done + len(images)]
-            done += len(images)
-            with autocast(self.world.device, self.dtype):
-                logits = net(normalise(images)).float()
-            sums[0] += F.cross_entropy(logits, expected, reduction="sum")
-            sums[1] += (logits.argmax(1) != expected).sum()
+        with self.world.together():
+            for images in self.val_batches:
+                expected = labels[done : done + len(images)]
+                done += len(images)
+                with autocast(self.world.device, self.dtype):
+                    logits = net(normalise(images)).float()
+                sums[0] += F.cross_entropy(logits, expected, reduction="sum")
+                sums[1] += (logits.argmax(1) != expected).sum()
         loss, wrong = (self.world.sum(sums) / self.val_images).tolist()
         return {"val_loss": round(loss, 5), "val_top1err": round(wrong, 5)}
 
@@ -323,6 +330,9 @@ class Training:
             self.world.say(f"--lr: {before} up to epoch {epochs}, {self.args.lr} from there on")
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["full_lr"] = rate
+        if facts["generated"]:  # runs of older versions don't say
+            for line in state["history"]:
+                line.setdefault("with_generated", line["epoch"] > self.args.gan_start)
         if self.world.first:  # a kill may have come between the state and what follows from it
             publish(run, self.measured(), state["history"], self.args.save_every)
         return state["history"]

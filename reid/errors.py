@@ -62,7 +62,8 @@ def run(main):
 
 def explanation(error):
     """What to say of an exception that the system or a package is to blame for; else None."""
-    text = (str(error).splitlines() or [""])[0]
+    lines = str(error).splitlines() or [""]
+    text = lines[-1] if lines[0].startswith("Caught ") else lines[0]  # by a loader's process
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if isinstance(error, OSError):
         return f"{error.filename or 'input or output'}: {error.strerror or text}; mend that"
@@ -70,7 +71,7 @@ def explanation(error):
         return "the GPU's memory is full; lower --batchsize"
     if isinstance(error, MemoryError) or "not enough memory" in text or "allocate memory" in text:
         return f"the memory is full ({text}); ask for less, or close other programs"
-    if "DataLoader worker" in text:
+    if "DataLoader worker (pid" in text:
         return (
             f"a process that reads images has ended ({text}); is the memory full? lower --workers"
         )

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ except ImportError:  # Windows, where nothing is locked
 from reid.errors import UserError
 from reid.text import dumps, read_json, write_text
 
+PATIENCE = 60  # seconds that a process waits for another that writes the same file
 BUSY = {errno.EACCES, errno.EAGAIN}
 
 
@@ -94,13 +96,17 @@ def locked(path, wait=False):
 
     The lock ends with its process, too, however that ends; over NFS where the server has locks. A
     process that holds it already must not ask again.
-    Raises UserError where another has it, unless `wait`.
+    Raises UserError where another has it; with `wait`, where it still has it after PATIENCE.
     """
+    if fcntl is None:
+        yield
+        return
     lock = Path(path).with_name(f".{Path(path).name}.lock")
     try:
         descriptor = take_lock(lock, wait)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        of_another = isinstance(error, PermissionError) and lock.exists()
+        raise cannot_write(lock if of_another else path, error) from error
     if descriptor is None:
         raise UserError(
             f"{path}: another process is writing it ({holder(lock)}); wait for it, or name "
@@ -116,20 +122,20 @@ def locked(path, wait=False):
 
 def take_lock(lock, wait):
     """The descriptor of the locked file; None where another process has it."""
+    deadline = time.monotonic() + (PATIENCE if wait else 0)
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             # A loader's process, which is a fork, would inherit a lock of flock(), and outlive us.
-            if fcntl:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in BUSY:
-                os.close(descriptor)
-                return None
-            return descriptor  # a file system without locks
-        except BaseException:  # Ctrl-C while waiting
+            if error.errno not in BUSY:
+                return descriptor  # a file system without locks
             os.close(descriptor)
-            raise
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.02)
+            continue
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 os.ftruncate(descriptor, 0)

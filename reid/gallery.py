@@ -104,7 +104,6 @@ class Gallery:
             row = self.base.execute("SELECT made_by FROM gallery").fetchone()
         if row is None:
             raise UserError(f"{self.path}: {NO_INDEX}")
-        self.base.execute(ROOTS)
         self.base.execute(AWAY)
         there = parse_json(str(row[0]), self.path, NO_INDEX)
         for name in made_by:
@@ -165,7 +164,7 @@ class Gallery:
         """
         lines = []
         with self.errors():
-            for root, mounted in self.base.execute("SELECT * FROM roots").fetchall():
+            for root, mounted in self.roots():
                 if is_there(root):
                     continue
                 name, under = os.fsdecode(root), bounds(root)
@@ -182,19 +181,25 @@ class Gallery:
         self.loaded = None
         return lines
 
-    def drop_missing(self, places):
+    def roots(self):
+        """The folders that were searched, (path, whether a disk was mounted there): a list."""
+        known = "roots" in self.tables()  # not in the indexes of older versions
+        return self.base.execute("SELECT * FROM roots").fetchall() if known else []
+
+    def drop_missing(self):
         """Leave out of further searches the images whose files are gone; returns how many.
 
         They are dropped for good where the folder that was searched is there.
         """
-        missing = {place.id: place.path for place in places if not os.path.exists(place.path)}
         with self.errors():
-            roots = [root for (root,) in self.base.execute("SELECT path FROM roots")]
-            roots = [os.fsdecode(os.path.join(root, b"")) for root in roots if is_there(root)]
-            for image, path in missing.items():
-                self.base.execute("INSERT OR IGNORE INTO away VALUES (?)", [image])
-                if path.startswith(tuple(roots)):
-                    self.base.execute("DELETE FROM images WHERE id = ?", [image])
+            query = "SELECT id, path FROM images WHERE id NOT IN (SELECT id FROM away)"
+            rows = self.base.execute(query)
+            missing = [(image, path) for image, path in rows if not os.path.exists(path)]
+            there = tuple(bounds(root)[0] for root, _ in self.roots() if is_there(root))
+            away = [(image,) for image, _ in missing]
+            gone = [(image,) for image, path in missing if path.startswith(there)]
+            self.base.executemany("INSERT INTO away VALUES (?)", away)
+            self.base.executemany("DELETE FROM images WHERE id = ?", gone)
             self.base.commit()
         self.loaded = None if missing else self.loaded
         return len(missing)
@@ -211,7 +216,9 @@ class Gallery:
         root, messages = os.path.realpath(folder), []
         with self.errors():
             row = os.fsencode(root), os.path.ismount(root)
+            self.base.execute(ROOTS)
             self.base.execute("INSERT OR REPLACE INTO roots VALUES (?, ?)", row)
+            self.base.commit()  # else others would wait while the folder is listed
             self.list_folder(root, messages, set(map(os.fsencode, leave_out)))
             dropped = self.forget(root)
             extracted = self.extract(embed, threads, messages)

@@ -75,11 +75,12 @@ class Describer:
         """For sls: 1 at each identity with an image in the Sample's cluster, uint8 [N, K]."""
         both = [self.features(real, "real"), self.features(generated, "generated")]
         table = torch.zeros(len(generated), self.class_num, dtype=torch.uint8)
-        if self.world.first:  # another machine might round, and decide, otherwise
-            members = torch.zeros(self.args.clusters, self.class_num, dtype=torch.uint8)
-            of_real, of_generated = nearest_centres(*both, self.args.clusters, self.args.seed)
-            members[of_real, [sample.label for sample in real]] = 1
-            table = members[of_generated]
+        with self.world.together():
+            if self.world.first:  # another machine might round, and decide, otherwise
+                members = torch.zeros(self.args.clusters, self.class_num, dtype=torch.uint8)
+                of_real, of_generated = nearest_centres(*both, self.args.clusters, self.args.seed)
+                members[of_real, [sample.label for sample in real]] = 1
+                table = members[of_generated]
         return self.world.sum(table.to(self.world.device))
 
     def features(self, samples, label):

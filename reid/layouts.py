@@ -8,10 +8,9 @@ CUHK03-NP and of one's own photos is in cuhk03.py and photos.py.
 import os
 import re
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
-from reid.dataset import CAMERA_AFTER_C, CAMERA_THIRD, list_images, parse_name, walk_images
+from reid.dataset import CAMERA_THIRD, is_prepared, list_images, parse_name, walk_images
 from reid.errors import UserError
 from reid.images import is_hidden, is_image
 from reid.text import read_text
@@ -108,10 +107,13 @@ def find(source, dataset=None):
 
     dataset: its name where it is known. Raises UserError where none is there, or several.
     """
-    floor = [source]
-    for _ in range(DEPTH + 1):
-        there = [(guess(folder, dataset), folder) for folder in floor]
-        there = [(name, folder) for name, folder in there if name]
+    here = guess(source, dataset)  # what the user says goes, where it can be
+    if here:
+        return here, source
+    floor = folders_in(source)
+    for _ in range(DEPTH):
+        there = [(guess(folder), folder) for folder in floor]
+        there = [(name, folder) for name, folder in there if name and dataset in (None, name)]
         if len(there) > 1:
             several = " and ".join(f"{path.relative_to(source)} ({name})" for name, path in there)
             raise UserError(f"{source}: holds {several}; name one of these with --download_path")
@@ -120,8 +122,8 @@ def find(source, dataset=None):
         floor = [below for folder in floor for below in folders_in(folder)]
     if dataset:
         return dataset, source  # what is missing its planning says
-    raw = (path for path in walk_images(source, []) if "train_all" not in Path(path).parts)
-    names = [os.path.basename(path) for path in islice(raw, SAMPLE)]
+    paths = islice(walk_images(source, [], skip=is_prepared), SAMPLE)
+    names = [os.path.basename(path) for path in paths]
     if names:
         check_nobodys(source, names)
         return "folder", source
@@ -144,7 +146,7 @@ def folders_in(folder):
 
 def check_nobodys(source, names):
     """Raise UserError where most of the images are called as a dataset's are."""
-    patterns = {**MARKET_NAMES, "msmt17": CAMERA_THIRD.pattern}
+    patterns = {**MARKET_NAMES, "msmt17": CAMERA_THIRD.pattern, "veri": r"v?\d+_c\d{3}_\d{8}_\d"}
     for dataset, pattern in patterns.items():
         if 2 * sum(bool(re.match(pattern, name)) for name in names) > len(names):
             signs = " or ".join(SIGNS[dataset][:2])
@@ -199,15 +201,12 @@ def plan_folders(root, folders):
 
 def plan_images(folder):
     """The images directly in a folder; they keep their names."""
-    return [
-        Planned(path, identity_name(path, CAMERA_AFTER_C), path.name)
-        for path in list_images(folder)
-    ]
+    return [Planned(path, identity_name(path), path.name) for path in list_images(folder)]
 
 
-def identity_name(path, pattern):
+def identity_name(path):
     """The identity as the file's name writes it, leading zeros kept: "0002"."""
-    parse_name(path, [pattern])
+    parse_name(path)
     return path.name.split("_")[0].removeprefix("v")
 
 
@@ -257,7 +256,7 @@ def read_list(path, folder):
             raise UserError(f"{path} line {number}: {image}: no such file; unpack MSMT17 again")
         if parse_name(image, [CAMERA_THIRD])[0] != identity:
             raise UserError(f"{path} line {number}: id {identity}, but the file is {image.name}")
-        images.append(Planned(image, identity_name(image, CAMERA_THIRD), image.name))
+        images.append(Planned(image, identity_name(image), image.name))
     if not images:
         raise UserError(f"{path}: empty; unpack MSMT17 again")
     return images

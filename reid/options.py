@@ -140,9 +140,10 @@ def add_run_options(parser, name, model_dir):
 
 def run_name(text):
     """An argument type: the name of a folder in another."""
-    if text in (".", "..") or text.endswith("/"):
-        raise argparse.ArgumentTypeError(f"{text} is no name of a folder")
-    return text
+    name = text.rstrip("/")
+    if name in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+    return name
 
 
 def scales(text):

@@ -89,6 +89,14 @@ class World(NamedTuple):
             if message is not None:
                 raise UserError(message, agreed=True)
 
+    def agree(self, value):
+        """Whether all processes have the same value."""
+        if self.size == 1:
+            return True
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return all(other == value for other in values)
+
     def wait(self):
         """Go on when all processes have come here."""
         if self.size > 1:

@@ -7,12 +7,13 @@ gallery, a fraction of the identities is for testing.
 import itertools
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from reid.dataset import check_spelling, copies, walk_images
+from reid.dataset import check_spelling, copies, is_prepared, walk_images
 from reid.errors import UserError
+from reid.files import sha256
 from reid.images import is_hidden
 from reid.layouts import Planned
 
@@ -51,7 +52,7 @@ def plan(root, finder, test_fraction, seed):
     a list of what is left out, in words. Without cameras the second of the numbers is empty.
     """
     left_out = []
-    if has_splits(root):
+    if has_splits(root, finder):
         splits = {
             split: find_photos(root / split, finder, left_out)
             for split in SPLITS
@@ -116,11 +117,14 @@ def found_name(pattern, group, below):
     return str(int(name)) if name and DIGITS.fullmatch(name) else name  # 01 and 1 are one
 
 
-def has_splits(root):
-    """Whether there are query and gallery. Raises UserError where one of them is missing."""
+def has_splits(root, finder):
+    """Whether there are query and gallery. Raises UserError where one of them is missing.
+
+    With --id_regex one folder may be called so and mean something else, as GRID's gallery does.
+    """
     there = [split for split in SPLITS if (root / split).is_dir()]
     missing = [split for split in ("query", "gallery") if split not in there]
-    if len(there) > 1 and missing:
+    if len(there) > bool(finder.identity) and missing:
         raise UserError(f"{root / missing[0]}: no such folder, though there is {root / there[0]}")
     return not missing
 
@@ -131,9 +135,9 @@ def find_photos(folder, finder, left_out):
     homes = [folder]
     if not finder.identity:
         homes = sorted(home for home in folder.iterdir() if home.is_dir())
-        homes = [home for home in homes if not is_hidden(home.name) and not is_prepared(home)]
+        homes = [home for home in homes if not is_hidden(home.name) and not holds_prepared(home)]
     for home in homes:
-        paths = map(Path, walk_images(home, left_out))
+        paths = map(Path, walk_images(home, left_out, skip=is_prepared))
         found = [photo_at(path, home, finder, left_out) for path in paths]
         if not found and not finder.identity:
             raise UserError(f"{home}: no images in it; take it out")
@@ -145,6 +149,11 @@ def find_photos(folder, finder, left_out):
     if not photos:
         raise UserError(f"{folder}: no folders <id> with images in them; check --download_path")
     return sorted(photos, key=lambda photo: (photo.identity, photo.below))
+
+
+def holds_prepared(folder):
+    """Whether a folder is what prepare.py made, or holds it: it may lie beside the identities."""
+    return is_prepared(folder) or any(is_prepared(below) for below in folder.glob("*/"))
 
 
 def photo_at(path, home, finder, left_out):
@@ -164,11 +173,6 @@ def photo_at(path, home, finder, left_out):
             f"{path}: --camera_regex {finder.camera.pattern} finds no camera in {below}"
         )
     return Photo(path, identity, below, camera)
-
-
-def is_prepared(folder):
-    """Whether a folder is what prepare.py made, or holds it: it may lie beside the identities."""
-    return any(path.is_dir() for path in (folder / "train_all", *folder.glob("*/train_all")))
 
 
 def split_by_shot(photos):
@@ -209,6 +213,18 @@ def without_copies(queries, photos, left_out):
     return [photo for number, photo in enumerate(photos) if number not in twins]
 
 
+def distinct(photos, left_out):
+    """The photos without copies of others: these show the person no second time."""
+    sizes = Counter(photo.path.stat().st_size for photo in photos)
+    first = {}
+    for photo in photos:
+        alone = sizes[photo.path.stat().st_size] == 1
+        content = photo.path if alone else sha256(photo.path)
+        if first.setdefault(content, photo) is not photo:
+            left_out.append(f"{photo.path}: is the same picture as {first[content].path}")
+    return list(first.values())
+
+
 def divide(photos, test_fraction, seed, left_out):
     """Train, query and gallery: a fraction of the identities, chosen by the seed, for testing."""
     by_identity = defaultdict(list)
@@ -222,9 +238,7 @@ def divide(photos, test_fraction, seed, left_out):
     splits = {split: [] for split in SPLITS}
     for name in names:
         if name in tested:
-            different = []  # a copy of a photo shows the person no second time
-            for photo in by_identity[name]:
-                different += without_copies(different, [photo], left_out)
+            different = distinct(by_identity[name], left_out)
             queries = choose_queries(different)
             splits["query"] += queries
             splits["gallery"] += [photo for photo in different if photo not in queries]

@@ -16,13 +16,13 @@ TYPE_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole numb
 TYPE_NAMES |= {float: "a number", bool: "true or false"}
 
 
-def read_text(path):
+def read_text(path, advice="check the path"):
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 where it begins with their mark.
 
-    Raises UserError where there is no such file, or none of text.
+    Raises UserError, which ends in `advice`, where there is no such file, or one of no text.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; {advice}")
     content = Path(path).read_bytes()
     encoding = next((name for bom, name in BOMS.items() if content.startswith(bom)), "utf-8-sig")
     try:
@@ -42,7 +42,7 @@ def read_json(path, advice, **types):
     types: what the values under these names must be, where they are there. Raises UserError, which
     ends in `advice`, where the file is not such an object.
     """
-    return parse_json(read_text(path), path, advice, **types)
+    return parse_json(read_text(path, advice), path, advice, **types)
 
 
 def parse_json(text, source, advice, **types):
@@ -75,7 +75,9 @@ def is_a(value, kind):
     """Whether a JSON value is of a type; whole numbers count as float, true and false as bool."""
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < float("inf")
+    return isinstance(value, kind)
 
 
 def dumps(content):

@@ -156,6 +156,16 @@ def test_dataset_is_seen_from_its_files_here_and_from_above(dataset, tmp_path, c
     call(changeIndex.main, "--data_dir", made)
 
 
+def test_market_and_duke_in_a_folder(fails, tmp_path, capsys):
+    """They have the same folders; names tell which is asked for."""
+    market(tmp_path / "Market")
+    duke(tmp_path / "Duke")
+    assert find(tmp_path, "duke") == ("duke", tmp_path / "Duke")
+    assert find(tmp_path, "market1501") == ("market1501", tmp_path / "Market")
+    shutil.rmtree(tmp_path / "Duke")
+    fails("--download_path", tmp_path, "--dataset", "duke", says="no such folder")
+
+
 def test_several_datasets_in_a_folder(fails, tmp_path):
     msmt17(tmp_path / "MSMT17_V1")
     msmt17(tmp_path / "MSMT17_V2", ("mask_train_v2", "mask_test_v2"))
@@ -781,8 +791,11 @@ def test_a_pattern_belongs_to_its_layout(tmp_path, fails):
         tmp_path / "a",
         says=[names[0], "no identity and camera", "--dataset folder"],
     )
-    market_like(tmp_path / "b", [["0000_000_01_0303morning_0015_0.jpg"]] * 3)
-    fails("--download_path", tmp_path / "b", "--dataset", "duke", says="no identity and camera")
+    # MSMT17's names, put into such folders by somebody, can't be mistaken for others.
+    folders = [[f"000{n}_00{n}_0{n}_0303morning_0015_0.jpg"] for n in range(3)]
+    market_like(tmp_path / "b", folders)
+    call(prepare.main, "--download_path", tmp_path / "b")
+    assert [entry[1:] for entry in test_images(tmp_path / "b" / "pytorch" / "query")] == [(1, 1)]
 
 
 def test_one_identity_spelled_in_two_ways(tmp_path, fails):
@@ -905,6 +918,7 @@ def test_identities_in_names(files, id_regex, camera_regex, tmp_path):
     save_all(tmp_path, [name.replace("1", "7") for name in files])
     flags = ("--dataset", "folder", "--id_regex", id_regex, "--camera_regex", camera_regex)
     call(prepare.main, "--download_path", tmp_path, *flags)
+    call(prepare.main, "--download_path", tmp_path, *flags)  # its own folder is not looked into
     made = tmp_path / "pytorch"
     assert len(json.loads((made / "identities.json").read_text())["identities"]) >= 2
     assert len(ids_of(made / "query")) == 1
@@ -921,3 +935,17 @@ def test_id_regex_mistakes(tmp_path, fails, capsys):
     capsys.readouterr()
     call(prepare.main, *flags, "--id_regex", r"/(\d+)C")
     assert "1 left out: " in (err := capsys.readouterr().err) and "00-1C1.jpg" in err
+
+
+def test_a_train_folder_alone_is_no_person(tmp_path, fails):
+    for split in ("train", "val"):
+        save_all(tmp_path / split / "0001", ["1.jpg", "2.jpg"])
+    fails("--download_path", tmp_path, "--no_camera", says="query: no such folder, though there is")
+
+
+def test_own_photos_that_look_like_a_datasets_once_they_are_prepared(tmp_path):
+    """The prepared names of 001.png are like CUHK03's."""
+    for person in ("a", "b"):
+        save_all(tmp_path / person, [f"{n:03d}.png" for n in range(5)])
+    for _ in range(2):
+        call(prepare.main, "--download_path", tmp_path, "--no_camera")
