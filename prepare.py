@@ -132,6 +132,9 @@ def main(argv=None):
         print(f"{root}: {dataset} (guessed; name another with --dataset)")
     check_flags(dataset, args)
     splits, identities, left_out = plan(dataset, root, args)
+    if dataset == "folder":
+        some = splits["query"][0]
+        print(f"for example, {some.source} is {some.name}: number of the person, c and the camera")
     check(root, splits)
     if target.exists() and not is_empty(target):
         check_complete(target, splits, identities)
@@ -210,8 +213,8 @@ def check(root, splits):
             if image.name in seen:
                 raise UserError(f"{image.name}: twice in {split}; mend the dataset's lists")
             seen.add(image.name)
-            if split == "train_all" and int(image.identity) < 0:
-                raise UserError(f"{image.source}: junk among the training images; take it out")
+            if split in ("train_all", "query") and int(image.identity) < 0:
+                raise UserError(f"{image.source}: junk in {split}; take it out")
     entries = {
         split: [
             TestImage(image.source, *parse_name(image.name))

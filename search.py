@@ -52,7 +52,7 @@ def get_parser():
     parser.add_argument(
         "--gallery",
         metavar="FOLDER",
-        help="folder of crops to search, with all folders in it, hidden and linked ones aside "
+        help="folder of crops to search, with all folders in it but hidden, linked, prepared ones "
         "(default: what --index holds)",
     )
     parser.add_argument(
@@ -207,8 +207,9 @@ def search(gallery, queries, args):
     number = max(args.top, args.candidates) if args.rerank else args.top
     own = [stored_path(path) for path in args.query]
     found = gallery.search(queries, number, own)
-    if not all(os.path.exists(place.path) for places in found for place in places):
-        print(f"{gallery.drop_missing():,} images are gone, and left out", file=sys.stderr)
+    if not all(gallery.is_current(place) for places in found for place in places):
+        number_gone = gallery.drop_missing()
+        print(f"{number_gone:,} images are gone or changed, and left out", file=sys.stderr)
         found = gallery.search(queries, number, own)
     if args.rerank:
         found = [gallery.rerank(q, places) for q, places in zip(queries, found, strict=True)]

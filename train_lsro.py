@@ -153,7 +153,7 @@ def main(argv=None):
         if args.gan_label not in NEED_A_RUN:
             return
         with world.together():
-            describer = Describer(args, class_num, world)
+            describer = Describer(args, class_num, real + validation, world)
         if args.gan_label == "mprl_static":
             rule.target.weights = describer.rank_table(generated)
         else:

@@ -40,6 +40,7 @@ SAME_ON_RESUME = {
     "loss": "by another script or label rule",
     "class_num": "with another number of classes",
     "dataset": "on other images",
+    "held_out": "with other images held out",
     "arithmetic": "in other arithmetic (see --precision)",
 }
 OPTION_TYPES = {"height": int, "width": int, "use_dense": bool, "pretrained": str}
@@ -110,11 +111,11 @@ class Run:
         opts = self.opts()
         if "options" not in opts:
             raise UserError(
-                f"--resume: {self.path} holds no run to go on with; "
-                "check --name and --model_dir, or start it without --resume"
+                f"--resume: {self.path} has weights, but no opts.json that says how to go on; "
+                "check --name and --model_dir, or start anew under another --name"
             )
         for name, what in SAME_ON_RESUME.items():
-            if opts.get(name) != facts[name]:
+            if opts.get(name, facts[name]) != facts[name]:  # the run may be of an older version
                 raise UserError(f"--resume: {self.path} was trained {what}")
         before = opts["options"]
         free = FREE_ON_RESUME

@@ -278,6 +278,12 @@ def fingerprint(samples):
     }
 
 
+def classes_hash(samples):
+    """A hash of which class is which identity, by the names of the real images."""
+    pairs = {(s.label, s.path.name.split("_")[0]) for s in samples if not s.generated}
+    return hashlib.sha256(os.fsencode(str(sorted(pairs)))).hexdigest()
+
+
 def manifest(samples):
     """Fingerprint of the manifest.json beside the generated images; None where there is none."""
     folder = next((sample.path.parent for sample in samples if sample.generated), None)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from reid.checkpoint import Run, build_network, first_line, unwrap, weights_hash
 from reid.curves import draw_curves
-from reid.dataset import fingerprint, manifest
+from reid.dataset import classes_hash, fingerprint, manifest
 from reid.device import arithmetic, autocast, device_name, place
 from reid.errors import Interrupted, UserError
 from reid.files import update_results
@@ -44,6 +44,8 @@ def train(
         with world.together():
             dtype = arithmetic(world.device, args.precision, world.gpus)
             facts = check(args, world, dtype, train_samples, class_num, loss_function)
+            facts["held_out"] = fingerprint(val_samples)
+            facts["classes_sha256"] = classes_hash(train_samples + val_samples)
             if world.first:
                 stack.enter_context(run.claimed())
             resuming = args.resume and run.exists()

@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers and `kill` send it: ends a script as Ctrl-C does, after tidying up."""
+    """SIGTERM or SIGHUP, as schedulers and closed terminals send them: ends as Ctrl-C does."""
 
 
 def run(main):
@@ -35,7 +35,7 @@ def run(main):
     Exit code 2 for a UserError and for what the system refuses, 130 for Ctrl-C and SIGTERM.
     """
     prepare_streams()
-    end_by_sigterm()
+    end_by_signals()
     try:
         main()
         sys.stdout.flush()
@@ -121,14 +121,24 @@ def prepare_streams():
             stream.reconfigure(errors="backslashreplace")
 
 
-def end_by_sigterm():
-    """Have SIGTERM raise Terminated."""
+def end_by_signals():
+    """Have Ctrl-C, SIGTERM and a closed terminal end the script: once, so that it can tidy up."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
+    # What is ignored, as in the background or under nohup, stays so.
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+    received = []
 
     def stop(number, frame):
-        raise Terminated
+        received.append(number)
+        if len(received) > 1:
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     if threading.current_thread() is threading.main_thread():  # no other may say what happens
-        signal.signal(signal.SIGTERM, stop)
+        for number in numbers:
+            signal.signal(number, stop)
 
 
 def drop_unwritten():

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from re_ranking import rerank
-from reid.dataset import NO_IMAGE, walk_images
+from reid.dataset import NO_IMAGE, is_prepared, walk_images
 from reid.errors import UserError
 from reid.text import parse_json
 
@@ -186,15 +186,21 @@ class Gallery:
         known = "roots" in self.tables()  # not in the indexes of older versions
         return self.base.execute("SELECT * FROM roots").fetchall() if known else []
 
-    def drop_missing(self):
-        """Leave out of further searches the images whose files are gone; returns how many.
+    def is_current(self, place):
+        """Whether an image's file is there, as it was when its feature was extracted."""
+        row = self.base.execute(
+            "SELECT path, size, modified FROM images WHERE id = ?", [place.id]
+        ).fetchone()
+        return row is not None and unchanged(*row)
 
-        They are dropped for good where the folder that was searched is there.
+    def drop_missing(self):
+        """Leave out of further searches the images whose files are gone or changed; returns how
+        many. They are dropped for good where the folder that was searched is there.
         """
         with self.errors():
-            query = "SELECT id, path FROM images WHERE id NOT IN (SELECT id FROM away)"
-            rows = self.base.execute(query)
-            missing = [(image, path) for image, path in rows if not os.path.exists(path)]
+            query = "SELECT id, path, size, modified FROM images WHERE id NOT IN "
+            rows = self.base.execute(query + "(SELECT id FROM away)")
+            missing = [(row[0], row[1]) for row in rows if not unchanged(*row[1:])]
             there = tuple(bounds(root)[0] for root, _ in self.roots() if is_there(root))
             away = [(image,) for image, _ in missing]
             gone = [(image,) for image, path in missing if path.startswith(there)]
@@ -379,7 +385,7 @@ def images_under(root, messages):
     Adds to `messages` what can't be looked at; files that are no images go without a word.
     """
     left_out = []
-    for path in walk_images(root, left_out):
+    for path in walk_images(root, left_out, skip=is_prepared):
         try:
             found = os.stat(path)
         except OSError as error:  # gone by now
@@ -387,6 +393,15 @@ def images_under(root, messages):
             continue
         yield os.fsencode(path), found.st_size, found.st_mtime_ns
     messages += [message for message in left_out if not message.endswith(NO_IMAGE)]
+
+
+def unchanged(path, size, modified):
+    """Whether a file still has this size in bytes and time of change in ns."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (size, modified)
 
 
 def bounds(root):

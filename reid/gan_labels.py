@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from reid.checkpoint import Run, load_network
+from reid.dataset import classes_hash
 from reid.device import place
 from reid.errors import UserError
 from reid.features import extract
@@ -42,10 +43,11 @@ def label_run(args):
 class Describer:
     """A finished run's network, and the images it is shown.
 
-    args: options of train_lsro.py; class_num: K, which the network must have been trained on.
+    args: options of train_lsro.py; class_num, real: K and the Samples of the identities that the
+    network must have been trained on.
     """
 
-    def __init__(self, args, class_num, world):
+    def __init__(self, args, class_num, real, world):
         weights = label_run(args)
         net = load_network(weights)
         outputs = net.classifier[0].out_features
@@ -54,7 +56,14 @@ class Describer:
                 f"--label_run {args.label_run}: its network has {outputs} classes, the images "
                 f"here {class_num}; name a run on the same identities"
             )
-        options = Run(weights.parent).opts().get("options", {})
+        opts = Run(weights.parent).opts()
+        classes = classes_hash(real)
+        if opts.get("classes_sha256", classes) != classes:  # runs of older versions don't say
+            raise UserError(
+                f"--label_run {args.label_run}: its classes are other identities than those here; "
+                "name a run on the same"
+            )
+        options = opts.get("options", {})
         self.transform = val_transform(options.get("height", 256), options.get("width", 128))
         self.net = place(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world

@@ -7,6 +7,7 @@ gallery, a fraction of the identities is for testing.
 import itertools
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from reid.images import is_hidden
 from reid.layouts import Planned
 
 SPLITS = ("train", "query", "gallery")
+# Folders of datasets, which are nobody.
+NO_PERSONS = {*SPLITS, "test", "val", "valid", "validation", "probe", "training", "testing"}
 DIGITS = re.compile("[0-9]{1,9}")  # a name that is a number; longer ones are names
 NAME_BYTES = 100  # of a photo's own name that are kept: 255 is the most for a file's whole name
 # Without cameras nothing is junk, since queries and gallery seem to be from two; likewise the first
@@ -58,9 +61,13 @@ def plan(root, finder, test_fraction, seed):
             for split in SPLITS
             if (root / split).is_dir()
         }
+        others = [f for f in sorted(root.iterdir()) if f.is_dir() and f.name not in SPLITS]
+        others = [f for f in others if not is_hidden(f.name) and not is_prepared(f)]
+        left_out += [f"{folder}: is not train, query or gallery" for folder in others]
     else:
         splits = divide(find_photos(root, finder, left_out), test_fraction, seed, left_out)
     photos = list(itertools.chain(*splits.values()))
+    check_one_person(photos)
     identities = number_names({photo.identity for photo in photos})
     check_spelling(root, [name for name in identities if DIGITS.fullmatch(name)])
     if finder.camera:  # without, made_up_cameras() does it
@@ -113,7 +120,7 @@ def expression(flag, text):
 def found_name(pattern, group, below):
     """What an expression finds in a path: its group of that name, else its first; or None."""
     match = pattern.search(below)
-    name = match and match[group if group in pattern.groupindex else 1]
+    name = match and plain(match[group if group in pattern.groupindex else 1] or "")
     return str(int(name)) if name and DIGITS.fullmatch(name) else name  # 01 and 1 are one
 
 
@@ -131,40 +138,52 @@ def has_splits(root, finder):
 
 def find_photos(folder, finder, left_out):
     """The photos under a folder, sorted by identity, then by path; adds others to `left_out`."""
-    photos = []
-    homes = [folder]
-    if not finder.identity:
-        homes = sorted(home for home in folder.iterdir() if home.is_dir())
-        homes = [home for home in homes if not is_hidden(home.name) and not holds_prepared(home)]
-    for home in homes:
-        paths = map(Path, walk_images(home, left_out, skip=is_prepared))
-        found = [photo_at(path, home, finder, left_out) for path in paths]
-        if not found and not finder.identity:
-            raise UserError(f"{home}: no images in it; take it out")
-        photos += filter(None, found)
+    paths = map(Path, walk_images(folder, left_out, skip=is_prepared))
+    found = [photo_at(path, path.relative_to(folder), finder, left_out) for path in paths]
+    photos = [photo for photo in found if photo]
     if not photos and finder.identity:
         raise UserError(
             f"{folder}: --id_regex {finder.identity.pattern} finds no identity in any image's path"
         )
+    if not finder.identity:
+        check_homes(folder, {photo.identity for photo in photos})
     if not photos:
-        raise UserError(f"{folder}: no folders <id> with images in them; check --download_path")
+        raise UserError(
+            f"{folder}: no folders <id> with images in them; check --download_path, or find the "
+            "identities with --id_regex"
+        )
     return sorted(photos, key=lambda photo: (photo.identity, photo.below))
 
 
-def holds_prepared(folder):
-    """Whether a folder is what prepare.py made, or holds it: it may lie beside the identities."""
-    return is_prepared(folder) or any(is_prepared(below) for below in folder.glob("*/"))
+def check_homes(folder, identities):
+    """Raise UserError where a folder in `folder` is empty, or can't be called after a person."""
+    for home in sorted(home for home in folder.iterdir() if home.is_dir()):
+        name = plain(home.name)
+        if is_hidden(home.name) or home.is_symlink() or holds_prepared(home):
+            continue
+        if name.lower() in NO_PERSONS or name.startswith("bounding_box"):
+            raise UserError(
+                f"{home}: is a part of a dataset by its name, and no person; name one with folders "
+                "<id> with --download_path, or call the parts train, query and gallery"
+            )
+        if re.fullmatch(r"-\d+", name):
+            raise UserError(f"{home}: junk by its name, and no person; take it out")
+        if name not in identities:
+            raise UserError(f"{home}: no images in it; take it out")
 
 
-def photo_at(path, home, finder, left_out):
-    """The Photo of a file under `home`; None where --id_regex finds no identity."""
-    below = path.relative_to(home).as_posix()
-    identity = home.name
+def photo_at(path, below, finder, left_out):
+    """The Photo of a file, `below` its path under the folder; None where it has no identity."""
     if finder.identity:
-        identity = found_name(finder.identity, "id", below)
+        identity, below = found_name(finder.identity, "id", below.as_posix()), below.as_posix()
         if not identity:
             left_out.append(f"{path}: --id_regex finds no identity in {below}")
             return None
+    elif len(below.parts) == 1:
+        left_out.append(f"{path}: is in no folder <id>")
+        return None
+    else:
+        identity, below = plain(below.parts[0]), Path(*below.parts[1:]).as_posix()
     if not finder.camera:
         return Photo(path, identity, below, None)
     camera = found_name(finder.camera, "camera", below)
@@ -173,6 +192,30 @@ def photo_at(path, home, finder, left_out):
             f"{path}: --camera_regex {finder.camera.pattern} finds no camera in {below}"
         )
     return Photo(path, identity, below, camera)
+
+
+def plain(name):
+    """A name in Unicode's usual form: macOS writes letters and their accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def holds_prepared(folder):
+    """Whether a folder is what prepare.py made, or holds it: it may lie beside the identities."""
+    return is_prepared(folder) or any(is_prepared(below) for below in folder.glob("*/"))
+
+
+def check_one_person(photos):
+    """Raise UserError where two identities have the same picture."""
+    sizes = Counter(photo.path.stat().st_size for photo in photos)
+    first = {}
+    for photo in photos:
+        if sizes[photo.path.stat().st_size] > 1:
+            other = first.setdefault(sha256(photo.path), photo)
+            if other.identity != photo.identity:
+                raise UserError(
+                    f"{other.path} and {photo.path} are the same picture of two identities; "
+                    "merge them, or delete one"
+                )
 
 
 def split_by_shot(photos):

@@ -22,7 +22,7 @@ args = train_lsro.parse(flags)
 world = join_world(args.gpu_ids)
 real = labelled_images(Path(prepared) / "train_new")
 generated = generated_images(Path(prepared) / "train_new" / "gen_0000")
-describer = Describer(args, 3, world)
+describer = Describer(args, 3, real, world)
 tables = [describer.rank_table(generated), describer.cluster_table(real, generated)]
 torch.save(tables, f"{out}.{world.rank}")
 leave_world()

@@ -53,6 +53,17 @@ def test_sigterm_leaves_nothing(code, tmp_path):
     assert tree(tmp_path) == []
 
 
+@pytest.mark.parametrize("numbers", [(15, 15), (2, 15), (1, 2)])
+def test_a_second_signal_does_not_disturb_the_tidying_up(numbers, tmp_path):
+    code = f"import signal; signal.signal(2, signal.default_int_handler){FOLDER}"
+    process = begun(code, tmp_path / "x")
+    for number in numbers:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert tree(tmp_path) == []
+
+
 @pytest.mark.parametrize("code", [FOLDER, FILE])
 def test_what_a_kill_leaves_the_next_clears(code, tmp_path):
     process = begun(code, tmp_path / "x")

@@ -55,7 +55,17 @@ def describer(tmp_path, label_run, class_num=3, **more):
     flags = ["--model_dir", str(tmp_path), "--label_run", label_run, *SMALL]
     args = train_lsro.get_parser().parse_args(flags)
     vars(args).update(more)
-    return Describer(args, class_num, WORLD)
+    real = labelled_images(tmp_path / "market" / "pytorch" / "train_all_new")
+    return Describer(args, class_num, real, WORLD)
+
+
+def test_a_run_on_other_identities_is_refused(label_run, folder, tmp_path):
+    """As many classes, but of other people."""
+    describer(tmp_path, label_run)
+    for path in (folder / "train_all_new" / "0001").iterdir():
+        path.rename(path.with_name("9" + path.name))
+    with pytest.raises(UserError, match="its classes are other identities than those here"):
+        describer(tmp_path, label_run)
 
 
 def test_a_table_of_ranks_follows_its_images(folder, tmp_path):

@@ -806,7 +806,7 @@ def test_one_identity_spelled_in_two_ways(tmp_path, fails):
     (tmp_path / "bounding_box_train" / train[1]).rename(
         tmp_path / "bounding_box_train" / "-1_c1s1_000002_00.jpg"
     )
-    fails("--download_path", tmp_path, says=["-1_c1s1_000002_00.jpg", "junk among the training"])
+    fails("--download_path", tmp_path, says=["-1_c1s1_000002_00.jpg", "junk in train_all"])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -949,3 +949,42 @@ def test_own_photos_that_look_like_a_datasets_once_they_are_prepared(tmp_path):
         save_all(tmp_path / person, [f"{n:03d}.png" for n in range(5)])
     for _ in range(2):
         call(prepare.main, "--download_path", tmp_path, "--no_camera")
+
+
+@pytest.mark.parametrize("name", ["Train", "test", "bounding_box_train", "Query", "-1"])
+def test_folders_that_are_no_persons(name, tmp_path, fails):
+    """A person called so would be one, without a word."""
+    for folder in (name, "alice", "bob"):
+        save_all(tmp_path / folder, ["x/1.jpg", "x/2.jpg"])
+    flags = ("--dataset", "folder", "--no_camera")
+    says = "junk by its name" if name == "-1" else "is a part of a dataset by its name"
+    fails("--download_path", tmp_path, *flags, says=[name, says])
+
+
+def test_a_picture_of_two_identities(tmp_path, fails):
+    """In training as in testing: a copied folder."""
+    for folder in ("a", "b", "c", "d"):
+        save_all(tmp_path / folder, ["1.jpg", "2.jpg"])
+    shutil.copy(tmp_path / "a" / "1.jpg", tmp_path / "d" / "3.jpg")
+    says = "are the same picture of two identities"
+    fails("--download_path", tmp_path, "--no_camera", says=["a/1.jpg", "d/3.jpg", says])
+
+
+def test_names_that_are_one(tmp_path):
+    """José as macOS writes it, with the accent apart, and as others do."""
+    for folder in ("Jos\u00e9", "Jose\u0301", "a"):
+        save_all(tmp_path / folder, [f"{len(folder)}1.jpg", f"{len(folder)}2.jpg"])
+    call(prepare.main, "--download_path", tmp_path, "--no_camera")
+    who = json.loads((tmp_path / "pytorch" / "identities.json").read_text())
+    assert who["identities"] == {"Jos\u00e9": 1, "a": 2}
+
+
+def test_folders_beside_train_query_and_gallery_are_said(tmp_path, capsys):
+    for name in ("train/a", "query/b", "gallery/b", "distractors/x"):
+        save_all(tmp_path / name, ["1.jpg", "2.jpg"])
+    save_all(tmp_path / "query", ["loose.jpg"])
+    call(prepare.main, "--download_path", tmp_path, "--no_camera")
+    err = capsys.readouterr().err
+    assert "2 left out: " in err
+    assert "distractors: is not train, query or gallery" in err
+    assert "loose.jpg: is in no folder <id>" in err

@@ -262,6 +262,27 @@ def test_a_file_that_is_gone_is_no_place_in_a_ranking(tmp_path):
         assert len(found) == 2
 
 
+def test_a_file_that_has_changed_is_no_place_either(tmp_path):
+    """Its feature is of the picture that it was."""
+    folder, index = crops(tmp_path / "crops", 3), tmp_path / "crops.index"
+    with open_gallery(index) as found:
+        found.update(folder, FakeEmbed())
+        assert all(map(found.is_current, found.search(unit_vectors(1), 10)[0]))
+        save_image(folder / "001.png", seed=77, size=(9, 9))
+        places = found.search(unit_vectors(1), 10)[0]
+        assert [found.is_current(p) for p in places].count(False) == 1
+        assert found.drop_missing() == 1
+        assert found_names(found) == {"000.png", "002.png"}
+
+
+def test_what_prepare_made_is_not_searched(tmp_path):
+    """Its images are those beside it once more."""
+    folder = crops(tmp_path / "crops", 3)
+    shutil.copytree(folder, folder / "pytorch" / "train_all" / "0001")
+    with open_gallery() as found:
+        assert found.update(folder, FakeEmbed())[:2] == (3, 0)
+
+
 def test_renamed_gallery_as_a_user(run, tmp_path, monkeypatch):
     people(tmp_path / "g")
     monkeypatch.chdir(tmp_path)

@@ -216,7 +216,7 @@ def test_resume_refuses_another_script_or_other_images(prepared, tmp_path):
         train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 2)
     (tmp_path / "original").mkdir()  # has weights and no state
     (tmp_path / "original" / "net_last.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="original holds no run to go on with"):
+    with pytest.raises(UserError, match=r"original has weights, but no opts\.json"):
         train(train_baseline.main, prepared, tmp_path, "original", "--resume")
 
 
