@@ -122,7 +122,7 @@ def why_unreadable(path, error):
     """What to say of a file at whose reading Pillow raised `error`."""
     if os.path.isdir(path):
         return "is a folder; name an image"
-    if not os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         return "can't be read as an image (it is no regular file); take it out"
     if is_video(path):
         return "can't be read as an image (it is a video); extract frames from it, as ffmpeg does"

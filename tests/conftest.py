@@ -47,7 +47,7 @@ def save_image(path, seed=None, size=(64, 128)):
     """Write a random JPEG or PNG; without a seed, of another name there is another picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if seed is None:
-        seed = list("/".join(path.parts[-4:]).encode())
+        seed = list(os.fsencode("/".join(path.parts[-4:])))
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path

@@ -185,7 +185,7 @@ def test_a_whole_run(data, flags, trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gen = data / "train_new" / "gen_0000"
     (gen / "manifest.json").write_text("{}")
-    (tmp_path / "results.json").write_text('{"train": 1}')
+    (tmp_path / "results.json").write_text('{"train": {"epochs": 1}}')
     call(evaluate_gan.main, *flags, "--json", "results.json")
     out = capsys.readouterr().out
     rows = out.splitlines()
@@ -195,7 +195,7 @@ def test_a_whole_run(data, flags, trained, tmp_path, capsys, monkeypatch):
     assert rows[4].startswith("8 other real against 8 real ")
     assert "8 images are too few for 1024 dimensions" in out
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["train"] == 1
+    assert results["train"] == {"epochs": 1}
     found = results["evaluate_gan"]
     weights = (trained / "random" / "net_last.pth").read_bytes()
     assert found["features"]["sha256"] == hashlib.sha256(weights).hexdigest()
@@ -257,7 +257,7 @@ def test_mistakes(flags, data, tmp_path, capsys, monkeypatch):
         (("--max_images", 9), "--max_images 9: too few images; --nearest_k 3 takes 10 or more"),
         (("--output", tmp_path / "no" / "a.jpg"), "a.jpg: can't be written"),
         (("--output", empty), "empty: is a folder; name a file"),
-        (("--json", damaged), "a_0.jpg: not a results file"),
+        (("--json", damaged), "a_0.jpg: not text in UTF-8"),
         (("--pretrained", tmp_path / "no.pth"), "--pretrained "),
     ]
     for wrong, says in cases:

@@ -11,7 +11,7 @@ import pytest
 from conftest import save_image
 from PIL import Image
 
-from reid.errors import UserError
+from reid.errors import UserError, printable
 from reid.images import read_image, readable_suffixes
 
 LIMIT = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
@@ -223,7 +223,8 @@ def test_files_that_are_no_images(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_image(tmp_path / name)
-    assert str(caught.value).startswith(f"{tmp_path / name}: can't be read as an image ({says}")
+    path = printable(tmp_path / name)
+    assert str(caught.value).startswith(f"{path}: can't be read as an image ({says}")
     assert str(caught.value).endswith("; replace it")
 
 
