@@ -7,13 +7,14 @@ gallery, a fraction of the identities is for testing.
 import itertools
 import random
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from reid.dataset import check_spelling, copies, is_prepared, walk_images
-from reid.errors import UserError
+from reid.errors import UserError, printable
 from reid.files import sha256
 from reid.images import is_hidden
 from reid.layouts import Planned
@@ -67,7 +68,7 @@ def plan(root, finder, test_fraction, seed):
     else:
         splits = divide(find_photos(root, finder, left_out), test_fraction, seed, left_out)
     photos = list(itertools.chain(*splits.values()))
-    check_one_person(photos)
+    warn_of_two_people(photos)
     identities = number_names({photo.identity for photo in photos})
     check_spelling(root, [name for name in identities if DIGITS.fullmatch(name)])
     if finder.camera:  # without, made_up_cameras() does it
@@ -204,18 +205,21 @@ def holds_prepared(folder):
     return is_prepared(folder) or any(is_prepared(below) for below in folder.glob("*/"))
 
 
-def check_one_person(photos):
-    """Raise UserError where two identities have the same picture."""
+def warn_of_two_people(photos):
+    """Say on standard error how many pictures are photos of two identities, and the first."""
     sizes = Counter(photo.path.stat().st_size for photo in photos)
-    first = {}
+    first, pairs = {}, []
     for photo in photos:
         if sizes[photo.path.stat().st_size] > 1:
             other = first.setdefault(sha256(photo.path), photo)
             if other.identity != photo.identity:
-                raise UserError(
-                    f"{other.path} and {photo.path} are the same picture of two identities; "
-                    "merge them, or delete one"
-                )
+                pairs.append(f"{printable(other.path)} and {printable(photo.path)}")
+    if pairs:
+        print(
+            f"warning: {len(pairs)} pictures are of two identities: {pairs[0]} are the same; merge "
+            "these, or delete one",
+            file=sys.stderr,
+        )
 
 
 def split_by_shot(photos):
