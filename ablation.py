@@ -34,9 +34,9 @@ from reid.dataset import (
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import read_results, replacing, write_json
 from reid.gan_labels import NEED_A_RUN
-from reid.options import Parser, at_least, run_name, seed
+from reid.intervals import mean_interval, paired_difference
+from reid.options import NETWORKS, Parser, at_least, network_name, run_name, seed
 from reid.provenance import ROOT, command_line, provenance
-from reid.seeds import mean_interval, paired_difference
 from reid.text import demand, write_text
 from results_table import read_run
 
@@ -49,7 +49,6 @@ NUMBERS = [0, 12000, 18000, 24000, 30000, 36000]
 GAN_LABELS = ["lsro", "all_in_one:24000", "pseudo:24000"]
 SEEDS = [0, 1, 2]
 
-BACKBONES = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}
 # Flags of train_lsro.py that the grid itself sets.
 OF_THE_GRID = (
     "--name --model_dir --data_dir --gen_dir --num_generated --seed --use_dense --gan_label "
@@ -113,7 +112,7 @@ def get_parser():
     )
     group.add_argument("--seeds", type=seed, nargs="+", default=SEEDS, help="trainings of each")
     group.add_argument(
-        "--backbones", nargs="+", choices=BACKBONES, default=["resnet50"], help="networks"
+        "--backbones", nargs="+", choices=NETWORKS, default=["resnet50"], help="networks"
     )
     group.add_argument(
         "--nproc_per_node",
@@ -177,7 +176,7 @@ def training_words(args, cell):
     words = ["--name", cell.name, "--model_dir", Path(args.model_dir) / args.name]
     words += ["--data_dir", args.data_dir, *(["--gen_dir", args.gen_dir] if args.gen_dir else [])]
     words += ["--num_generated", cell.number, "--seed", cell.seed]
-    if cell.backbone == "densenet121":
+    if cell.backbone == network_name(use_dense=True):
         words += ["--use_dense"]
     flags = args.training_flags
     if cell.rule:
@@ -363,7 +362,7 @@ def table_lines(rows):
     yield "|---|---|---:|---|---:|---:|---:|---:|"
     for row in rows:
         cells = [
-            BACKBONES[row["backbone"]],
+            NETWORKS[row["backbone"]],
             row["rule"] or "–",
             f"{row['number']:,}",
             row["ranking"],

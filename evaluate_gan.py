@@ -38,17 +38,23 @@ from reid.dataset import (
     list_images,
     manifest,
 )
-from reid.device import arithmetic, place
+from reid.device import dtype_for, to_device
+from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
-from reid.features import extract
+from reid.features import extract, fold_for_inference
 from reid.files import check_writable, read_results, sha256, update_results
-from reid.inference import frozen
-from reid.loading import EvalBatches
-from reid.neighbours import draw_neighbours
-from reid.options import Parser, add_device_options, add_run_options, at_least, seed
-from reid.parallel import join_world, leave_world
+from reid.options import (
+    HEIGHT,
+    WIDTH,
+    Parser,
+    add_device_options,
+    add_run_options,
+    at_least,
+    seed,
+)
+from reid.pictures import draw_neighbours
 from reid.provenance import provenance
-from reid.transforms import test_transform
+from reid.transforms import eval_transform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
 REAL_DIR = None  # training images; None: <data_dir>/train_all_new
@@ -241,34 +247,30 @@ def features_of(images, args, world):
     """Features of all Images, a list of [N, D] in the first process; a dict of what made them."""
     with world.together():
         net, transform, source = feature_space(args)
-        dtype = arithmetic(world.device, args.precision, world.gpus)
+        dtype = dtype_for(world.device, args.precision, world.gpus)
     source["arithmetic"] = str(dtype or torch.float32).removeprefix("torch.")
     size = f"{transform.height}x{transform.width}"
     world.say(f"features of {source['weights']}: {source['network']}, {size}, on {world.device}")
-    net = place(frozen(net, dtype), world.device)
+    net = to_device(fold_for_inference(net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
-    features = []
-    for name, paths in images._asdict().items():
-        share = world.share(paths)
-        batches = EvalBatches(share, transform, args.batchsize, args.workers, world.device)
-        with world.together():
-            own = extract(net, batches, dtype, name if world.first else None)
-        parts = world.collect(own)
-        if world.first:
-            features.append(np.concatenate(parts))
+    sizes = {"batchsize": args.batchsize, "workers": args.workers}
+    features = [
+        extract(net, paths, [transform], world, dtype=dtype, label=name, **sizes)
+        for name, paths in images._asdict().items()
+    ]
     return features, source
 
 
 def feature_space(args):
     """The network, the transform of its images, and a dict of where both come from."""
-    height, width, weights = 256, 128, args.pretrained
+    height, width, weights = HEIGHT, WIDTH, args.pretrained
     if args.pretrained == "none":
         run_folder = Path(args.model_dir) / args.name
         net, weights, height, width = load_trained(run_folder, args.which_epoch, args.use_dense)
     else:
         net = build_network(args.use_dense, 1, args.pretrained)
-    transform = test_transform(height, width)
+    transform = eval_transform(height, width)
     return (
         net,
         transform,

@@ -10,8 +10,7 @@ from re_ranking import K1, K2, LAMBDA, SMALLEST_BLOCK, make_plan, memory_needed,
 from reid import report
 from reid.device import GPUMemoryError, choose_device
 from reid.errors import UserError, run
-from reid.faiss_search import faiss_search
-from reid.options import Parser, at_least, positive, share
+from reid.options import Parser, at_least, fraction, positive
 
 MAT = "pytorch_result.mat"
 
@@ -23,20 +22,7 @@ def get_parser():
     group.add_argument("--k1", type=at_least(1), default=K1, help="size of reciprocal sets")
     group.add_argument("--k2", type=at_least(1), default=K2, help="neighbours averaged over")
     group.add_argument(
-        "--lambda_value", type=share, default=LAMBDA, help="weight of the original distance"
-    )
-    group.add_argument(
-        "--knn",
-        choices=["exact", "faiss"],
-        default="exact",
-        help="who searches for neighbours: this code, exactly, or FAISS (pip install faiss-cpu), "
-        "which says what share of them it found",
-    )
-    group.add_argument(
-        "--nlist", type=at_least(0), default=0, help="lists of an IVF index of FAISS; 0: flat"
-    )
-    group.add_argument(
-        "--nprobe", type=at_least(1), default=16, help="lists of the IVF index searched"
+        "--lambda_value", type=fraction, default=LAMBDA, help="weight of the original distance"
     )
     group = parser.add_argument_group("device")
     group.add_argument(
@@ -59,17 +45,11 @@ def main(argv=None):
     if several:
         raise UserError(f"--gpu_ids {args.gpu_ids}: re-ranking uses one GPU; name one")
     device = device if device.type == "cuda" else "cpu"
-    search = None
-    if args.knn == "faiss":
-        search = faiss_search(args.nlist, args.nprobe)
-        settings |= {"knn": "faiss", "nlist": args.nlist, "nprobe": args.nprobe}
-    elif args.nlist:
-        raise UserError("--nlist: of FAISS's index; add --knn faiss")
 
     def rank(query, gallery):
         started = time.perf_counter()
-        plan = planned(args, query, gallery, device)
-        options = args.k1, args.k2, args.lambda_value, plan, device, search
+        plan = choose_plan(args, query, gallery, device)
+        options = args.k1, args.k2, args.lambda_value, plan, device
         for distance in rerank(query.features, gallery.features, *options):
             distance *= -1  # the nearer, the more similar
             yield distance
@@ -84,8 +64,8 @@ def main(argv=None):
         ) from error
 
 
-def planned(args, query, gallery, device):
-    """The Plan that keeps to --max_memory; says what it needs before any of it is used."""
+def choose_plan(args, query, gallery, device):
+    """Return the Plan that keeps to --max_memory; print its memory before any of it is used."""
     problem = len(query.features), *gallery.features.shape, args.k1, args.k2
     plan = make_plan(*problem, args.max_memory)
     if plan is None:

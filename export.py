@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from reid.checkpoint import load_trained
-from reid.dataset import identity_folders, list_images, test_images
+from reid.dataset import eval_images, identity_folders, list_images
 from reid.errors import UserError, run
-from reid.exporting import (
+from reid.exporting.agreement import (
     LEAST_COSINE,
     TIES,
     Eager,
@@ -24,17 +24,14 @@ from reid.exporting import (
     accuracy,
     agreement,
     agrees,
-    features_of,
-    metadata,
     spread_out,
-    torch_compute,
-    torch_file,
 )
+from reid.exporting.network import metadata, torch_compute, torch_file
 from reid.features import Embedder
 from reid.files import check_writable, read_results, replacing, sha256, update_results
 from reid.options import Parser, add_layer_options, add_run_options, at_least
 from reid.provenance import provenance
-from reid.transforms import test_transform
+from reid.transforms import eval_transform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
 MODEL_DIR = "model"
@@ -124,7 +121,7 @@ def main(argv=None):
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir():
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
-    query, gallery = (test_images(data_dir / name) for name in ("query", "gallery"))
+    query, gallery = (eval_images(data_dir / name) for name in ("query", "gallery"))
     calibration = {}
     if args.precision == "int8":
         calibration["calibration"] = training_images(data_dir, trained, args.calibration_images)
@@ -133,7 +130,7 @@ def main(argv=None):
     shown = spread_out(gallery, args.check_images - args.check_images // 5)
     paths = [entry.path for entry in queries + shown]
     facts = metadata(trained, args.name, args.which_layer, args.precision, args.preprocess)
-    expected = features_of(Eager(trained, args.which_layer), paths, "PyTorch")
+    expected = Eager(trained, args.which_layer)(paths, "PyTorch")
     content = make(trained, facts, **calibration)  # changes the network
 
     found = {"file": str(output), "format": args.format, "metadata": facts}
@@ -141,7 +138,7 @@ def main(argv=None):
         temporary.write_bytes(content)
         compute, written = open_file(temporary)
         file = File(compute, written)
-        exported = features_of(file, paths, "exported")
+        exported = file(paths, "exported")
         if not np.isfinite(exported).all():
             raise UserError(
                 f"{output}: not written, for its features are no numbers; take a higher --precision"
@@ -181,7 +178,7 @@ def training_images(data_dir, trained, count):
     split = data_dir / "train_all"
     split = split if split.is_dir() else data_dir / "train"
     paths = [path for folder in identity_folders(split) for path in list_images(folder)]
-    read = test_transform(trained.height, trained.width).read
+    read = eval_transform(trained.height, trained.width).read
     return [read(path) for path in spread_out(paths, count)]
 
 
@@ -189,7 +186,7 @@ def tools(args):
     """How to make a file's bytes, and how to open one. Raises UserError without packages."""
     if args.format == "torch":
         return torch_file, torch_compute
-    from reid.onnx_export import onnx_compute, onnx_file
+    from reid.exporting.onnx_format import onnx_compute, onnx_file
 
     return onnx_file, onnx_compute
 

@@ -55,7 +55,7 @@ class ReIDNet(nn.Module):
         """
         pooled = self.pooling(self.feature_maps(images))
         if return_features:
-            return pooled if self.test_layer(layer) == "pool" else self.model.fc(pooled)
+            return pooled if self.eval_layer(layer) == "pool" else self.model.fc(pooled)
         logits = self.classifier(self.model.fc(pooled))
         return (logits, pooled) if return_both else logits
 
@@ -65,7 +65,7 @@ class ReIDNet(nn.Module):
             if name != "fc":
                 part.eval()
 
-    def test_layer(self, layer=None):
+    def eval_layer(self, layer=None):
         """The layer of the features for testing: the named one, or the usual one."""
         if layer not in (None, *LAYERS):
             raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}, or None")
@@ -73,7 +73,7 @@ class ReIDNet(nn.Module):
 
     def dim(self, layer=None):
         """How many numbers a feature for testing has."""
-        wide = self.bnneck or self.test_layer(layer) == "pool"
+        wide = self.bnneck or self.eval_layer(layer) == "pool"
         return self.feature_dim if wide else BOTTLENECK_DIM
 
 

@@ -31,19 +31,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from reid import cuhk03, layouts, photos
 from reid.dataset import (
     IDENTITIES_FILE,
-    TestImage,
+    EvalImage,
     check_cameras,
     check_copies,
     check_spelling,
     parse_name,
 )
+from reid.datasets import cuhk03, layouts, own_photos
+from reid.datasets.layouts import PUBLISHED, STAND_IN
 from reid.errors import UserError, printable, run
 from reid.files import link, new_folder, symlink
 from reid.images import is_image, read_image
-from reid.layouts import PUBLISHED, STAND_IN
 from reid.options import Parser, rate, seed
 from reid.text import dumps, read_json, write_text
 
@@ -111,10 +111,10 @@ def get_parser():
         "the query",
     )
     own.add_argument(
-        "--test_share",
+        "--test_fraction",
         type=rate,
         default=0.5,
-        help="share of the identities for testing, where there are no folders train, query and "
+        help="fraction of the identities for testing, where there are no folders train, query and "
         "gallery",
     )
     own.add_argument("--seed", type=seed, default=0, help="which identities these are")
@@ -131,7 +131,7 @@ def main(argv=None):
     if not args.dataset:
         print(f"{root}: {dataset} (guessed; name another with --dataset)")
     check_flags(dataset, args)
-    splits, identities, left_out = plan(dataset, root, args)
+    splits, identities, left_out = find_images(dataset, root, args)
     if dataset == "folder":
         some = splits["query"][0]
         print(f"for example, {some.source} is {some.name}: number of the person, c and the camera")
@@ -164,23 +164,25 @@ def check_flags(dataset, args):
             )
 
 
-def plan(dataset, root, args):
-    """What to prepare: {split: [Planned, ...]}.
+def find_images(dataset, root, args):
+    """Return the images to prepare, {split: [RawImage, ...]}, and what is left out, in words.
 
-    Also who has which number, None where the dataset says so itself, and what is left out.
+    Between them, for one's own photos, the numbers of identities and cameras; else None.
     """
     identities, left_out = None, []
     if dataset == "folder":
-        finder = photos.make_finder(args.id_regex, args.camera_regex, args.no_camera)
-        raw, identities, left_out = photos.plan(root, finder, args.test_share, args.seed)
+        finder = own_photos.make_finder(args.id_regex, args.camera_regex, args.no_camera)
+        raw, identities, left_out = own_photos.splits_of(
+            root, finder, args.test_fraction, args.seed
+        )
     elif dataset == "cuhk03-np":
-        raw = cuhk03.plan(root, cuhk03.choose_variant(root, args.variant))
+        raw = cuhk03.splits_of(root, cuhk03.choose_variant(root, args.variant))
     elif dataset == "msmt17":
-        raw = layouts.plan_msmt17(root)
+        raw = layouts.msmt17_splits(root)
     elif dataset == "veri":
-        raw = layouts.plan_folders(root, layouts.VERI_FOLDERS)
+        raw = layouts.folder_splits(root, layouts.VERI_FOLDERS)
     else:
-        raw = layouts.plan_market(root)
+        raw = layouts.market_splits(root)
     splits = {}
     if train := raw.pop("train", None):
         validation = first_of_each_identity(train)
@@ -217,7 +219,7 @@ def check(root, splits):
                 raise UserError(f"{image.source}: junk in {split}; take it out")
     entries = {
         split: [
-            TestImage(image.source, *parse_name(image.name))
+            EvalImage(image.source, *parse_name(image.name))
             for image in images
             if isinstance(image.source, Path)  # those in a larger file are the publisher's own
         ]
@@ -241,15 +243,15 @@ def is_empty(folder):
 
 
 def check_complete(target, splits, identities):
-    """Raise UserError unless `target` holds exactly the planned files."""
-    planned = {relative(split, image) for split, images in splits.items() for image in images}
+    """Raise UserError unless `target` holds exactly the files to prepare."""
+    wanted = {relative(split, image) for split, images in splits.items() for image in images}
     there = {
         path.relative_to(target)
         for split in splits
         for path in target.glob(f"{split}/*/*")
         if is_image(path)
     }
-    if there != planned or read_identities(target) != identities:
+    if there != wanted or read_identities(target) != identities:
         raise UserError(
             f"{target}: holds something else, or was made of other images or with other flags; "
             "delete it or name another --save_path"

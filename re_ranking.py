@@ -54,7 +54,7 @@ def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
     check_settings(k1, k2, lambda_value)
     check_similarities(q_g_sim, q_q_sim, g_g_sim)
     similarity = Matrices(q_g_sim, q_q_sim, g_g_sim)
-    blocks = _rerank(similarity, len(q_g_sim), k1, k2, lambda_value, LARGEST_BLOCK, neighbours)
+    blocks = _rerank(similarity, len(q_g_sim), k1, k2, lambda_value, LARGEST_BLOCK)
     return np.concatenate(list(blocks))
 
 
@@ -66,13 +66,11 @@ def rerank(
     lambda_value=LAMBDA,
     plan=None,
     device="cpu",
-    search=None,
 ):
     """Yield the re-ranked distances of a few queries at a time: float32 arrays [b, Ng].
 
     query_f [Nq, D], gallery_f [Ng, D]: L2-normalised features.
     k1, k2, lambda_value: as in `re_ranking`. plan: see `make_plan`.
-    search: a function with `neighbours`' arguments and results, to be used in its place.
     Raises ValueError for features that aren't L2-normalised, and as `re_ranking`.
     """
     check_settings(k1, k2, lambda_value)
@@ -80,12 +78,12 @@ def rerank(
     plan = plan or make_plan(len(query_f), *gallery_f.shape, k1, k2)
     features = np.concatenate([query_f, gallery_f], dtype=np.float32)
     features = torch.from_numpy(features).to(device)
-    similarity = Features(features, len(query_f) if plan.keep and search is None else 0)
-    return _rerank(similarity, len(query_f), k1, k2, lambda_value, plan.block, search or neighbours)
+    similarity = Features(features, len(query_f) if plan.keep else 0)
+    return _rerank(similarity, len(query_f), k1, k2, lambda_value, plan.block)
 
 
-def _rerank(similarity, num_query, k1, k2, lambda_value, block, search):
-    nearest, least = search(similarity, boundaries(k1, k2), block)
+def _rerank(similarity, num_query, k1, k2, lambda_value, block):
+    nearest, least = neighbours(similarity, boundaries(k1, k2), block)
     widest = (2 - 2 * least).clamp_min(ROUNDING)  # 0 only where all images are the same one
     weights = averaged(descriptions(similarity, nearest, widest, k1), nearest[:, :k2])
     inverted = weights.rows(num_query, similarity.size).transposed()

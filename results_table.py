@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reid.errors import UserError, run
 from reid.files import read_results
-from reid.options import Parser
+from reid.options import NETWORKS, Parser, network_name
 from reid.text import demand, is_a, read_json
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
@@ -37,7 +37,7 @@ def rows(folder):
     opts, results = read_run(folder, ["evaluate", "evaluate_rerank"], COLUMNS)
     demand(opts, folder / "opts.json", ADVICE, options=dict, generated=int)
     demand(opts["options"], folder / "opts.json", ADVICE, use_dense=bool)
-    model = "DenseNet-121" if opts["options"]["use_dense"] else "ResNet-50"
+    model = NETWORKS[network_name(opts["options"]["use_dense"])]
     for section, ranking in [("evaluate", "plain"), ("evaluate_rerank", "re-ranked")]:
         scores = [cell(results[section], column) for column in COLUMNS]
         cells = [folder.name, model, str(opts["generated"]), ranking, *scores]

@@ -5,11 +5,10 @@
 
 Prints each query's ranking and draws its first places. With --index features are kept, so that the
 next search extracts only images that are new or changed. A query that lies in the gallery is left
-out of its own ranking. From where on two images count as one person, `evaluate.py --calibrate`
-finds out, and this script marks.
+out of its own ranking. `evaluate.py --calibrate` finds the threshold above which two images count
+as one person; this script marks those that reach it.
 """
 
-import argparse
 import os
 import sys
 import warnings
@@ -30,9 +29,10 @@ from reid.options import (
     add_feature_options,
     add_run_options,
     at_least,
+    cosine,
 )
+from reid.pictures import GOOD, HEIGHT, PLAIN, WIDTH, Row, Tile, draw_sheet, fitted
 from reid.provenance import provenance
-from reid.rankings import GOOD, HEIGHT, PLAIN, WIDTH, Cell, Row, draw_sheet, fitted
 from reid.verification import FILE, KNOWN_PEOPLE, stored_threshold
 
 MODEL_DIR = "model"
@@ -40,28 +40,32 @@ NAME = "ft_ResNet50"
 OUTPUT = "search.jpg"
 
 OTHER = "#999999"  # the frame of an image under the threshold
-DRAWN_QUERIES, DRAWN_PLACES = 100, 20  # a JPEG has no room for more than some hundred rows
+DRAWN_QUERIES, DRAWN_HITS = 100, 20  # a JPEG has no room for more than some hundred rows
 
 
 def get_parser():
     parser = Parser("Search a folder of crops for the people on other crops.")
     add_run_options(parser, NAME, MODEL_DIR)
     parser.add_argument(
-        "--query", nargs="+", required=True, metavar="IMAGE", help="crops of who is searched for"
+        "--query",
+        nargs="+",
+        required=True,
+        metavar="IMAGE",
+        help="crops of the people to search for",
     )
     parser.add_argument(
         "--gallery",
         metavar="FOLDER",
-        help="folder of crops to search, with all folders in it but hidden, linked, prepared ones "
-        "(default: what --index holds)",
+        help="folder of crops to search, with its sub-folders, except hidden, linked and prepared "
+        "ones (default: those that --index holds)",
     )
     parser.add_argument(
         "--index",
         metavar="FILE",
-        help="file that keeps the features, of this gallery and of those searched before with it; "
-        "all are searched (default: a temporary one)",
+        help="file that keeps the features of this gallery and of those searched with it before; "
+        "all of them are searched (default: a temporary file)",
     )
-    parser.add_argument("--top", type=at_least(1), default=10, help="places to print")
+    parser.add_argument("--top", type=at_least(1), default=10, help="images to print for a query")
     parser.add_argument(
         "--rerank", action="store_true", help="order by k-reciprocal re-ranking (Zhong et al. 2017)"
     )
@@ -69,14 +73,14 @@ def get_parser():
         "--candidates",
         type=at_least(1),
         default=1000,
-        help="of the most similar images, how many --rerank looks at",
+        help="how many of the most similar images --rerank re-orders",
     )
     parser.add_argument(
         "--threshold",
         type=cosine,
         metavar="SIMILARITY",
-        help="from where on to mark an image as the same person (default: what evaluate.py "
-        "--calibrate stored in the run folder, if it did)",
+        help="similarity from which on an image is marked as the same person (default: the "
+        "threshold that evaluate.py --calibrate stored in the run folder, if it did)",
     )
     parser.add_argument("--output", default=OUTPUT, help="picture to draw, a JPEG")
     parser.add_argument(
@@ -86,14 +90,6 @@ def get_parser():
     add_feature_options(parser)
     add_device_options(parser)
     return parser
-
-
-def cosine(text):
-    """An argument type: a number from -1 to 1."""
-    value = float(text)
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between -1 and 1")
-    return value
 
 
 def main(argv=None):
@@ -126,15 +122,15 @@ def main(argv=None):
             print(printable(line), file=sys.stderr)
         if not len(gallery):
             raise UserError(f"{args.gallery or args.index}: no image in it can be read")
-        rankings = search(gallery, queries, args)
-    for query, places in zip(args.query, rankings, strict=True):
-        print_ranking(query, places, threshold)
+        rankings = rank_gallery(gallery, queries, args)
+    for query, hits in zip(args.query, rankings, strict=True):
+        print_ranking(query, hits, threshold)
     if threshold is not None:
         print(f"threshold of the same person: {threshold:.4f} ({origin})")
     draw(args.query, rankings, threshold, args.output)
     if args.json:
-        found = {"threshold": threshold, "queries": as_dicts(args.query, rankings, threshold)}
-        write_json(args.json, found | {"made_by": embed.made_by} | provenance())
+        content = {"threshold": threshold, "queries": as_dicts(args.query, rankings, threshold)}
+        write_json(args.json, content | {"made_by": embed.made_by} | provenance())
 
 
 def check(args):
@@ -158,7 +154,7 @@ def check(args):
 
 
 def find_threshold(args, folder, embed):
-    """The similarity from which on two images count as one person, and its origin; or two None."""
+    """Return the threshold above which two images count as one person, and its origin; or None."""
     if args.threshold is not None:
         return args.threshold, "--threshold"
     stored = stored_threshold(folder)
@@ -179,19 +175,15 @@ def find_threshold(args, folder, embed):
 
 
 def query_features(paths, embed):
-    """Features [Q, D] of the queries. Raises UserError where they are of no use."""
-    parts = [
-        embed.of_prepared([embed.read(path) for path in paths[n : n + embed.batchsize]])
-        for n in range(0, len(paths), embed.batchsize)
-    ]
-    features = np.concatenate(parts)
+    """Extract the features [Q, D] of the queries. Raises UserError where they are no numbers."""
+    features = embed(paths)
     if not np.isfinite(features).all():
         raise UserError(f"{embed.weights}: makes features that are no numbers; take another epoch")
     return features
 
 
 def say_update(update, gallery, args):
-    """Print what became of the gallery."""
+    """Print how many images were extracted, dropped and skipped."""
     done = [f"{update.extracted:,} extracted"]
     done += [f"{update.dropped:,} gone, dropped"] if update.dropped else []
     done += [f"{update.skipped:,} skipped"] if update.skipped else []
@@ -202,45 +194,45 @@ def say_update(update, gallery, args):
         print(f"and {update.skipped - len(update.messages):,} more", file=sys.stderr)
 
 
-def search(gallery, queries, args):
-    """The `Place`s of each query."""
+def rank_gallery(gallery, queries, args):
+    """Search the gallery for each query: lists of `Hit`s."""
     number = max(args.top, args.candidates) if args.rerank else args.top
     own = [stored_path(path) for path in args.query]
-    found = gallery.search(queries, number, own)
-    if not all(gallery.is_current(place) for places in found for place in places):
+    rankings = gallery.search(queries, number, own)
+    if not all(gallery.is_current(hit) for hits in rankings for hit in hits):
         number_gone = gallery.drop_missing()
         print(f"{number_gone:,} images are gone or changed, and left out", file=sys.stderr)
-        found = gallery.search(queries, number, own)
+        rankings = gallery.search(queries, number, own)
     if args.rerank:
-        found = [gallery.rerank(q, places) for q, places in zip(queries, found, strict=True)]
-    return [places[: args.top] for places in found]
+        rankings = [gallery.rerank(q, hits) for q, hits in zip(queries, rankings, strict=True)]
+    return [hits[: args.top] for hits in rankings]
 
 
 def stored_path(path):
-    """The name under which a gallery would hold this file."""
+    """Return the path under which a gallery would hold this file."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)
 
 
-def is_same(place, threshold):
-    """Whether the image counts as of the same person; None without a threshold."""
-    return None if threshold is None else place.similarity >= threshold
+def is_same(hit, threshold):
+    """Tell whether an image counts as of the same person; None without a threshold."""
+    return None if threshold is None else hit.similarity >= threshold
 
 
-def print_ranking(query, places, threshold):
-    """A line for the query, then rank, similarity and path of each place."""
+def print_ranking(query, hits, threshold):
+    """Print a line for the query, then rank, similarity and path of each hit."""
     print(printable(query))
-    for rank, place in enumerate(places, start=1):
-        columns = [f"{rank:4}", f"{place.similarity:7.4f}"]
-        if place.distance is not None:
-            columns.append(f"distance {place.distance:.4f}")
+    for rank, hit in enumerate(hits, start=1):
+        columns = [f"{rank:4}", f"{hit.similarity:7.4f}"]
+        if hit.distance is not None:
+            columns.append(f"distance {hit.distance:.4f}")
         if threshold is not None:
-            columns.append("same person" if is_same(place, threshold) else " " * 11)
-        print("  ".join([*columns, printable(shown(place.path))]))
+            columns.append("same person" if is_same(hit, threshold) else " " * 11)
+        print("  ".join([*columns, printable(shown(hit.path))]))
 
 
 def shown(path):
-    """An absolute path as seen from the current folder, where it lies under it."""
+    """Shorten an absolute path that lies under the current folder."""
     here = os.path.join(os.getcwd(), "")
     return path.removeprefix(here)
 
@@ -248,25 +240,25 @@ def shown(path):
 def draw(queries, rankings, threshold, path):
     """Draw the first rankings; say so where there are more."""
     rows = [
-        Row(printable(os.path.basename(query)), picture(query), cells(places, threshold))
-        for query, places in zip(queries[:DRAWN_QUERIES], rankings, strict=False)
+        Row(printable(os.path.basename(query)), tiles(query, hits, threshold))
+        for query, hits in zip(queries[:DRAWN_QUERIES], rankings, strict=False)
     ]
     draw_sheet(rows, path)
     left = len(queries) - DRAWN_QUERIES
     print(f"{path}: first places" + (f", without the last {left} queries" if left > 0 else ""))
 
 
-def cells(places, threshold):
-    """The `Cell`s of a ranking's first places."""
+def tiles(query, hits, threshold):
+    """Return the `Tile`s of a query and of its first hits."""
     colours = {None: PLAIN, True: GOOD, False: OTHER}
-    return [
-        Cell(picture(p.path), f"{rank}   {p.similarity:.3f}", colours[is_same(p, threshold)])
-        for rank, p in enumerate(places[:DRAWN_PLACES], start=1)
+    return [Tile(picture(query), "", PLAIN)] + [
+        Tile(picture(hit.path), f"{rank}   {hit.similarity:.3f}", colours[is_same(hit, threshold)])
+        for rank, hit in enumerate(hits[:DRAWN_HITS], start=1)
     ]
 
 
 def picture(path):
-    """An image in a cell's size; a white one where it is gone since its feature was extracted."""
+    """Return an image in a tile's size; a white one where it is gone by now."""
     try:
         return fitted(read_image(path))
     except UserError:
@@ -274,22 +266,22 @@ def picture(path):
 
 
 def as_dicts(queries, rankings, threshold):
-    """Rankings for a JSON file."""
+    """Return the rankings as they stand in the JSON file."""
     return [
         {
             "query": query,
             "places": [
                 {
                     "rank": rank,
-                    "path": place.path,
-                    "similarity": place.similarity,
-                    "reranked_distance": place.distance,
-                    "same_person": is_same(place, threshold),
+                    "path": hit.path,
+                    "similarity": hit.similarity,
+                    "reranked_distance": hit.distance,
+                    "same_person": is_same(hit, threshold),
                 }
-                for rank, place in enumerate(places, start=1)
+                for rank, hit in enumerate(hits, start=1)
             ],
         }
-        for query, places in zip(queries, rankings, strict=True)
+        for query, hits in zip(queries, rankings, strict=True)
     ]
 
 

@@ -2,10 +2,11 @@
 
     python synthetic_market.py --output_dir data/synthetic_market --scale demo --seed 0
 
-Nobody may ship Market-1501, so this draws something of its shape to try a pipeline and compare
-methods on. `reid.people` makes the people, `reid.scenes` the cameras; this script decides who
-passes where, and writes the files. A seed gives the same files byte for byte, whatever the number
-of workers. Scores on it say which method is better here, not how good it is on photographs.
+Market-1501 may not be redistributed, so this draws a set of its shape to try a pipeline and compare
+methods on. `reid/rendering/people.py` makes the people, `scenes.py` the cameras; this script
+decides who passes where, and writes the files. A seed gives the same files byte for byte, whatever
+the number of workers. Scores on it say which method is better here, not how good it is on
+photographs.
 """
 
 import functools
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from reid.errors import UserError, run
 from reid.files import encoded, new_folder
 from reid.options import Parser, at_least, seed
-from reid.people import (
+from reid.rendering.people import (
     BAG,
     COLOURS,
     PASSERS_BY,
@@ -38,7 +39,7 @@ from reid.people import (
     pose_body,
     stream,
 )
-from reid.scenes import (
+from reid.rendering.scenes import (
     CAMERAS,
     HEIGHT,
     SCENE_H,

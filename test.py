@@ -11,18 +11,16 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from reid.checkpoint import load_trained
-from reid.dataset import check_cameras, check_copies, test_images
-from reid.device import arithmetic, place
+from reid.dataset import check_cameras, check_copies, eval_images
+from reid.device import dtype_for, to_device
+from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
-from reid.features import combined, extract, made_by
+from reid.features import eval_transforms, extract, fold_for_inference, made_by
 from reid.files import check_writable
-from reid.inference import frozen
-from reid.loading import EvalBatches
-from reid.mat import TestSets, check_storable, feature_set, save_mat
+from reid.mat import EvalSets, check_storable, feature_set, save_mat
 from reid.options import (
     Parser,
     add_device_options,
@@ -30,8 +28,6 @@ from reid.options import (
     add_run_options,
     at_least,
 )
-from reid.parallel import join_world, leave_world
-from reid.transforms import test_transform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
 MODEL_DIR = "model"
@@ -89,33 +85,43 @@ def main(argv=None):
         )
         dim = trained.net.dim(args.which_layer)
         check_storable(args.mat, data_dir.resolve(), splits, dim)
-        dtype = arithmetic(world.device, args.precision, world.gpus)
+        dtype = dtype_for(world.device, args.precision, world.gpus)
     world.say(
         f"{trained.weights}: {type(trained.net).__name__}, trained at "
         f"{trained.height}x{trained.width}, on {world.device}"
     )
-    source = {**places(run_folder, data_dir, args.mat), "split": next(iter(splits))}
+    source = {**locations(run_folder, data_dir, args.mat), "split": next(iter(splits))}
     source |= made_by(trained, args.which_layer, args.ms)
-    net = place(frozen(trained.net, dtype), world.device)
+    net = to_device(fold_for_inference(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
 
     sets = []
     for name, entries in splits.items():
-        features = split_features(net, name, [e.path for e in entries], trained, args, world, dtype)
+        features = extract(
+            net,
+            [entry.path for entry in entries],
+            eval_transforms(trained, args.ms),
+            world,
+            dtype=dtype,
+            batchsize=args.batchsize,
+            workers=args.workers,
+            label=name,
+            layer=args.which_layer,
+        )
         if world.first:
             sets.append(feature_set(features, entries, data_dir))
     leave_world()
     if not world.first:
         return
     query, gallery, multi = sets if args.multi else (*sets, None)
-    save_mat(args.mat, TestSets(query, gallery, multi, data_dir.resolve(), source))
+    save_mat(args.mat, EvalSets(query, gallery, multi, data_dir.resolve(), source))
     counts = ", ".join(f"{len(entries)} {name}" for name, entries in splits.items())
     print(f"{args.mat}: {counts} images")
 
 
 def find_images(data_dir, args):
-    """{split: TestImages} of the splits that the flags ask for, queries first.
+    """Return {split: EvalImages} of the splits that the flags ask for, queries first.
 
     Raises UserError where their names, or their pictures, would make the scores untrue.
     """
@@ -123,40 +129,21 @@ def find_images(data_dir, args):
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
     names = ["val", "train"] if args.val else ["query", "gallery"]
     names += ["multi-query"] if args.multi else []
-    splits = {name: test_images(data_dir / name) for name in names}
+    splits = {name: eval_images(data_dir / name) for name in names}
     check_cameras(data_dir, [image for images in splits.values() for image in images])
     if not args.val:
         check_copies(splits["query"], splits["gallery"])
     return splits
 
 
-def places(run_folder, data_dir, mat):
-    """Where the run folder is, and, as seen from the .mat file, where it and the images are."""
+def locations(run_folder, data_dir, mat):
+    """Return the paths of the run folder and the images, also as seen from the .mat file."""
     here = Path(mat).resolve().parent
-    found = {"run": str(run_folder.resolve())}
+    paths = {"run": str(run_folder.resolve())}
     with suppress(ValueError):  # on Windows there is none to another drive
-        found["run_from_mat"] = os.path.relpath(run_folder.resolve(), here)
-        found["data_from_mat"] = os.path.relpath(data_dir.resolve(), here)
-    return found
-
-
-def split_features(net, name, paths, trained, args, world, dtype):
-    """Features [N, D] of a split's images, shared out among the processes; for the first of them.
-
-    trained: `reid.checkpoint.Trained`, whose `net` is the network by now on its devices.
-    """
-    scales = []
-    for scale in args.ms:
-        transform = test_transform(trained.height, trained.width, scale)
-        batches = EvalBatches(
-            world.share(paths), transform, args.batchsize, args.workers, world.device
-        )
-        label = f"{name}, size {scale:g}" if len(args.ms) > 1 else name
-        label = label if world.first else None
-        with world.together():
-            scales.append(extract(net, batches, dtype, label, args.which_layer))
-    parts = world.collect(combined(scales))
-    return np.concatenate(parts) if world.first else None
+        paths["run_from_mat"] = os.path.relpath(run_folder.resolve(), here)
+        paths["data_from_mat"] = os.path.relpath(data_dir.resolve(), here)
+    return paths
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Writes the run folder model/<name>/ (weights, options, log, curves).
 """
 
 from reid import engine, losses
-from reid.dataset import count_classes, training_splits
+from reid.dataset import training_splits
+from reid.distributed import join_world
 from reid.errors import run
 from reid.options import (
     Parser,
@@ -35,7 +36,7 @@ def get_parser():
 def main(argv=None):
     args = parse_training(get_parser(), argv)
     train, validation = training_splits(args.data_dir, args.train_all)
-    engine.train(args, train, validation, count_classes(train + validation), losses.cross_entropy)
+    engine.train(args, join_world(args.gpu_ids), train, validation, losses.cross_entropy)
 
 
 if __name__ == "__main__":

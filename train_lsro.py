@@ -14,10 +14,11 @@ Writes the run folder model/<name>/ (weights, options, log, curves).
 from pathlib import Path
 
 from reid import engine, losses
-from reid.dataset import GENERATED_FOLDER, count_classes, generated_images, training_splits
-from reid.errors import UserError, is_first, run
+from reid.dataset import GENERATED_FOLDER, generated_images, training_splits
+from reid.distributed import join_world
+from reid.errors import UserError, run
 from reid.files import sha256
-from reid.gan_labels import NEED_A_RUN, Describer, label_run
+from reid.gan_labels import NEED_A_RUN, Teacher, label_run
 from reid.options import (
     Parser,
     add_device_options,
@@ -47,7 +48,7 @@ def get_parser():
 
 
 def add_generated_options(parser):
-    """Which generated images, and what they are taught."""
+    """Add the flags that choose generated images and what they are taught."""
     group = parser.add_argument_group("generated images")
     group.add_argument(
         "--gen_dir",
@@ -112,7 +113,7 @@ def check_rule(args, generated):
 
 
 def parse(argv=None):
-    """The options, with the defaults that depend on the rule.
+    """Parse the options, and set the defaults that depend on the label rule.
 
     Raises UserError where generated images would leave no room for others, or never count.
     """
@@ -145,23 +146,18 @@ def main(argv=None):
     check_rule(args, generated)
     if args.label_run:
         args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
-    class_num = count_classes(real + validation)
+    world = join_world(args.gpu_ids)
+    world.say(f"{len(real)} real and {len(generated)} generated images")
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
-
-    def prepare(world):
-        """Fill the table of a rule that needs a finished run."""
-        if args.gan_label not in NEED_A_RUN:
-            return
-        with world.together():
-            describer = Describer(args, class_num, real + validation, world)
-        if args.gan_label == "mprl_static":
-            rule.target.weights = describer.rank_table(generated)
-        else:
-            rule.target.weights = describer.cluster_table(real, generated)
-
-    if is_first():
-        print(f"{len(real)} real and {len(generated)} generated images")
-    engine.train(args, real + generated, validation, class_num, rule, rule.extra, prepare)
+    with engine.opened(args, world, real + generated, validation, rule) as training:
+        if args.gan_label in NEED_A_RUN:
+            with world.together():
+                teacher = Teacher(args, real + validation, world)
+            if args.gan_label == "mprl_static":
+                rule.target.weights = teacher.rank_table(generated)
+            else:
+                rule.target.weights = teacher.cluster_table(real, generated)
+        training.run()
 
 
 if __name__ == "__main__":

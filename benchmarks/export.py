@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run, load_trained
-from reid.dataset import test_images
-from reid.device import arithmetic, device_name, set_up
-from reid.exporting import Eager, File, metadata, spread_out, torch_compute, torch_file
+from reid.dataset import eval_images
+from reid.device import device_name, dtype_for, set_up
+from reid.exporting.agreement import Eager, File, spread_out
+from reid.exporting.network import metadata, torch_compute, torch_file
+from reid.exporting.onnx_format import onnx_compute, onnx_file
 from reid.features import Embedder
-from reid.onnx_export import onnx_compute, onnx_file
-from reid.transforms import enlarged, test_transform
+from reid.transforms import enlarged, eval_transform
 
 CPU = torch.device("cpu")
 EAGER, ONNX, EMBEDDER = "PyTorch, eager, fp32", "ONNX, fp32", "PyTorch, Embedder"
@@ -92,7 +93,7 @@ def main(argv=None):
         f"{args.threads} threads, {device_name(CPU)}; torch {torch.__version__}, "
         f"onnxruntime {onnxruntime.__version__}; {args.turns} turns of {len(images)} images\n"
     )
-    bf16 = "bf16" if arithmetic(CPU) is not None else "fp32, for bf16 is not fast here"
+    bf16 = "bf16" if dtype_for(CPU) is not None else "fp32, for bf16 is not fast here"
     print("| | images/s | times eager PyTorch | times ONNX fp32 |\n|---|---:|---:|---:|")
     for way in ways:
         cells = [spread([turn[way] for turn in turns], 0)]
@@ -120,14 +121,14 @@ def measure(args):
 def prepared_way(args):
     """A function of a batch of resized images, uint8 [H, W, 3] each, to features."""
     if args.one == EAGER:
-        return Eager(load_trained(args.run), None).of_prepared
+        return Eager(load_trained(args.run), None).of_batch
     kind, precision = args.one.rsplit(", ", 1)
     if kind == EMBEDDER:
         embed = Embedder(args.run, device="cpu", precision=precision)
-        return lambda images: embed.of_prepared([[image] for image in images])
+        return lambda images: embed.of_batch([[image] for image in images])
     if kind == "torch.export":
-        return File(*torch_compute(Path(args.folder) / "fp32.pt2")).of_prepared
-    return File(*onnx_compute(Path(args.folder) / f"{precision}.onnx", args.threads)).of_prepared
+        return File(*torch_compute(Path(args.folder) / "fp32.pt2")).of_batch
+    return File(*onnx_compute(Path(args.folder) / f"{precision}.onnx", args.threads)).of_batch
 
 
 def time_of(way, images, batchsize):
@@ -161,8 +162,8 @@ def some_images(args, trained):
     """Resized images: list of uint8 [H, W, 3]."""
     count = args.batchsize * args.batches
     if args.data_dir:
-        entries = spread_out(test_images(Path(args.data_dir) / "gallery"), count)
-        read = test_transform(trained.height, trained.width).read
+        entries = spread_out(eval_images(Path(args.data_dir) / "gallery"), count)
+        read = eval_transform(trained.height, trained.width).read
         return [read(entry.path) for entry in entries]
     noise = partial(np.random.default_rng(0).integers, 0, 256, dtype=np.uint8)
     return list(noise((count, *enlarged(trained.height, trained.width), 3)))

@@ -18,15 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model import ft_net_dense
 from reid import metrics
-from reid.dataset import test_images
-from reid.device import arithmetic, choose_device, place
+from reid.dataset import eval_images
+from reid.device import choose_device, dtype_for, to_device
 from reid.errors import run
-from reid.features import extract
+from reid.features import extract_batches
 from reid.images import read_image
 from reid.loading import EvalBatches
 from reid.mat import feature_set
 from reid.options import Parser, at_least
-from reid.transforms import test_transform
+from reid.transforms import eval_transform
 
 DATA_DIR = "data/demo/pytorch"
 STRIPES = 8
@@ -44,15 +44,15 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     data_dir = Path(args.data_dir)
-    splits = [test_images(data_dir / name) for name in ("query", "gallery")]
+    splits = [eval_images(data_dir / name) for name in ("query", "gallery")]
     device, _ = choose_device()
     torch.manual_seed(args.seed)
-    net = place(ft_net_dense(1), device)
-    transform = test_transform(args.height, args.width)
+    net = to_device(ft_net_dense(1), device)
+    transform = eval_transform(args.height, args.width)
 
     def untrained(entries):
         batches = EvalBatches([entry.path for entry in entries], transform, 64, 2, device)
-        return extract(net, batches, arithmetic(device), "untrained")
+        return extract_batches(net, batches, dtype_for(device), "untrained")
 
     methods = {
         "stripe histogram, joint RGB 8x8x8": lambda entries: histograms(entries, joint_bins),

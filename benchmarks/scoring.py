@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from re_ranking import make_plan, rerank
 from reid import metrics
-from reid.mat import FeatureSet, TestSets, load_mat, save_mat
+from reid.mat import EvalSets, FeatureSet, load_mat, save_mat
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
@@ -202,7 +202,7 @@ def make_file(path, queries, images, distractors, junk, identities, cameras, mor
             part += 0.4 * views[seen_by[rows]] + 1
             features[rows] = part / np.linalg.norm(part, axis=1, keepdims=True)
         sets.append(FeatureSet(features, ids, seen_by))
-    save_mat(path, TestSets(*sets))
+    save_mat(path, EvalSets(*sets))
 
 
 if __name__ == "__main__":

@@ -33,14 +33,13 @@ import train_baseline
 from model import ft_net, ft_net_dense
 from reid import losses
 from reid.dataset import labelled_images
-from reid.device import arithmetic, choose_device, device_name, place
+from reid.device import choose_device, device_name, dtype_for, to_device
+from reid.distributed import World
 from reid.engine import Training
-from reid.features import extract
-from reid.inference import frozen
+from reid.features import extract_batches, fold_for_inference
 from reid.loading import EvalBatches
-from reid.optimiser import sgd
-from reid.parallel import World
-from reid.transforms import test_transform
+from reid.optimizer import sgd
+from reid.transforms import eval_transform
 
 DATA_DIR = "data/demo/pytorch"
 MARKET_IMAGES = 12_936
@@ -159,7 +158,7 @@ class Ours:
         self.samples, self.batchsize = samples, args.batchsize
 
     def training(self, precision):
-        dtype = arithmetic(self.world.device, precision)
+        dtype = dtype_for(self.world.device, precision)
         training = Training(self.options, self.world, self.net, dtype, losses.cross_entropy)
         training.read(self.samples, [])
         training.net.train()
@@ -177,9 +176,10 @@ class Ours:
 
     def extract(self, paths):
         device = self.world.device
-        batches = EvalBatches(paths, test_transform(256, 128), self.batchsize, 2, device)
-        dtype = arithmetic(device)
-        extract(place(frozen(self.net, dtype), device), batches, dtype, None)
+        batches = EvalBatches(paths, eval_transform(256, 128), self.batchsize, 2, device)
+        dtype = dtype_for(device)
+        net = to_device(fold_for_inference(self.net, dtype), device)
+        extract_batches(net, batches, dtype, label=None)
 
 
 class Plain:

@@ -27,6 +27,7 @@ import torch
 from model import ft_net, ft_net_dense, options_of, read_weights
 from reid.errors import UserError
 from reid.files import cannot_write, link, locked, replacing, sha256, write_json
+from reid.options import HEIGHT, NETWORKS, WIDTH, network_name
 from reid.provenance import provenance
 from reid.text import check_types, read_json, write_text
 
@@ -251,9 +252,9 @@ def load_network(path, use_dense=None):
     except ValueError as error:
         raise UserError(str(error)) from error
     dense = any(name.startswith("model.features.") for name in weights)
-    names = {True: "DenseNet-121", False: "ResNet-50"}
     if use_dense is not None and use_dense != dense and "classifier.0.weight" in weights:
-        raise UserError(f"{path}: holds a {names[dense]}, not the expected {names[use_dense]}")
+        found, expected = (NETWORKS[network_name(flag)] for flag in (dense, use_dense))
+        raise UserError(f"{path}: holds a {found}, not the expected {expected}")
     try:
         with torch.device("meta"):  # random weights need not be drawn
             net = build_network(dense, len(weights["classifier.0.weight"]), **options_of(weights))
@@ -283,8 +284,8 @@ def load_trained(run, which_epoch="last", use_dense=None, height=None, width=Non
     weights = run.weights_file(which_epoch)
     options = run.opts().get("options", {})
     net = load_network(weights, use_dense or options.get("use_dense"))
-    height = height or options.get("height", 256)
-    width = width or options.get("width", 128)
+    height = height or options.get("height", HEIGHT)
+    width = width or options.get("width", WIDTH)
     return Trained(net, weights, height, width)
 
 

@@ -41,14 +41,12 @@ class Sample(NamedTuple):
     generated: int = 0
 
 
-class TestImage(NamedTuple):
+class EvalImage(NamedTuple):
     """A query or gallery image: where it is, who is on it, which camera took it."""
 
     path: Path
     identity: int
     camera: int
-
-    __test__ = False  # no pytest class, for all its name
 
 
 def parse_name(path, patterns=(CAMERA_AFTER_C, CAMERA_THIRD)):
@@ -170,22 +168,19 @@ def labelled_images(split):
     ]
 
 
-def test_images(split):
-    """TestImages of `query`, `gallery` or `multi-query`, read from the files' names."""
+def eval_images(split):
+    """EvalImages of `query`, `gallery` or `multi-query`, read from the files' names."""
     return [
-        TestImage(path, *parse_name(path))
+        EvalImage(path, *parse_name(path))
         for folder in identity_folders(split)
         for path in list_images(folder)
     ]
 
 
-test_images.__test__ = False
-
-
 def check_cameras(where, images):
     """Raise UserError where there are so many cameras that these must be something else.
 
-    images: TestImages. Numbers of frames, taken for cameras, would switch the junk rule off.
+    images: EvalImages. Numbers of frames, taken for cameras, would switch the junk rule off.
     """
     cameras = {image.camera for image in images}
     if len(cameras) > max(FEW_CAMERAS, len(images) / 2):
@@ -201,7 +196,7 @@ def check_cameras(where, images):
 def check_copies(queries, gallery):
     """Raise UserError where a gallery image is a copy of a query that the junk rule would keep.
 
-    queries, gallery: TestImages. Finding itself says nothing about a network.
+    queries, gallery: EvalImages. Finding itself says nothing about a network.
     """
     twins = copies([image.path for image in queries], [image.path for image in gallery])
     for number, other in twins:

@@ -1,4 +1,4 @@
-"""Where and how to compute: which device, how many GPUs, which arithmetic."""
+"""The device to compute on, and the arithmetic to compute in."""
 
 import ctypes
 import platform
@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's names for mallopt
 
 
 def choose_device(gpu_ids=None):
-    """The device to compute on and the list of GPUs for DataParallel (empty: none).
+    """Return the device to compute on and the list of GPUs for DataParallel (empty: none).
 
     gpu_ids: None chooses by itself; "-1" is the CPU, "0" one GPU, "0,1" two.
     """
@@ -41,7 +41,7 @@ def choose_device(gpu_ids=None):
 
 
 def device_name(device):
-    """What the device is called: a GPU's name, or the processor's."""
+    """Return the name of a GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return (
@@ -52,7 +52,7 @@ def device_name(device):
 
 
 def set_up(device):
-    """Set the whole process up for speed on the device: for scripts, not for others' programs."""
+    """Set the whole process up for speed on the device: in scripts, not in others' programs."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one size
         torch.set_float32_matmul_precision("high")  # TF32: what fp32 is left on tensor cores
@@ -60,7 +60,7 @@ def set_up(device):
         keep_memory()
 
 
-def place(net, device):
+def to_device(net, device):
     """Move a network to the device, and set the process up for it.
 
     channels_last is the layout in which convolutions are fastest; results are the same.
@@ -81,8 +81,8 @@ def keep_memory():
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def arithmetic(device, precision="auto", parallel_ids=()):
-    """The dtype to autocast to, or None for plain fp32.
+def dtype_for(device, precision="auto", parallel_ids=()):
+    """Return the dtype to autocast to, or None for plain fp32.
 
     "auto" takes bf16 where the hardware multiplies in it: elsewhere it would only be slower.
     DataParallel's threads forget autocast's dtype and would compute in fp16: fp32 there.
@@ -97,7 +97,7 @@ def arithmetic(device, precision="auto", parallel_ids=()):
 
 
 def computes_bf16(device):
-    """Whether the device has fast bf16 arithmetic."""
+    """Tell whether the device has fast bf16 arithmetic."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -107,12 +107,12 @@ def computes_bf16(device):
 
 
 def autocast(device, dtype):
-    """A context that computes in `dtype` where that is safe; None changes nothing."""
+    """Return a context that computes in `dtype` where that is safe; None changes nothing."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def send(tensor, device):
-    """A tensor on the device; to a GPU without waiting for it."""
+    """Copy a tensor to the device; to a GPU without waiting for it."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

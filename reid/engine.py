@@ -12,40 +12,45 @@ from tqdm import tqdm
 
 from reid.checkpoint import Run, build_network, first_line, unwrap, weights_hash
 from reid.curves import draw_curves
-from reid.dataset import classes_hash, fingerprint, manifest
-from reid.device import arithmetic, autocast, device_name, place
-from reid.errors import Interrupted, UserError
+from reid.dataset import classes_hash, count_classes, fingerprint, manifest
+from reid.device import autocast, device_name, dtype_for, to_device
+from reid.distributed import Split, distribute, leave_world
+from reid.errors import Interrupted, UserError, missing_package
 from reid.files import update_results
-from reid.loading import EvalBatches, TrainBatches, read_all, size_in_memory
-from reid.losses import MetricLoss, full
-from reid.optimiser import freeze_backbone, rate_factor, running_mean, set_rate, sgd
-from reid.parallel import Split, distribute, join_world, leave_world
+from reid.loading import EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
+from reid.losses import MetricLoss, at_least_fp32
+from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
-from reid.transforms import TrainTransform, normalise, val_transform
+from reid.transforms import EvalTransform, TrainTransform, normalise
 
 CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
 SHOW_EVERY = 0.5  # seconds between changes of the progress bar
 
 
-def train(
-    args, train_samples, val_samples, class_num, loss_function, extra_outputs=0, prepare=None
-):
+def train(args, world, train_samples, val_samples, loss_function):
     """Train a network and fill its run folder.
 
     args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
-    `add_speed_options`. train_samples, val_samples: lists of `reid.dataset.Sample`; the second
-    may be empty. class_num: identities among them. loss_function: see `reid.losses`.
-    extra_outputs: of the network, for classes that are no identities. prepare: called with the
-    World when all is checked and before images are read, for work that the loss needs.
+    `add_speed_options`. world: `reid.distributed.World`. train_samples, val_samples: lists of
+    `reid.dataset.Sample`; the second may be empty. loss_function: see `reid.losses`.
     """
-    world = join_world(args.gpu_ids)
+    with opened(args, world, train_samples, val_samples, loss_function) as training:
+        training.run()
+
+
+@contextmanager
+def opened(args, world, train_samples, val_samples, loss_function):
+    """Check all that can be checked, claim the run folder, and give a `Training` that can `run`.
+
+    Arguments as for `train`. The block may do what the loss needs before images are read. Nothing
+    is left of a run that fails before its first epoch is saved.
+    """
     run = Run(Path(args.model_dir) / args.name)
     with ExitStack() as stack:
+        # ============ check, and build the network ============
         with world.together():
-            dtype = arithmetic(world.device, args.precision, world.gpus)
-            facts = check(args, world, dtype, train_samples, class_num, loss_function)
-            facts["held_out"] = fingerprint(val_samples)
-            facts["classes_sha256"] = classes_hash(train_samples + val_samples)
+            dtype = dtype_for(world.device, args.precision, world.gpus)
+            facts = check(args, world, dtype, train_samples, val_samples, loss_function)
             if world.first:
                 stack.enter_context(run.claimed())
             resuming = args.resume and run.exists()
@@ -55,66 +60,46 @@ def train(
             torch.manual_seed(args.seed)
             net = build_network(
                 args.use_dense,
-                class_num + extra_outputs,
+                facts["class_num"] + getattr(loss_function, "extra", 0),
                 "none" if resuming and run.has_state() else args.pretrained,
                 neck=args.neck,
                 pooling=args.pooling,
                 last_stride=args.last_stride,
             )
+
+        # ============ start the run folder, or resume ============
         stack.enter_context(leaving_clean(run, world))
         with world.together():  # and not above: other processes look there whether a run exists
             if world.first and not resuming:
                 run.start(vars(args), facts)
-        training = Training(args, world, net, dtype, loss_function)
-        history = []
+        training = Training(args, world, net, dtype, loss_function, run, facts, writer)
         with world.together():
             if resuming:
-                history = training.resume(run, facts)
+                training.resume()
             elif args.resume:
                 world.say(f"--resume: there is no run in {run.path} yet; this starts it")
-        if not world.agree((resuming, len(history))):
+        if not world.agree((resuming, len(training.history))):
             raise UserError(
                 f"--resume: not all processes find the same in {run.path}; it must be on a disk "
                 "that all machines share",
                 agreed=True,
             )
-        if prepare:
-            prepare(world)
-        with world.together():
-            training.read(train_samples, val_samples)
-        world.say(
-            f"{run.path}: {len(train_samples)} images of {class_num} classes, "
-            f"{len(val_samples)} held out, epochs {len(history) + 1} to {args.epochs} on "
-            f"{world.size} x {world.device}, {facts['arithmetic']}"
-        )
-        for epoch in range(len(history) + 1, args.epochs + 1):
-            history.append(training.epoch(epoch))
-            if world.first:
-                run.save_state(training.state(history))
-                publish(run, training.measured(), history, args.save_every)
-                report(history[-1], args.epochs, writer)
-            world.wait()
-        leave_world()
-        if world.first:
-            best = history[best_epoch(history) - 1]
-            results = {"epochs": len(history), "best": best}
-            update_results(run.file("results.json"), "train", results)
-            print(
-                f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
-            )
+        training.samples = train_samples, val_samples
+        yield training
 
 
-def check(args, world, dtype, train_samples, class_num, loss_function):
-    """The facts that opts.json holds beside the options.
+def check(args, world, dtype, train_samples, val_samples, loss_function):
+    """Return the facts that opts.json holds beside the options.
 
     Raises UserError where images and options don't go together.
     """
+    real = [sample for sample in train_samples + val_samples if not sample.generated]
     generated = sum(sample.generated for sample in train_samples)
     check_split(args, world)
     check_batchsize(args, world, len(train_samples) - generated + (args.gan_batch or generated))
     return {
         "loss": loss_function.__name__,
-        "class_num": class_num,
+        "class_num": count_classes(real),
         "generated": generated,
         "dataset": fingerprint(train_samples),
         "gan_manifest": manifest(train_samples),
@@ -124,61 +109,92 @@ def check(args, world, dtype, train_samples, class_num, loss_function):
         "processes": world.size,
         "threads": torch.get_num_threads(),
         "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
+        "held_out": fingerprint(val_samples),
+        "classes_sha256": classes_hash(real),
     }
 
 
 class Training:
-    """A network in training: its optimiser, its loss, and this process's share of the data."""
+    """A network in training: its run folder, optimizer, loss, and this process's shard of the data.
 
-    def __init__(self, args, world, net, dtype, loss_function):
+    Made by `opened`. history: the lines of log.jsonl, one for each epoch that is done.
+    """
+
+    def __init__(self, args, world, net, dtype, loss_function, run=None, facts=None, writer=None):
         self.args, self.world, self.dtype = args, world, dtype
-        self.loss_function = loss_function
-        self.metric_loss = MetricLoss(args.triplet, args.circle) if comparing(args) else None
-        net = place(net, world.device)
-        self.mean = running_mean(net, args.ema) if args.ema else None
+        self.loss_function, self.writer = loss_function, writer
+        self.run_folder, self.facts = run, facts
+        self.history = []
+        self.metric_loss = MetricLoss(args.triplet, args.circle) if compares(args) else None
+        net = to_device(net, world.device)
+        self.ema = ema(net, args.ema) if args.ema else None
         self.split = Split(world) if args.split_bn else None
         self.net = distribute(net, world, self.split)
         self.optimizer = sgd(self.net, args.lr)
         if args.compile:
             self.net.compile()
 
-    def measured(self):
-        """The network whose weights are saved and validated."""
-        return self.mean.module if self.mean else unwrap(self.net)
+    def run(self):
+        """Read the images, train the epochs that are left, write the run folder after each."""
+        args, world, run = self.args, self.world, self.run_folder
+        # ============ read the images ============
+        with world.together():
+            self.read(*self.samples)
+        world.say(
+            f"{run.path}: {len(self.samples[0])} images of {self.facts['class_num']} classes, "
+            f"{self.val_images} held out, epochs {len(self.history) + 1} to {args.epochs} on "
+            f"{world.size} x {world.device}, {self.facts['arithmetic']}"
+        )
+        # ============ train ============
+        for epoch in range(len(self.history) + 1, args.epochs + 1):
+            self.history.append(self.epoch(epoch))
+            if world.first:
+                run.save_state(self.state())
+                publish(run, self.averaged(), self.history, args.save_every)
+                print_epoch(self.history[-1], args.epochs, self.writer)
+            world.wait()
+        # ============ the end ============
+        leave_world()
+        if world.first:
+            best = self.history[best_epoch(self.history) - 1]
+            results = {"epochs": len(self.history), "best": best}
+            update_results(run.file("results.json"), "train", results)
+            print(
+                f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
+            )
+
+    def averaged(self):
+        """Return the network whose weights are saved and validated."""
+        return self.ema.module if self.ema else unwrap(self.net)
 
     def read(self, train_samples, val_samples):
         """Set up the batches, decoding the images into memory where they are to be kept there."""
         args, world = self.args, self.world
         size = args.height, args.width
         transform = TrainTransform(*size, args.erasing_p, args.color_jitter, args.auto_augment)
-        held_out = world.share(val_samples)
         paths = [sample.path for sample in train_samples]
-        cache = read_all(paths, transform.read, args.workers, args.cache, "reading images")
-        to_validate = val_transform(*size)
-        val_paths, val_cache = [sample.path for sample in held_out], None
-        if cache is not None:
-            val_cache = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
-            total = size_in_memory(cache) + size_in_memory(val_cache)
+        images = read_all(paths, transform.read, args.workers, args.cache, "reading images")
+        held_out = world.shard(val_samples)
+        val_paths, val_images = [sample.path for sample in held_out], None
+        to_validate = EvalTransform(*size)
+        if images is not None:
+            val_images = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
+            total = size_in_memory(images) + size_in_memory(val_images)
             world.say(f"images decoded into memory: {total:.2f} GB")
-        self.batches = TrainBatches(
-            train_samples,
-            transform,
-            args.batchsize,
-            args.workers,
-            cache,
-            world,
-            args.instances,
-            args.gan_batch or 0,
+        sampler = StepSampler(
+            train_samples, args.batchsize, world, args.instances, args.gan_batch or 0
         )
+        self.sampler = sampler
+        self.batches = TrainBatches(sampler, transform, args.workers, images)
         self.val_labels = torch.tensor([sample.label for sample in held_out])
         self.val_images = len(val_samples)
         self.has_generated = any(sample.generated for sample in train_samples)
         self.val_batches = EvalBatches(
-            val_paths, to_validate, args.batchsize, args.workers, world.device, val_cache
+            val_paths, to_validate, args.batchsize, args.workers, world.device, val_images
         )
 
     def epoch(self, number):
-        """One pass over the training images, and validation: the epoch's line in the log."""
+        """Train for one pass over the images, validate; returns the epoch's line of the log."""
         # Every random choice of an epoch follows from the seed and the epoch's number, so that a
         # resumed run goes on exactly as an unbroken one.
         seed = self.args.seed * 1_000_003 + number
@@ -186,29 +202,27 @@ class Training:
         self.net.train()
         if number <= self.args.freeze_epochs:
             unwrap(self.net).backbone_eval()
-        started = time.perf_counter()
+        started, steps = time.perf_counter(), len(self.sampler)
+        images = steps * self.sampler.batchsize
         totals = torch.zeros(3, device=self.world.device)  # loss, errors, real images
-        seen = []
-        images = len(self.batches) * self.batches.batchsize
+        unchecked = []
         with self.bar(number, images) as bar:
             for step, batch in enumerate(self.batches.epoch(seed)):
-                set_rate(
-                    self.optimizer, rate_factor(number - 1 + step / len(self.batches), self.args)
-                )
-                losses, errors = self.step(batch, number)
-                totals += torch.stack([losses, *errors])
-                seen.append((losses, batch.numbers))
-                if len(seen) == CHECK_EVERY or self.world.device.type == "cpu":
-                    self.check(seen, number)
-                bar.update(self.batches.batchsize)
-                self.show(bar, losses, started, number, images)
-            self.check(seen, number)
+                set_rate(self.optimizer, rate_factor(number - 1 + step / steps, self.args))
+                loss, errors = self.step(batch, number)
+                totals += torch.stack([loss, *errors])
+                unchecked.append((loss, batch.numbers))
+                if len(unchecked) == CHECK_EVERY or self.world.device.type == "cpu":
+                    self.check_losses(unchecked, number)
+                bar.update(self.sampler.batchsize)
+                self.show(bar, loss, started, number, images)
+            self.check_losses(unchecked, number)
         loss, wrong, real = self.totals(totals)
         seconds = time.perf_counter() - started
         line = {
             "epoch": number,
             "lr": self.args.lr * rate_factor(number - 1, self.args),
-            "train_loss": round(loss / len(self.batches), 5),
+            "train_loss": round(loss / steps, 5),
             "train_top1err": round(wrong / max(real, 1), 5),
             "images_per_s": round(images / seconds, 1),
         }
@@ -219,8 +233,10 @@ class Training:
         return line | {"seconds": round(time.perf_counter() - started, 2)}
 
     def step(self, batch, epoch=1):
-        """Learn from a batch: its mean loss over all processes; errors and number of real images
-        of this process's share.
+        """Learn from a batch.
+
+        Returns its mean loss over all processes, and the errors and number of real images in this
+        process's shard.
         """
         if self.split:
             self.split.tell(batch.generated)
@@ -230,28 +246,28 @@ class Training:
             logits, batch.labels, batch.generated, self.args.label_smoothing, epoch
         )
         if self.metric_loss:
-            shares = full(features), batch.labels, batch.generated
-            loss = loss + self.metric_loss(*map(self.world.gather, shares))
+            shards = at_least_fp32(features), batch.labels, batch.generated
+            loss = loss + self.metric_loss(*map(self.world.gather, shards))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if epoch <= self.args.freeze_epochs:
             freeze_backbone(self.optimizer)
         self.optimizer.step()
-        if self.mean:
-            self.mean.update_parameters(unwrap(self.net))
+        if self.ema:
+            self.ema.update_parameters(unwrap(self.net))
         real = batch.generated == 0
         wrong = (logits.argmax(1) != batch.labels) & real
         return self.world.sum(loss.detach()) / self.world.size, (wrong.sum(), real.sum())
 
     def totals(self, sums):
-        """An epoch's loss, errors and real images over all processes, as numbers."""
+        """Sum an epoch's loss, errors and real images over all processes, as numbers."""
         loss = sums[0].item()  # is over all processes already
         return loss, *self.world.sum(sums[1:]).tolist()
 
     @torch.inference_mode()
     def validate(self):
-        """Mean cross-entropy and top-1 error over the held-out images."""
-        net = self.measured().eval()
+        """Return the mean cross-entropy and top-1 error over the held-out images."""
+        net = self.averaged().eval()
         sums = torch.zeros(2, device=self.world.device)
         labels, done = self.val_labels.to(self.world.device), 0
         with self.world.together():
@@ -265,20 +281,25 @@ class Training:
         loss, wrong = (self.world.sum(sums) / self.val_images).tolist()
         return {"val_loss": round(loss, 5), "val_top1err": round(wrong, 5)}
 
-    def check(self, seen, number):
-        """Raise UserError with the files of the first batch whose loss is no number."""
-        losses = torch.stack([loss for loss, _ in seen]).isfinite().tolist() if seen else []
-        for fine, (_, numbers) in zip(losses, seen, strict=True):
+    def check_losses(self, unchecked, number):
+        """Raise UserError with the files of the first batch whose loss is no number.
+
+        unchecked: list of (loss, numbers of the batch's samples), which is emptied.
+        """
+        if not unchecked:
+            return
+        finite = torch.stack([loss for loss, _ in unchecked]).isfinite().tolist()
+        for fine, (_, numbers) in zip(finite, unchecked, strict=True):
             if not fine:
-                names = ", ".join(self.batches.samples[n].path.name for n in numbers)
+                names = ", ".join(self.sampler.samples[n].path.name for n in numbers)
                 raise UserError(
                     f"epoch {number}: the loss is no longer a number; lower --lr, or look at this "
                     f"batch's images: {names}"
                 )
-        seen.clear()
+        unchecked.clear()
 
     def bar(self, number, images):
-        """An epoch's progress bar, on a terminal and in the first process only."""
+        """Make an epoch's progress bar, shown on a terminal and by the first process only."""
         return tqdm(
             total=images,
             desc=f"epoch {number}/{self.args.epochs}",
@@ -298,17 +319,18 @@ class Training:
         left = tqdm.format_interval(epochs * images * (now - started) / bar.n)
         bar.set_postfix_str(f"loss {loss.item():.3f}, all epochs in {left}")
 
-    def state(self, history):
-        """What `resume` needs."""
+    def state(self):
+        """Return what `resume` needs."""
         return {
             "net": unwrap(self.net).state_dict(),
-            "mean": self.mean.state_dict() if self.mean else None,
+            "mean": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
-            "history": history,
+            "history": self.history,
         }
 
-    def resume(self, run, facts):
-        """Go back to what the run saved last; returns its history. Says what differs from then."""
+    def resume(self):
+        """Go back to what the run saved last. Says what differs from then."""
+        run, facts = self.run_folder, self.facts
         threads = run.opts().get("threads", facts["threads"])
         if self.world.device.type == "cpu" and threads != facts["threads"]:
             self.world.say(
@@ -316,12 +338,12 @@ class Training:
             )
         state = run.load_state(self.world.device)
         if state is None:  # stopped in its first epoch
-            return []
+            return
         rates = [group["full_lr"] for group in self.optimizer.param_groups]
         try:
             unwrap(self.net).load_state_dict(state["net"])
-            if self.mean:
-                self.mean.load_state_dict(state["mean"])
+            if self.ema:
+                self.ema.load_state_dict(state["mean"])
             self.optimizer.load_state_dict(state["optimizer"])
             before, epochs = self.optimizer.param_groups[-1]["full_lr"], len(state["history"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -336,12 +358,12 @@ class Training:
             for line in state["history"]:
                 line.setdefault("with_generated", line["epoch"] > self.args.gan_start)
         if self.world.first:  # a kill may have come between the state and what follows from it
-            publish(run, self.measured(), state["history"], self.args.save_every)
-        return state["history"]
+            publish(run, self.averaged(), state["history"], self.args.save_every)
+        self.history = state["history"]
 
 
-def comparing(args):
-    """Whether the recipe has a loss that compares images of a batch."""
+def compares(args):
+    """Tell whether the recipe has a loss that compares images of a batch."""
     return args.triplet > 0 or args.circle > 0
 
 
@@ -358,7 +380,7 @@ def check_split(args, world):
 def check_batchsize(args, world, images):
     """Raise UserError where batches can't be shared out, or hold too few images for batch norm.
 
-    images: of which a batch can be made.
+    images: number of training images to fill batches from.
     """
     real = args.batchsize - (args.gan_batch or 0)
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
@@ -368,7 +390,7 @@ def check_batchsize(args, world, images):
         raise UserError("--batchsize: batch norm needs two images or more, on each GPU of its own")
     if args.instances and real % args.instances:
         raise UserError(f"--instances: {real} images a batch are no multiple of it")
-    if comparing(args) and args.instances < 2:
+    if compares(args) and args.instances < 2:
         raise UserError("--triplet and --circle compare images of an identity: add --instances 4")
     if world.gpus:
         print(
@@ -380,9 +402,9 @@ def check_batchsize(args, world, images):
 
 @contextmanager
 def leaving_clean(run, world):
-    """Training inside is ended by Ctrl-C and SIGTERM with a word on how to go on.
+    """End training inside, where Ctrl-C or SIGTERM stops it, with a word on how to go on.
 
-    What fails before the first epoch is saved leaves no run.
+    A training that fails before its first epoch is saved leaves no run.
     """
     try:
         yield
@@ -398,10 +420,10 @@ def leaving_clean(run, world):
 
 
 def best_epoch(history):
-    """The epoch with the lowest validation error, then loss; with none held out, training loss.
+    """Return the epoch with the lowest validation error, then loss.
 
-    That loss is another one once generated images count in it: only epochs of the newest kind are
-    compared then.
+    With no images held out, the training loss decides. It is another loss once generated images
+    count in it, so then only epochs in which they count are compared.
     """
 
     def key(line):
@@ -415,7 +437,7 @@ def best_epoch(history):
 
 
 def publish(run, net, history, save_every):
-    """Write what follows from a saved state: the epoch's weights, the log, the curves."""
+    """Write the epoch's weights, the log and the curves, which all follow from a saved state."""
     epoch = len(history)
     run.save_weights(net, "last")
     if best_epoch(history) == epoch:
@@ -426,8 +448,8 @@ def publish(run, net, history, save_every):
     draw_curves(history, run.file("train.jpg"))
 
 
-def report(line, epochs, writer=None):
-    """The epoch's figures: in one line, and for TensorBoard where asked for."""
+def print_epoch(line, epochs, writer=None):
+    """Print an epoch's figures in one line, and write them for TensorBoard where asked for."""
     text = f"epoch {line['epoch']}/{epochs}  train loss {line['train_loss']:.4f}"
     text += f" error {line['train_top1err']:.3f}"
     if "val_loss" in line:
@@ -440,9 +462,9 @@ def report(line, epochs, writer=None):
 
 
 def tensorboard_writer(folder):
-    """A function that gives TensorBoard's writer; its file begins when it is first called."""
+    """Return a function that gives TensorBoard's writer and makes its file when first called."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs a package: pip install tensorboard") from None
+    except ImportError as error:
+        raise missing_package("--tensorboard", "tensorboard") from error
     return cache(lambda: SummaryWriter(folder))

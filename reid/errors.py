@@ -21,6 +21,11 @@ class UserError(Exception):
         self.agreed = agreed
 
 
+def missing_package(who, *names):
+    """Return the UserError of a flag or script that needs packages which are not installed."""
+    return UserError(f"{who}: needs {' and '.join(names)}; pip install {' '.join(names)}")
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, with what the user should know."""
 

@@ -1,28 +1,99 @@
-"""Features of images, extracted with a trained network. (`reid.mat` has the files they go to.)
+"""Features of images, by a trained network that is made ready for inference.
 
-For use in other programs, such as trackers:
+`Embedder` has the features of arrays and of files, for other programs and for search.py:
 
     from reid.features import Embedder
     embed = Embedder("model/ft_ResNet50")
-    features = embed(crops)  # RGB arrays of any size -> L2-normalised float32 [N, D]
+    features = embed(crops)  # RGB arrays of any size, or paths -> L2-normalised float32 [N, D]
+
+`extract` has those of a whole list of files, shared among the processes of torchrun, for test.py
+and what measures as it does. (`reid.mat` has the files that features are stored in.)
 """
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
+from os import PathLike
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
 from reid.checkpoint import load_trained, unwrap
-from reid.device import arithmetic, autocast, choose_device, send
+from reid.device import autocast, choose_device, dtype_for, send
+from reid.errors import UserError
 from reid.files import sha256
 from reid.images import read_image
-from reid.inference import frozen
-from reid.transforms import normalise, test_transform
+from reid.loading import EvalBatches
+from reid.transforms import eval_transform, normalise
+
+READERS = 4  # threads that decode images
+FUSIONS = {
+    (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
+    (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
+}
 
 
-class Embedder:
-    """L2-normalised features of images in memory, by the network of a run folder.
+# --- features of arrays and files ---------------------------------------------------------------
+
+
+class ImageModel:
+    """A model that is called with images and returns their features.
+
+    Subclasses define `dim`, the numbers in a feature, `to_input`, which makes a PIL image one input
+    of the network, and `of_batch`, which takes a list of such inputs to float32 [B, dim].
+    """
+
+    batchsize = 32  # images that go through the network at once
+
+    def __call__(self, images, label=None):
+        """Return the features of images, L2-normalised float32 [N, dim], in their order.
+
+        images: a list of uint8 RGB arrays [H, W, 3] of any sizes, or of paths; or one array
+        [N, H, W, 3]. label: name of a progress bar, None for no bar.
+        Raises ValueError for anything else, UserError for a file that can't be read.
+        """
+        are_paths = len(images) and isinstance(images[0], str | PathLike)
+        stream = self.of_files(images) if are_paths else self.of_arrays(images)
+        quiet = True if label is None else None
+        features = []
+        for _, feature in tqdm(stream, label, len(images), False, unit="image", disable=quiet):
+            if isinstance(feature, UserError):
+                raise feature
+            features.append(feature)
+        return np.stack(features) if features else np.empty((0, self.dim), np.float32)
+
+    def of_arrays(self, images):
+        """Yield (number, its feature) for each of a list of uint8 RGB arrays [H, W, 3]."""
+        for start in range(0, len(images), self.batchsize):
+            batch = list(enumerate(images[start : start + self.batchsize], start))
+            features = self.of_batch([self.to_input(as_picture(*item)) for item in batch])
+            yield from zip((number for number, _ in batch), features, strict=True)
+
+    def of_files(self, paths, threads=READERS):
+        """Yield (path, its feature) for each path, in order.
+
+        In place of a feature comes the UserError of a file that can't be read. The next files are
+        decoded while a batch is in the network; `paths` may be a generator of millions.
+        """
+        inputs = read_ahead(paths, self.read, threads, self.batchsize)
+        while batch := list(islice(inputs, self.batchsize)):
+            readable = [image for _, image in batch if not isinstance(image, UserError)]
+            features = iter(self.of_batch(readable) if readable else ())
+            for path, image in batch:
+                yield path, image if isinstance(image, UserError) else next(features)
+
+    def read(self, path):
+        """Read an image file as one input of the network. Raises UserError where it is damaged."""
+        return self.to_input(read_image(path))
+
+
+class Embedder(ImageModel):
+    """L2-normalised features of images, by the network of a run folder.
 
         embed = Embedder("model/ft_ResNet50")
         features = embed([crop_a, crop_b])  # float32 [2, D]
@@ -33,8 +104,8 @@ class Embedder:
 
     run: folder `model/<name>`; which_epoch: "last", "best" or an epoch's number.
     device: "cpu", "cuda:1", ...; None: a GPU where there is one. precision: "auto", "fp32", "bf16".
-    layer: "pool" or "bottleneck"; None: what test.py takes. scales: of the images, e.g. (1, 0.9).
-    batchsize: images that go through the network at once.
+    layer: "pool" or "bottleneck"; None: the layer that test.py takes. scales: of the images, e.g.
+    (1, 0.9). batchsize: images that go through the network at once.
     Raises `reid.errors.UserError` where the run can't be loaded, ValueError for other arguments.
     """
 
@@ -51,55 +122,101 @@ class Embedder:
         if batchsize < 1 or not scales or not all(0.1 <= scale <= 10 for scale in scales):
             raise ValueError(f"batchsize {batchsize} is under 1, or scales {scales} not 0.1 to 10")
         self.device = choose_device()[0] if device is None else torch.device(device)
-        self.dtype = arithmetic(self.device, precision)
+        self.dtype = dtype_for(self.device, precision)
         trained = load_trained(run, which_epoch)
         self.dim = trained.net.dim(layer)
         self.weights, self.batchsize = trained.weights, batchsize
-        self.transforms = [test_transform(trained.height, trained.width, s) for s in scales]
+        self.transforms = eval_transforms(trained, scales)
         self.made_by = made_by(trained, layer, scales)
-        net = frozen(trained.net, self.dtype)
+        net = fold_for_inference(trained.net, self.dtype)
         self.net = net.to(self.device, memory_format=torch.channels_last)
         self.layer = layer
 
-    def __call__(self, images):
-        """uint8 RGB images, each [H, W, 3] of any size, to float32 [N, D] in their order.
-
-        images: a list of arrays, or one array [N, H, W, 3]. Raises ValueError for anything else.
-        """
-        parts = [np.empty((0, self.dim), np.float32)]
-        for start in range(0, len(images), self.batchsize):
-            batch = enumerate(images[start : start + self.batchsize], start)
-            parts.append(self.of_prepared([self.prepare(as_picture(*item)) for item in batch]))
-        return np.concatenate(parts)
-
-    def read(self, path):
-        """What `of_prepared` takes of an image file. Raises UserError for one that is damaged."""
-        return self.prepare(read_image(path))
-
-    def prepare(self, image):
-        """A PIL image, resized to each scale: list of uint8 [h, w, 3]."""
+    def to_input(self, image):
+        """Resize a PIL image to each scale: list of uint8 [h, w, 3]."""
         return [transform.resize(image) for transform in self.transforms]
 
     @torch.inference_mode()
-    def of_prepared(self, prepared):
-        """Features float32 [B, D] of one batch of images that `read` or `prepare` made."""
+    def of_batch(self, batch):
+        """Return the features float32 [B, D] of a list of inputs."""
         scales = []
-        for arrays in zip(*prepared, strict=True):
+        for arrays in zip(*batch, strict=True):
             images = send(torch.from_numpy(np.stack(arrays)), self.device)
             scales.append(view_features(self.net, images, self.dtype, self.layer).cpu().numpy())
-        return combined(scales)
+        return mean_direction(scales)
+
+
+def as_picture(number, image):
+    """Convert image number `number`, a uint8 RGB array [H, W, 3], to a PIL image.
+
+    Raises ValueError for anything else.
+    """
+    shape, dtype = getattr(image, "shape", ""), getattr(image, "dtype", type(image).__name__)
+    right = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not right or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image {number}: expected uint8 [H, W, 3] in RGB, got {dtype} {shape}".rstrip()
+        )
+    return Image.fromarray(image)
+
+
+def read_ahead(paths, read, threads, ahead):
+    """Yield (path, `read(path)` or the UserError that it raised), in order.
+
+    `ahead` files are read by threads while the caller is busy with earlier ones.
+    """
+
+    def attempt(path):
+        try:
+            return read(path)
+        except UserError as error:
+            return error
+
+    pool, waiting = ThreadPoolExecutor(max(threads, 1)), deque()
+    try:
+        for path in paths:
+            waiting.append((path, pool.submit(attempt, path)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# --- features of many files, by many processes --------------------------------------------------
+
+
+def extract(net, paths, transforms, world, *, dtype, batchsize, workers, label, layer=None):
+    """Return the features of image files, L2-normalised float32 [N, D], in their order.
+
+    The processes of `world` (`reid.distributed.World`) share the files; the first one gets the
+    features, the others None.
+    transforms: `EvalTransform`s, one for each scale of the images. dtype: autocast's, see
+    `reid.device.dtype_for`. workers: processes that read images. label: name of the progress bar.
+    layer: see `model.ReIDNet.forward`. Raises UserError for a file that can't be read.
+    """
+    scales = []
+    for transform in transforms:
+        size = f", {transform.height}x{transform.width}" if len(transforms) > 1 else ""
+        batches = EvalBatches(world.shard(paths), transform, batchsize, workers, world.device)
+        with world.together():
+            own = extract_batches(net, batches, dtype, world.first and label + size, layer)
+        scales.append(own)
+    parts = world.collect(mean_direction(scales))
+    return np.concatenate(parts) if world.first else None
 
 
 @torch.inference_mode()
-def extract(net, batches, dtype, label, layer=None):
-    """L2-normalised features of the images in `batches`, float32 [N, D], in their order.
+def extract_batches(net, batches, dtype, label, layer=None):
+    """Return the features of `reid.loading.EvalBatches`, float32 [N, D], in this process.
 
-    batches: `reid.loading.EvalBatches`. `label` names the progress bar, None: no bar; `dtype` is
-    autocast's, see `reid.device.arithmetic`; layer: see `model.ReIDNet.forward`.
+    label: name of the progress bar; empty or False for no bar.
     """
     net.eval()
     features = []
-    quiet = label is None or None
+    quiet = None if label else True
     with tqdm(total=len(batches.paths), desc=label, unit="image", disable=quiet) as bar:
         for images in batches:
             features.append(view_features(net, images, dtype, layer).cpu())
@@ -109,9 +226,13 @@ def extract(net, batches, dtype, label, layer=None):
     return torch.cat(features).numpy()
 
 
+# --- the network --------------------------------------------------------------------------------
+
+
 def view_features(net, images, dtype, layer=None):
-    """Images uint8 [B, H, W, 3] to features [B, D]: those of an image and of its mirror image are
-    added, then L2-normalised.
+    """Return the features [B, D] of images uint8 [B, H, W, 3].
+
+    The features of an image and of its mirror image are added, then L2-normalised.
     """
     views = torch.cat([images, images.flip(2)])
     with autocast(images.device, dtype):
@@ -119,30 +240,54 @@ def view_features(net, images, dtype, layer=None):
     return F.normalize(both[0] + both[1])
 
 
-def combined(scales):
-    """Features of several scales, arrays [N, D] of unit length, as one: their mean's direction."""
+def mean_direction(scales):
+    """Return the mean direction of the features of several scales, arrays [N, D] of unit length."""
     if len(scales) == 1:
         return scales[0]
     return F.normalize(sum(map(torch.from_numpy, scales))).numpy()
 
 
+def eval_transforms(trained, scales=(1.0,)):
+    """Return the `EvalTransform`s that test a network (`Trained`) at each scale of the images."""
+    return [eval_transform(trained.height, trained.width, scale) for scale in scales]
+
+
 def made_by(trained, layer, scales):
-    """What features depend on but the images, as a dict: features of another one don't compare."""
+    """Return a dict of what features depend on; those that differ in it can't be compared."""
     return {
         "weights_sha256": sha256(trained.weights),
         "height": trained.height,
         "width": trained.width,
-        "layer": trained.net.test_layer(layer),
+        "layer": trained.net.eval_layer(layer),
         "scales": sorted(scales, reverse=True),
     }
 
 
-def as_picture(number, image):
-    """Image number `number`, a uint8 RGB array [H, W, 3], as a PIL image; else ValueError."""
-    shape, dtype = getattr(image, "shape", ""), getattr(image, "dtype", type(image).__name__)
-    right = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-    if not right or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image {number}: expected uint8 [H, W, 3] in RGB, got {dtype} {shape}".rstrip()
-        )
-    return Image.fromarray(image)
+def fold_for_inference(net, dtype=None):
+    """Make a network ready for inference, in place: the same outputs, but for rounding.
+
+    Batch norm is folded into the layer before it. dtype: autocast's (`reid.device.dtype_for`);
+    weights that autocast would cast for each batch are cast once. Returns the network.
+    """
+    net.eval().requires_grad_(False)
+    fold_batch_norms(net)
+    if dtype is not None:
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(dtype)
+    return net
+
+
+def fold_batch_norms(net):
+    """Multiply each batch norm into the layer before it, in place.
+
+    In torchvision's ResNet and DenseNet, and in our heads, a norm that is registered right after
+    a layer also takes its input from there. DenseNet's norms that stand before a ReLU and its
+    convolution can't be folded, and stay.
+    """
+    for parent in list(net.modules()):
+        for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
+            fuse = FUSIONS.get((type(layer), type(norm)))
+            if fuse:
+                setattr(parent, name, fuse(layer, norm))
+                setattr(parent, norm_name, nn.Identity())

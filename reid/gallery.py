@@ -2,8 +2,8 @@
 
     with Gallery(embed.made_by, embed.dim, "people.index") as gallery:
         gallery.update("crops", embed)  # extracts what is new or changed
-        for places in gallery.search(embed(pictures), 10):  # one list for each picture
-            print(places[0].path, places[0].similarity)
+        for hits in gallery.search(embed(pictures), 10):  # one list for each picture
+            print(hits[0].path, hits[0].similarity)
 
 Features are written as they are extracted and read a block at a time, so memory is bounded whatever
 the gallery's size; `load` takes all of them into memory, for many searches one after the other.
@@ -15,10 +15,8 @@ import json
 import os
 import sqlite3
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import tee
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +24,7 @@ from tqdm import tqdm
 
 from re_ranking import rerank
 from reid.dataset import NO_IMAGE, is_prepared, walk_images
-from reid.errors import UserError
+from reid.errors import UserError, missing_package
 from reid.text import parse_json
 
 PAGE = 65536  # bytes, SQLite's largest: else a feature would lie scattered over several pages
@@ -54,8 +52,8 @@ FOUND = "CREATE TEMP TABLE found (path BLOB PRIMARY KEY, size INTEGER, modified 
 SAME = "a.path = b.path AND a.size = b.size AND a.modified = b.modified"
 
 
-class Place(NamedTuple):
-    """A place in a ranking. `path` is absolute; `distance` is the re-ranked one, or None."""
+class Hit(NamedTuple):
+    """An image in a ranking. `path` is absolute; `distance` is the re-ranked one, or None."""
 
     id: int
     path: str
@@ -186,10 +184,10 @@ class Gallery:
         known = "roots" in self.tables()  # not in the indexes of older versions
         return self.base.execute("SELECT * FROM roots").fetchall() if known else []
 
-    def is_current(self, place):
-        """Whether an image's file is there, as it was when its feature was extracted."""
+    def is_current(self, hit):
+        """Tell whether an image's file is there, as it was when its feature was extracted."""
         row = self.base.execute(
-            "SELECT path, size, modified FROM images WHERE id = ?", [place.id]
+            "SELECT path, size, modified FROM images WHERE id = ?", [hit.id]
         ).fetchone()
         return row is not None and unchanged(*row)
 
@@ -257,24 +255,21 @@ class Gallery:
         return gone
 
     def extract(self, embed, threads, messages):
-        """Add the features of the images in `found`. Returns of how many."""
+        """Add the features of the images in `found`. Returns how many were extracted."""
         total = self.base.execute("SELECT count(*) FROM found").fetchone()[0]
-        rows = self.base.execute("SELECT * FROM found ORDER BY path")
+        rows, again = tee(self.base.execute("SELECT * FROM found ORDER BY path"))
+        features = embed.of_files((os.fsdecode(path) for path, _, _ in again), threads)
         extracted, committed = 0, time.monotonic()
-        images = decoded(rows, embed.read, threads, embed.batchsize)
-        with tqdm(total=total, desc="gallery", unit="image", disable=None) as bar:
-            while batch := list(islice(images, embed.batchsize)):
-                good = [(row, image) for row, image in batch if not isinstance(image, UserError)]
-                messages += [str(image) for _, image in batch if isinstance(image, UserError)]
-                if good:
-                    features = embed.of_prepared([image for _, image in good])
-                    for (row, _), feature in zip(good, features, strict=True):
-                        self.add(row, feature)
-                extracted += len(good)
-                if time.monotonic() - committed > COMMIT:
-                    self.base.commit()
-                    committed = time.monotonic()
-                bar.update(len(batch))
+        bar = tqdm(rows, "gallery", total, unit="image", disable=None)
+        for row, (_, feature) in zip(bar, features, strict=True):
+            if isinstance(feature, UserError):
+                messages.append(str(feature))
+            else:
+                self.add(row, feature)
+                extracted += 1
+            if time.monotonic() - committed > COMMIT:
+                self.base.commit()
+                committed = time.monotonic()
         self.base.commit()
         return extracted
 
@@ -316,7 +311,7 @@ class Gallery:
             yield ids, features.reshape(-1, self.dim)
 
     def search(self, queries, number, own=None):
-        """The `number` most similar images of each query, or all there are: lists of `Place`.
+        """Search for the `number` most similar images of each query: lists of `Hit`.
 
         queries: L2-normalised float32 [Q, D]. own: for each query a path whose image, should it
         be in the gallery, is left out.
@@ -331,35 +326,35 @@ class Gallery:
                 )
                 heap.add_result(similarity, ids[rows])
             heap.finalize()
-            found = zip(heap.I.tolist(), heap.D.tolist(), strict=True)
-            places = [[self.place(*one) for one in zip(*row, strict=True)] for row in found]
+            nearest = zip(heap.I.tolist(), heap.D.tolist(), strict=True)
+            rankings = [[self.hit(*one) for one in zip(*row, strict=True)] for row in nearest]
         return [
-            [place for place in row if place and place.path != path][:number]
-            for row, path in zip(places, own, strict=True)
+            [hit for hit in ranking if hit and hit.path != path][:number]
+            for ranking, path in zip(rankings, own, strict=True)
         ]
 
-    def place(self, image, similarity):
-        """The Place of an image; None where another process dropped it since `load`."""
+    def hit(self, image, similarity):
+        """Return the Hit of an image; None where another process dropped it since `load`."""
         row = self.base.execute("SELECT path FROM images WHERE id = ?", [image]).fetchone()
-        return row and Place(image, os.fsdecode(row[0]), similarity)
+        return row and Hit(image, os.fsdecode(row[0]), similarity)
 
-    def rerank(self, query, places):
-        """A query's places in the order of k-reciprocal re-ranking among them, with distances.
+    def rerank(self, query, hits):
+        """Order a query's hits by k-reciprocal re-ranking among them; they get their distances.
 
         query: its feature, float32 [D].
         """
         with self.snapshot():
             rows = [
                 self.base.execute("SELECT feature FROM features WHERE id = ?", [p.id]).fetchone()
-                for p in places
+                for p in hits
             ]
-        places = [place for place, row in zip(places, rows, strict=True) if row]
-        if not places:
-            return places
+        hits = [hit for hit, row in zip(hits, rows, strict=True) if row]
+        if not hits:
+            return hits
         features = np.frombuffer(b"".join(row[0] for row in rows if row), np.float32)
         distance = next(rerank(query[None], features.reshape(-1, self.dim)))[0]
         order = np.argsort(distance, kind="stable")
-        return [places[n]._replace(distance=float(distance[n])) for n in order]
+        return [hits[n]._replace(distance=float(distance[n])) for n in order]
 
 
 def import_faiss():
@@ -367,7 +362,7 @@ def import_faiss():
     try:
         import faiss
     except ImportError as error:
-        raise UserError("searching needs FAISS; pip install faiss-cpu") from error
+        raise missing_package("search.py", "faiss-cpu") from error
     return faiss
 
 
@@ -422,29 +417,3 @@ def is_there(root):
 def seems_gone(root, mounted):
     """Whether a folder was deleted or renamed, for the one above it is there."""
     return not mounted and not os.path.lexists(root) and is_there(os.path.dirname(root))
-
-
-def decoded(rows, read, threads, ahead):
-    """Yield (row, what `read` makes of its path or the UserError it raised), in order.
-
-    `ahead` files are decoded while the caller is busy with what it got.
-    """
-
-    def attempt(row):
-        try:
-            return read(os.fsdecode(row[0]))
-        except UserError as error:
-            return error
-
-    pool, waiting = ThreadPoolExecutor(max(threads, 1)), deque()
-    try:
-        for row in rows:
-            waiting.append((row, pool.submit(attempt, row)))
-            if len(waiting) > ahead:
-                row, future = waiting.popleft()
-                yield row, future.result()
-        while waiting:
-            row, future = waiting.popleft()
-            yield row, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

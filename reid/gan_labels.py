@@ -1,6 +1,6 @@
-"""What a finished run says of generated images: the tables of the label rules mprl_static and sls.
+"""Targets of generated images that a finished run decides: the label rules mprl_static and sls.
 
-A table is made once, before training; several processes share the work and come to the same.
+They are computed once, before training; several processes share the work and come to the same.
 Images are seen as in validation, at the size that the finished run was trained on, in fp32.
 """
 
@@ -11,21 +11,22 @@ import torch
 from tqdm import tqdm
 
 from reid.checkpoint import Run, load_network
-from reid.dataset import classes_hash
-from reid.device import place
-from reid.errors import UserError
+from reid.dataset import classes_hash, count_classes
+from reid.device import to_device
+from reid.errors import UserError, missing_package
 from reid.features import extract
 from reid.files import read_results
 from reid.loading import EvalBatches
 from reid.losses import ranks
-from reid.transforms import normalise, val_transform
+from reid.options import HEIGHT, WIDTH
+from reid.transforms import EvalTransform, normalise
 
-NEED_A_RUN = ("mprl_static", "sls")  # the rules that take their table from one
+NEED_A_RUN = ("mprl_static", "sls")  # the rules whose targets a finished run decides
 STARTS = 10  # of k-means, the best of which counts
 
 
 def label_run(args):
-    """Path of the weights of the run that --label_run names: net_last.pth.
+    """Return the path of the weights of the run that --label_run names: net_last.pth.
 
     Raises UserError where there is none, or its training is not finished.
     """
@@ -40,17 +41,17 @@ def label_run(args):
     return weights
 
 
-class Describer:
-    """A finished run's network, and the images it is shown.
+class Teacher:
+    """A finished run's network, which decides the targets of generated images.
 
-    args: options of train_lsro.py; class_num, real: K and the Samples of the identities that the
-    network must have been trained on.
+    args: options of train_lsro.py; real: the Samples of the identities that the network must have
+    been trained on. Raises UserError where it was trained on others.
     """
 
-    def __init__(self, args, class_num, real, world):
+    def __init__(self, args, real, world):
         weights = label_run(args)
         net = load_network(weights)
-        outputs = net.classifier[0].out_features
+        outputs, class_num = net.classifier[0].out_features, count_classes(real)
         if outputs != class_num:
             raise UserError(
                 f"--label_run {args.label_run}: its network has {outputs} classes, the images "
@@ -64,62 +65,66 @@ class Describer:
                 "name a run on the same"
             )
         options = opts.get("options", {})
-        self.transform = val_transform(options.get("height", 256), options.get("width", 128))
-        self.net = place(net, world.device).eval()
+        self.transform = EvalTransform(options.get("height", HEIGHT), options.get("width", WIDTH))
+        self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
 
     def rank_table(self, generated):
-        """For mprl_static: ranks of the probabilities predicted for Samples, int32 [N, K]."""
-        images = self.batches(generated)
-        quiet = None if self.world.first else True
-        found = [torch.empty(0, self.class_num, dtype=torch.int)]
-        bar = tqdm(total=len(images.paths), desc="ranks", disable=quiet)
-        with self.world.together(), torch.no_grad(), bar:
+        """Return, for mprl_static, the ranks of the probabilities it predicts: int32 [N, K].
+
+        generated: Samples.
+        """
+        args, world = self.args, self.world
+        paths = [sample.path for sample in world.shard(generated)]
+        images = EvalBatches(paths, self.transform, args.batchsize, args.workers, world.device)
+        rows = [torch.empty(0, self.class_num, dtype=torch.int)]
+        quiet = None if world.first else True
+        bar = tqdm(total=len(paths), desc="ranks", unit="image", disable=quiet)
+        with world.together(), torch.no_grad(), bar:
             for batch in images:
-                found.append(ranks(self.net(normalise(batch))).int().cpu())
+                rows.append(ranks(self.net(normalise(batch))).int().cpu())
                 bar.update(len(batch))
-        return self.whole(torch.cat(found), len(generated))
+        return world.gather_rows(torch.cat(rows).to(world.device), len(generated))
 
     def cluster_table(self, real, generated):
-        """For sls: 1 at each identity with an image in the Sample's cluster, uint8 [N, K]."""
-        both = [self.features(real, "real"), self.features(generated, "generated")]
+        """Return, for sls, 1 at each identity with an image in the image's cluster: uint8 [N, K].
+
+        real, generated: Samples.
+        """
+        features = [self.features(real, "real"), self.features(generated, "generated")]
         table = torch.zeros(len(generated), self.class_num, dtype=torch.uint8)
         with self.world.together():
             if self.world.first:  # another machine might round, and decide, otherwise
                 members = torch.zeros(self.args.clusters, self.class_num, dtype=torch.uint8)
-                of_real, of_generated = nearest_centres(*both, self.args.clusters, self.args.seed)
-                members[of_real, [sample.label for sample in real]] = 1
-                table = members[of_generated]
+                clusters = nearest_centres(*features, self.args.clusters, self.args.seed)
+                members[clusters[0], [sample.label for sample in real]] = 1
+                table = members[clusters[1]]
         return self.world.sum(table.to(self.world.device))
 
     def features(self, samples, label):
-        """L2-normalised features as `reid.features` has them: an array, float32 [N, D]."""
-        label = label if self.world.first else None
-        with self.world.together():
-            share = extract(self.net, self.batches(samples), None, label)
-        return self.whole(torch.from_numpy(share), len(samples)).cpu().numpy()
-
-    def batches(self, samples):
-        """This process's share of the images."""
-        paths = [sample.path for sample in self.world.share(samples)]
-        size, workers = self.args.batchsize, self.args.workers
-        return EvalBatches(paths, self.transform, size, workers, self.world.device)
-
-    def whole(self, share, number):
-        """All `number` rows, on the device, from each process's share of them."""
-        rows = self.world.share(range(number))
-        whole = torch.zeros(number, share.shape[1], dtype=share.dtype, device=self.world.device)
-        whole[rows.start : rows.stop] = share.to(self.world.device)
-        return self.world.sum(whole)
+        """Extract the features of Samples: float32 [N, D] in the first process, else None."""
+        return extract(
+            self.net,
+            [sample.path for sample in samples],
+            [self.transform],
+            self.world,
+            dtype=None,
+            batchsize=self.args.batchsize,
+            workers=self.args.workers,
+            label=label,
+        )
 
 
 def nearest_centres(real, generated, clusters, seed):
-    """k-means over rows of `real` [R, D]: the nearest centre of each row, and of `generated`'s."""
+    """Cluster rows of `real` [R, D] by k-means.
+
+    Returns the number of the nearest centre of each row, and of each row of `generated`.
+    """
     try:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
-    except ImportError:
-        raise UserError("--gan_label sls needs a package: pip install scikit-learn") from None
+    except ImportError as error:
+        raise missing_package("--gan_label sls", "scikit-learn") from error
     different = len(np.unique(real, axis=0))
     if clusters > different:
         raise UserError(f"--clusters {clusters}: only {different} real images differ; lower it")

@@ -9,13 +9,13 @@ from contextlib import redirect_stdout
 import numpy as np
 from tqdm import tqdm
 
-from reid.errors import UserError
+from reid.errors import missing_package
 
 try:
     from prdc import compute_prdc
     from sklearn.neighbors import NearestNeighbors
 except ImportError as error:
-    raise UserError("evaluate_gan.py needs two packages: pip install prdc scikit-learn") from error
+    raise missing_package("evaluate_gan.py", "prdc", "scikit-learn") from error
 
 CLOSEST = 0.01  # share of a yardstick's images that set its limit
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from reid.device import send
@@ -18,94 +18,110 @@ GIGABYTE = 1e9
 
 
 class Batch(NamedTuple):
-    """Images to train on: this process's share of a step."""
+    """Images to train on: this process's shard of a step."""
 
     images: torch.Tensor  # float32 [B, 3, height, width] on the device
     labels: torch.Tensor  # int64 [B]; of generated image number n it is -1 - n
     generated: torch.Tensor  # int64 [B], 1 where a GAN made the image
-    numbers: list  # which samples the whole step is made of, over all processes
+    numbers: list  # which samples the whole step consists of, over all processes
 
 
-class TrainBatches:
-    """The batches of each epoch, drawn by a seed alone: the same for any number of processes.
+class StepSampler(Sampler):
+    """The samples of each training step, drawn by a seed alone.
 
-    samples: list of `reid.dataset.Sample`; transform: `reid.transforms.TrainTransform`;
-    instances: images of an identity that stand together in a batch, or 0 to shuffle freely;
-    gan_batch: generated images in every batch, or 0 to shuffle them among the real ones; an epoch
-    is then a pass over the real ones. world: `reid.parallel.World`. A batch is shared out evenly
-    among its processes.
+    Iterating over it gives lists of sample numbers, this process's shard of each step; the steps
+    themselves are the same for any number of processes.
+
+    samples: list of `reid.dataset.Sample`; batchsize: images in a step, over all processes; world:
+    `reid.distributed.World`; instances: images of an identity that stand together in a batch, or 0
+    to shuffle freely; gan_batch: generated images in every batch, or 0 to shuffle them among the
+    real ones. With gan_batch an epoch is a pass over the real images.
     """
 
-    def __init__(
-        self, samples, transform, batchsize, workers, cache, world, instances=0, gan_batch=0
-    ):
-        self.samples, self.transform, self.world = samples, transform, world
+    def __init__(self, samples, batchsize, world, instances=0, gan_batch=0):
+        self.samples, self.world = samples, world
         self.instances, self.gan_batch = instances, gan_batch
-        self.generated = torch.tensor([sample.generated for sample in samples])
-        labels = torch.tensor([sample.label for sample in samples])
-        # Generated images get a number each, for losses that know each of them.
-        self.labels = torch.where(self.generated == 1, -self.generated.cumsum(0), labels)
-        # What an epoch is a pass over, as numbers of samples.
+        # The numbers of the samples that an epoch is a pass over.
         self.pool = [n for n, s in enumerate(samples) if not (gan_batch and s.generated)]
-        # Batch norm needs full batches, so an incomplete last one is left out; of a set smaller
-        # than one batch, all of it is one.
+        # Batch norm needs full batches, so an incomplete last one is left out; a set smaller than
+        # one batch is one batch.
         self.from_pool = min(batchsize - gan_batch, len(self.pool))
         self.batchsize = self.from_pool + gan_batch
         images = len(self.pool)
         if instances:  # groups are filled up
             counts = Counter(samples[n].label for n in self.pool).values()
             images = sum(-(-count // instances) * instances for count in counts)
-        self.steps = images // self.from_pool
-        self.images = cache
-        if cache is None:
-            dataset = Decoded([sample.path for sample in samples], transform.read)
-            self.plan = []  # the epoch's shares, set before each
-            self.loader = worker_loader(dataset, self.plan, workers)
+        self.number = images // self.from_pool
 
     def __len__(self):
-        return self.steps
+        return self.number
 
-    def epoch(self, seed):
-        """The batches of an epoch, as `Batch`."""
+    def set_epoch(self, seed):
+        """Draw the steps of an epoch: `steps`, int64 [len(self), batchsize].
+
+        Returns the generator, from which the images' augmentation is drawn next.
+        """
         generator = torch.Generator().manual_seed(seed)
-        steps = self.draw_steps(generator)
-        choices = self.transform.draw(steps.numel(), generator)
-        shares = [self.world.share(step) for step in steps]
-        if self.images is not None:
-            decoded = ([self.images[n] for n in share.tolist()] for share in shares)
-        else:
-            self.plan[:] = [share.tolist() for share in shares]
-            decoded = self.loader
-        device = self.world.device
-        places = torch.arange(steps.numel()).view_as(steps)
-        for step, place, share, images in zip(steps, places, shares, decoded, strict=True):
-            drawn = choices.part(self.world.share(place))
-            images = self.transform.crop(images, drawn, device)
-            yield Batch(
-                self.transform.finish(images, drawn),
-                send(self.labels[share], device),
-                send(self.generated[share], device),
-                step.tolist(),
-            )
-
-    def draw_steps(self, generator):
-        """Which samples each step of an epoch is made of: int64 [steps, batchsize]."""
         pool = torch.tensor(self.pool)
         if self.instances:
             order = identity_order([self.samples[n] for n in self.pool], self.instances, generator)
         else:
             order = torch.randperm(len(pool), generator=generator)
-        steps = pool[order[: self.steps * self.from_pool]].view(self.steps, self.from_pool)
-        if not self.gan_batch:
-            return steps
-        passes = repeated_passes(
-            self.generated.nonzero()[:, 0], self.steps * self.gan_batch, generator
-        )
-        return torch.cat([steps, passes.view(self.steps, self.gan_batch)], dim=1)
+        self.steps = pool[order[: self.number * self.from_pool]].view(self.number, self.from_pool)
+        if self.gan_batch:
+            generated = torch.tensor([n for n, s in enumerate(self.samples) if s.generated])
+            passes = repeated_passes(generated, self.number * self.gan_batch, generator)
+            passes = passes.view(self.number, self.gan_batch)
+            self.steps = torch.cat([self.steps, passes], dim=1)
+        return generator
+
+    def __iter__(self):
+        for step in self.steps:
+            yield self.world.shard(step).tolist()
+
+
+class TrainBatches:
+    """The batches of each epoch, this process's shard of them.
+
+    sampler: a `StepSampler`; transform: `reid.transforms.TrainTransform`; workers: processes that
+    read images. cache: the images, already read, or None to read them anew in each epoch.
+    """
+
+    def __init__(self, sampler, transform, workers, cache):
+        self.sampler, self.transform = sampler, transform
+        samples = sampler.samples
+        self.generated = torch.tensor([sample.generated for sample in samples])
+        labels = torch.tensor([sample.label for sample in samples])
+        # Generated images get a number each, for losses that know each of them.
+        self.labels = torch.where(self.generated == 1, -self.generated.cumsum(0), labels)
+        self.images = cache
+        if cache is None:
+            dataset = Decoded([sample.path for sample in samples], transform.read)
+            self.loader = worker_loader(dataset, sampler, workers)
+
+    def epoch(self, seed):
+        """Yield the batches of an epoch, as `Batch`."""
+        generator = self.sampler.set_epoch(seed)
+        steps, world = self.sampler.steps, self.sampler.world
+        augmentation = self.transform.draw(steps.numel(), generator)
+        if self.images is None:
+            decoded = self.loader
+        else:
+            decoded = ([self.images[n] for n in shard] for shard in self.sampler)
+        rows = torch.arange(steps.numel()).view_as(steps)  # of the augmentation
+        for step, row, images in zip(steps, rows, decoded, strict=True):
+            shard, drawn = world.shard(step), augmentation.part(world.shard(row))
+            images = self.transform.crop(images, drawn, world.device)
+            yield Batch(
+                self.transform.finish(images, drawn),
+                send(self.labels[shard], world.device),
+                send(self.generated[shard], world.device),
+                step.tolist(),
+            )
 
 
 class EvalBatches:
-    """Images in the order of `paths`, `batchsize` at a time, as uint8 [B, H, W, 3] on the device.
+    """Batches of images in the order of `paths`, uint8 [B, H, W, 3] on the device.
 
     cache: their arrays, already read, or None to have loader processes read them.
     """
@@ -113,9 +129,8 @@ class EvalBatches:
     def __init__(self, paths, transform, batchsize, workers, device, cache=None):
         self.paths, self.batchsize, self.device, self.images = paths, batchsize, device, cache
         if cache is None:
-            numbers = list(range(len(paths)))
-            plan = [numbers[n : n + batchsize] for n in range(0, len(paths), batchsize)]
-            self.loader = worker_loader(Decoded(paths, transform.read), plan, workers)
+            batches = BatchSampler(range(len(paths)), batchsize, drop_last=False)
+            self.loader = worker_loader(Decoded(paths, transform.read), batches, workers)
 
     def __iter__(self):
         if self.images is None:
@@ -128,7 +143,7 @@ class EvalBatches:
 
 
 class Decoded(Dataset):
-    """Files as the arrays that `read` makes of them."""
+    """A dataset of files, each as the array that `read` makes of it."""
 
     def __init__(self, paths, read):
         self.paths, self.read = paths, read
@@ -140,11 +155,14 @@ class Decoded(Dataset):
         return self.read(self.paths[index])
 
 
-def worker_loader(dataset, plan, workers):
-    """Lists of arrays, one for each list of numbers in `plan`, read by processes."""
+def worker_loader(dataset, batches, workers):
+    """Return a loader of lists of arrays, one for each list of numbers in `batches`.
+
+    workers: processes that read; 0 reads in this one.
+    """
     return DataLoader(
         dataset,
-        batch_sampler=plan,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=leave_interrupts,
@@ -154,12 +172,12 @@ def worker_loader(dataset, plan, workers):
 
 
 def leave_interrupts(worker):
-    """Ctrl-C is the training process's to handle, not the loader's."""
+    """Have a loader's process ignore Ctrl-C, which the training process handles."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_all(paths, read, threads, mode, label):
-    """All images as a list of arrays; None where they are to be read anew each epoch.
+    """Read all images into a list of arrays; None where they are to be read anew each epoch.
 
     mode: "off", "ram", or "auto": where they take no more than CACHE_BUDGET, for all of this
     machine's processes together, judged by a hundred images. Raises UserError that names a file
@@ -181,19 +199,19 @@ def read_all(paths, read, threads, mode, label):
 
 
 def size_in_memory(images):
-    """Gigabytes that a list of arrays takes."""
+    """Return how many gigabytes a list of arrays takes."""
     return sum(image.nbytes for image in images) / GIGABYTE
 
 
 def repeated_passes(numbers, length, generator):
-    """The first `length` of shuffled passes over `numbers`, one after the other."""
+    """Return the first `length` of shuffled passes over `numbers`, one after the other."""
     passes = -(-length // len(numbers))
     orders = [torch.randperm(len(numbers), generator=generator) for _ in range(passes)]
     return numbers[torch.cat(orders)[:length]]
 
 
 def identity_order(samples, instances, generator):
-    """An order in which `instances` images of one identity follow one another (PK sampling).
+    """Draw an order in which `instances` images of one identity follow one another (PK sampling).
 
     Hermans et al. 2017, "In Defense of the Triplet Loss". Each image comes once; where an
     identity's number is no multiple, some of its images come twice. Generated images, which have

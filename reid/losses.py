@@ -1,37 +1,39 @@
-"""Losses. Over logits: one interface, (logits, labels, generated, smoothing=0, epoch=1) -> scalar.
+"""Losses, of two kinds.
 
+Over logits, with one interface: (logits, labels, generated, smoothing=0, epoch=1) -> scalar.
 logits: [B, K], any floating type; labels: int [B], the class of each real image; of generated
 image number n it is the marker -1 - n, which no loss reads as a class; generated: [B], 1 where a
 GAN made the image, 0 where it is real. Each loss is the mean over the batch. smoothing (Szegedy et
-al. 2016): the share of a real image's target that is spread evenly over all identities. epoch: from
-1, for losses in which generated images count from some epoch on.
+al. 2016): the fraction of a real image's target that is spread evenly over all identities. epoch:
+from 1, for losses in which generated images count from some epoch on.
+`cross_entropy` is the baseline's; a `LabelRule` decides what generated images are taught.
 
-What a generated image is taught is a rule's matter: `LabelRule`. Over features: `MetricLoss`.
+Over features: `MetricLoss`, which compares the images of a batch.
 """
 
 import torch
 import torch.nn.functional as F
 
-from reid.errors import UserError
+from reid.errors import missing_package
 
 TRIPLET_MARGIN = 0.3  # Hermans et al. 2017; Luo et al. 2019
 CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 128  # Sun et al. 2020, section 4.1, for re-ID
 
 
 def cross_entropy(logits, labels, generated, smoothing=0.0, epoch=1):
-    """Cross-entropy over real images, the baseline's loss."""
-    return F.cross_entropy(full(logits), labels, label_smoothing=smoothing)
+    """Return the cross-entropy over real images, the baseline's loss."""
+    return F.cross_entropy(at_least_fp32(logits), labels, label_smoothing=smoothing)
 
 
 class LabelRule:
-    """Cross-entropy with a rule for generated images: mean over the batch of
+    """Cross-entropy with a rule for generated images: the mean over the batch of
 
         -log p(y)               for a real image of class y
         -w sum_k q_k log p(k)   for a generated one, q = its row of target(logits, labels)
 
     name: the rule's, which a resumed run must share. target: function of detached logits [B, K] and
     labels [B] that returns q [B, K]; rows of real images are finite and not read. weight: w, which
-    is 0 up to epoch `start`. extra: the last outputs of the network that are no identities.
+    is 0 up to epoch `start`. extra: number of last outputs of the network that are no identities.
     """
 
     def __init__(self, name, target, weight=1.0, start=0, extra=0):
@@ -39,7 +41,7 @@ class LabelRule:
         self.target, self.weight, self.start, self.extra = target, weight, start, extra
 
     def __call__(self, logits, labels, generated, smoothing=0.0, epoch=1):
-        logits = full(logits)
+        logits = at_least_fp32(logits)
         log_p = F.log_softmax(logits, dim=1)
         generated = generated.bool()
         # The marker is no class, so it is swapped for any valid one before the look-up.
@@ -51,69 +53,15 @@ class LabelRule:
         return torch.where(generated, generated_loss, real_loss).mean()
 
 
-def uniform(logits, labels):
-    """All classes alike."""
-    return torch.full_like(logits, 1 / logits.shape[1])
-
-
-def last_class(logits, labels):
-    """The last output, a class of its own for all that is generated."""
-    return one_hot(torch.full_like(labels, logits.shape[1] - 1), logits)
-
-
-def most_probable(logits, labels):
-    """The class that the network holds most probable now."""
-    return one_hot(logits.argmax(dim=1), logits)
-
-
-def by_rank(logits, labels):
-    """In proportion to the rank of what the network holds probable now."""
-    return shares(ranks(logits), logits)
-
-
-class Table:
-    """A distribution for each generated image, fixed before training: `weights` int [N, K], on the
-    logits' device; row n, over its sum, is image n's.
-    """
-
-    weights = None
-
-    def __call__(self, logits, labels):
-        return shares(self.weights[(-1 - labels).clamp(min=0)], logits)
-
-
-def ranks(logits):
-    """Ranks of the classes, int64 [B, K]: 1 for the least probable, K for the most.
-
-    Of two equal ones the lower class number has the lower rank.
-    """
-    return logits.argsort(dim=1, stable=True).argsort(dim=1) + 1
-
-
-def shares(weights, like):
-    """Rows that sum to 1, in the type of another tensor."""
-    weights = weights.to(like.dtype)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def one_hot(classes, like):
-    """Rows [B, K] with a 1 at `classes` [B], of another tensor's shape and type."""
-    return torch.zeros_like(like).scatter_(1, classes[:, None], 1)
-
-
-# Label smoothing regularisation for outliers (Zheng et al., ICCV 2017, equation 6).
-lsro = LabelRule("lsro", uniform)
-
-
 def label_rule(name, weight=1.0, start=0):
-    """The rule of that name; those of a finished run need their Table filled.
+    """Return the `LabelRule` of that name.
 
     lsro: uniform (Zheng et al., ICCV 2017). all_in_one: one class more than there are identities
     (Salimans et al. 2016). pseudo: the network's current arg-max (Lee 2013). mprl_dynamic,
     mprl_static: in proportion to the rank of the predicted probability, of the network as it is or
     of a finished run's (Huang et al. 2018, multi-pseudo regularised label). sls: uniform over the
     identities in the image's cluster of a finished run's features (Ainam et al. 2018, sparse label
-    smoothing).
+    smoothing). The rules of a finished run have a `FixedTargets`, to be filled before training.
     """
     targets = {
         "lsro": uniform,
@@ -122,16 +70,77 @@ def label_rule(name, weight=1.0, start=0):
         "mprl_dynamic": by_rank,
     }
     extra = 1 if name == "all_in_one" else 0
-    return LabelRule(name, targets.get(name) or Table(), weight, start, extra)
+    return LabelRule(name, targets.get(name) or FixedTargets(), weight, start, extra)
 
 
-def full(x):
-    """At least in fp32: bf16 has not the digits for a loss."""
+# --- targets of generated images ----------------------------------------------------------------
+
+
+def uniform(logits, labels):
+    """Return the same probability for all classes."""
+    return torch.full_like(logits, 1 / logits.shape[1])
+
+
+def last_class(logits, labels):
+    """Return the last output, a class of its own for all that is generated."""
+    return one_hot(torch.full_like(labels, logits.shape[1] - 1), logits)
+
+
+def most_probable(logits, labels):
+    """Return the class that the network holds most probable now."""
+    return one_hot(logits.argmax(dim=1), logits)
+
+
+def by_rank(logits, labels):
+    """Return probabilities in proportion to the rank of those that the network predicts now."""
+    return distributions(ranks(logits), logits)
+
+
+class FixedTargets:
+    """Targets that are fixed before training: a distribution for each generated image.
+
+    weights: int [N, K], on the logits' device; row n, over its sum, is image n's.
+    """
+
+    weights = None
+
+    def __call__(self, logits, labels):
+        return distributions(self.weights[(-1 - labels).clamp(min=0)], logits)
+
+
+# Label smoothing regularisation for outliers (Zheng et al., ICCV 2017, equation 6).
+lsro = LabelRule("lsro", uniform)
+
+
+def ranks(logits):
+    """Rank the classes: int64 [B, K], 1 for the least probable, K for the most.
+
+    Of two equal ones the lower class number has the lower rank.
+    """
+    return logits.argsort(dim=1, stable=True).argsort(dim=1) + 1
+
+
+def distributions(weights, like):
+    """Scale rows of weights [B, K] to sums of 1, in the type of the tensor `like`."""
+    weights = weights.to(like.dtype)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def one_hot(classes, like):
+    """Return rows [B, K] with a 1 at `classes` [B], of the shape and type of the tensor `like`."""
+    return torch.zeros_like(like).scatter_(1, classes[:, None], 1)
+
+
+def at_least_fp32(x):
+    """Convert a tensor to fp32 unless it is fp64: bf16 has not the digits for a loss."""
     return x if x.dtype == torch.float64 else x.float()
 
 
+# --- losses over features -----------------------------------------------------------------------
+
+
 class MetricLoss:
-    """Losses that compare features of real images, weighted: (features, labels, generated).
+    """A weighted sum of losses that compare features of real images: (features, labels, generated).
 
     triplet: weight of the triplet loss with the hardest positive and negative of the batch
         (Hermans et al. 2017), over Euclidean distances.
@@ -142,10 +151,9 @@ class MetricLoss:
     def __init__(self, triplet=0.0, circle=0.0):
         try:
             from pytorch_metric_learning import distances, losses, miners
-        except ImportError:
-            raise UserError(
-                "--triplet and --circle need a package: pip install pytorch-metric-learning"
-            ) from None
+        except ImportError as error:
+            flags = "--triplet and --circle"
+            raise missing_package(flags, "pytorch-metric-learning") from error
         distance = distances.LpDistance(normalize_embeddings=False)
         self.miner = miners.BatchHardMiner(distance=distance)
         self.triplet = losses.TripletMarginLoss(margin=TRIPLET_MARGIN, distance=distance)
@@ -154,7 +162,7 @@ class MetricLoss:
 
     def __call__(self, features, labels, generated):
         real = generated == 0
-        features, labels = full(features)[real], labels[real]
+        features, labels = at_least_fp32(features)[real], labels[real]
         triplet, circle = self.weights
         loss = features.sum() * 0  # a batch may have nothing to compare
         if triplet and len(features):

@@ -15,13 +15,18 @@ import numpy as np
 from scipy.io import loadmat, savemat
 
 from reid.dataset import LARGEST_LABEL
-from reid.errors import UserError
+from reid.errors import UserError, missing_package
 from reid.files import replacing
 from reid.text import parse_json
 
 MATLAB_73 = b"MATLAB 7.3"
 NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # of .npz and .npy
-PLACES = ("run", "run_from_mat", "data_from_mat", "split")  # of a source: hints, not what made it
+LOCATIONS = (
+    "run",
+    "run_from_mat",
+    "data_from_mat",
+    "split",
+)  # of a source: hints, not what made it
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 
@@ -39,7 +44,7 @@ class FeatureSet(NamedTuple):
         return FeatureSet(*(None if field is None else field[rows] for field in self))
 
 
-class TestSets(NamedTuple):
+class EvalSets(NamedTuple):
     """What a file holds; `multi` is None without multi-query images, `data_dir` without paths.
 
     source: a dict of what made the features (`reid.features.made_by`) and the path of its `run`;
@@ -52,11 +57,9 @@ class TestSets(NamedTuple):
     data_dir: Path | None = None
     source: dict | None = None
 
-    __test__ = False  # no pytest class, for all its name
-
 
 def feature_set(features, entries, data_dir):
-    """The features of `entries` (`reid.dataset.TestImage`s of the folder `data_dir`)."""
+    """The features of `entries` (`reid.dataset.EvalImage`s of the folder `data_dir`)."""
     return FeatureSet(
         features,
         np.array([entry.identity for entry in entries]),
@@ -68,7 +71,7 @@ def feature_set(features, entries, data_dir):
 def check_storable(path, data_dir, splits, dim):
     """Raise UserError where a MATLAB file can't hold the features of images.
 
-    splits: {name: `reid.dataset.TestImage`s}; dim: numbers in a feature.
+    splits: {name: `reid.dataset.EvalImage`s}; dim: numbers in a feature.
     """
     for name, entries in splits.items():
         if 4 * dim * len(entries) >= LIMIT:
@@ -86,7 +89,7 @@ def check_storable(path, data_dir, splits, dim):
 
 
 def save_mat(path, sets):
-    """Write TestSets."""
+    """Write EvalSets."""
     content = {} if sets.data_dir is None else {"data_dir": str(sets.data_dir)}
     content |= {} if sets.source is None else {"source": json.dumps(sets.source)}
     for name, found in [("query", sets.query), ("gallery", sets.gallery), ("mquery", sets.multi)]:
@@ -102,7 +105,7 @@ def save_mat(path, sets):
 
 
 def load_mat(path):
-    """TestSets of a `pytorch_result.mat`, ours or another code's.
+    """EvalSets of a `pytorch_result.mat`, ours or another code's.
 
     Raises UserError for a file that is missing, damaged, lacks a key, or does not add up.
     """
@@ -116,7 +119,7 @@ def load_mat(path):
         same_length(path, mquery=multi, gallery=gallery)
     data_dir, source = text(content, "data_dir"), text(content, "source")
     source = source and made_from(source)
-    return TestSets(
+    return EvalSets(
         query, gallery, multi, data_dir and images_place(path, data_dir, source), source
     )
 
@@ -161,8 +164,8 @@ def read_hdf5(path):
     """The variables of a MATLAB v7.3 file that are numbers; these lie there transposed."""
     try:
         import h5py
-    except ImportError:
-        raise UserError(f"{path}: reading MATLAB v7.3 takes a package: pip install h5py") from None
+    except ImportError as error:
+        raise missing_package(f"{path} (MATLAB v7.3)", "h5py") from error
     try:
         with h5py.File(path) as file:
             return {name: file[name][()].T for name in file if isinstance(file[name], h5py.Dataset)}
@@ -247,7 +250,7 @@ def text(content, key):
 def made_from(source):
     """What `save_mat` wrote as source; None where another code means something else by it."""
     try:
-        found = parse_json(source, "source", "", **dict.fromkeys(PLACES, str))
+        found = parse_json(source, "source", "", **dict.fromkeys(LOCATIONS, str))
     except UserError:
         return None
     return found if "run" in found else None

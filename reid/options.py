@@ -8,6 +8,8 @@ import argparse
 
 from reid.errors import UserError
 
+HEIGHT, WIDTH = 256, 128  # pixels of a training image
+NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}  # their names in tables
 # --recipe strong: chosen on the rendered set, see the README.
 STRONG = {
     "warm_epoch": 5,
@@ -21,7 +23,7 @@ STRONG = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with defaults in the help, no abbreviation of flags, and errors of one line."""
+    """An argparse parser with defaults in its help, no abbreviations, and errors of one line."""
 
     def __init__(self, description):
         super().__init__(
@@ -29,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, but an empty text, as of a shell variable not set, is an error."""
+        """Parse as argparse does; an empty text, as of a shell variable not set, is an error."""
         found, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
             value = getattr(found, action.dest, None)
@@ -39,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def print_help(self, file=None):
-        """Print the help. argparse's own would not say where it can't be written."""
+        """Print the help. (argparse's own says nothing where it can't be written.)"""
         print(self.format_help(), end="", file=file, flush=True)
 
     def error(self, message):
@@ -47,67 +49,70 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default; where it is None, the help text itself says what happens."""
+    """A help that shows each default; where it is None, the help text says what happens."""
 
     def _get_help_string(self, action):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def at_least(smallest, kind=int):
-    """An argument type: a number of `kind` that is `smallest` or more."""
+# --- argument types -----------------------------------------------------------------------------
+
+
+def number(kind=float, least=None, most=None, above=None, below=None):
+    """Return an argument type: a finite number of `kind` within bounds."""
 
     def parse(text):
         value = kind(text)
-        if not value >= smallest:  # also true for nan
-            raise argparse.ArgumentTypeError(f"{text} is under {smallest}")
+        problems = {
+            "is not finite": not abs(value) < float("inf"),  # nor nan
+            f"is under {least}": least is not None and value < least,
+            f"is over {most}": most is not None and value > most,
+            f"is not above {above}": above is not None and value <= above,
+            f"is not under {below}": below is not None and value >= below,
+        }
+        for problem, there in problems.items():
+            if there:
+                raise argparse.ArgumentTypeError(f"{text} {problem}")
         return value
 
     parse.__name__ = kind.__name__  # what argparse calls it: "invalid int value"
     return parse
 
 
-def seed(text):
-    """An argument type: a seed that every random generator takes."""
-    value = at_least(0)(text)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not under 2^32")
-    return value
+def at_least(smallest, kind=int):
+    """Return an argument type: a number of `kind` that is `smallest` or more."""
+    return number(kind, least=smallest)
 
 
-def share(text):
-    """An argument type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+seed = number(int, least=0, below=2**32)  # every random generator takes these
+fraction = number(least=0, most=1)
+decay = number(least=0, below=1)
+rate = number(above=0, below=1)
+positive = number(above=0)
+cosine = number(least=-1, most=1)
 
 
-def decay(text):
-    """An argument type: a number from 0 to under 1."""
-    value = share(text)
-    if value == 1:
-        raise argparse.ArgumentTypeError("1 is not under 1")
-    return value
+def run_name(text):
+    """Parse an argument: the name of a folder in another."""
+    name = text.rstrip("/")
+    if name in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+    return name
 
 
-def rate(text):
-    """An argument type: a number above 0 and under 1."""
-    value = decay(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("0 is not above 0")
-    return value
+def scales(text):
+    """Parse an argument: the scales of an image, with commas, e.g. 1,0.9."""
+    values = tuple(float(word) for word in text.split(","))
+    if not all(0.1 <= scale <= 10 for scale in values):
+        raise argparse.ArgumentTypeError(f"{text}: scales go from 0.1 to 10")
+    return values
 
 
-def positive(text):
-    """An argument type: a number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+# --- groups of flags ----------------------------------------------------------------------------
 
 
 def add_device_options(parser):
-    """Where and how to compute: `--gpu_ids --precision --workers`."""
+    """Add `--gpu_ids --precision --workers`: the device, and how it computes."""
     group = parser.add_argument_group("device")
     group.add_argument(
         "--gpu_ids",
@@ -130,7 +135,7 @@ def add_device_options(parser):
 
 
 def add_run_options(parser, name, model_dir):
-    """Which run folder: `--name --model_dir`."""
+    """Add `--name --model_dir`: the run folder."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--name", type=run_name, default=name, help="the run's name: its folder in --model_dir"
@@ -138,24 +143,8 @@ def add_run_options(parser, name, model_dir):
     group.add_argument("--model_dir", default=model_dir, help="folder that holds the runs")
 
 
-def run_name(text):
-    """An argument type: the name of a folder in another."""
-    name = text.rstrip("/")
-    if name in ("", ".", ".."):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
-    return name
-
-
-def scales(text):
-    """An argument type: sizes to look at an image in, e.g. 1,0.9."""
-    found = tuple(float(word) for word in text.split(","))
-    if not all(0.1 <= scale <= 10 for scale in found):
-        raise argparse.ArgumentTypeError(f"{text}: scales go from 0.1 to 10")
-    return found
-
-
 def add_feature_options(parser):
-    """Which features of a run: `--which_epoch --which_layer --ms`."""
+    """Add `--which_epoch --which_layer --ms`: the weights of a run, and the kind of features."""
     group = add_layer_options(parser)
     group.add_argument(
         "--ms",
@@ -168,7 +157,7 @@ def add_feature_options(parser):
 
 
 def add_layer_options(parser):
-    """Which weights and features of a run: `--which_epoch --which_layer`. Returns the group."""
+    """Add `--which_epoch --which_layer`: the weights and the layer. Returns the group."""
     group = parser.add_argument_group("features")
     group.add_argument(
         "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
@@ -184,7 +173,7 @@ def add_layer_options(parser):
 
 
 def add_training_options(parser, data_dir):
-    """What train_baseline.py and train_lsro.py have in common."""
+    """Add the flags that train_baseline.py and train_lsro.py have in common."""
     # Flags of train_lsro.py alone.
     parser.set_defaults(gan_batch=None, split_bn=False, gan_start=0)
     data = parser.add_argument_group("data")
@@ -196,10 +185,10 @@ def add_training_options(parser, data_dir):
         action="store_true",
         help="train on all training images, as published tables do; none is held out to validate",
     )
-    data.add_argument("--height", type=at_least(32), default=256, help="image height in pixels")
-    data.add_argument("--width", type=at_least(32), default=128, help="image width in pixels")
+    data.add_argument("--height", type=at_least(32), default=HEIGHT, help="image height in pixels")
+    data.add_argument("--width", type=at_least(32), default=WIDTH, help="image width in pixels")
     data.add_argument(
-        "--erasing_p", type=share, default=0.8, help="chance of random erasing for an image"
+        "--erasing_p", type=fraction, default=0.8, help="chance of random erasing for an image"
     )
 
     network = parser.add_argument_group("network")
@@ -280,7 +269,7 @@ def add_training_options(parser, data_dir):
     )
     recipe.add_argument(
         "--label_smoothing",
-        type=share,
+        type=fraction,
         default=0.0,
         help="share of a real image's target spread over all identities (Szegedy et al. 2016)",
     )
@@ -336,7 +325,7 @@ def add_training_options(parser, data_dir):
 
 
 def add_speed_options(parser):
-    """How training computes: `--cache --compile`."""
+    """Add `--cache --compile`: the speed of training."""
     group = parser.add_argument_group("speed")
     group.add_argument(
         "--cache",
@@ -360,7 +349,12 @@ def parse_training(parser, argv):
     return parser.parse_args(argv)
 
 
+def network_name(use_dense):
+    """Return the key of `NETWORKS` that --use_dense stands for."""
+    return "densenet121" if use_dense else "resnet50"
+
+
 def as_flags(settings):
-    """A dict of options as one would type them."""
+    """Yield a dict of options as one would type them."""
     for name, value in settings.items():
         yield f"--{name}" if value is True else f"--{name} {value}"

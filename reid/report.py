@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reid import bootstrap, metrics
+from reid import intervals, metrics
 from reid.dataset import FEW_CAMERAS
 from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
 from reid.mat import load_mat, load_multi
 from reid.options import at_least
+from reid.pictures import draw_rankings
 from reid.provenance import provenance
-from reid.rankings import draw_rankings
 
 RANKS = (1, 5, 10)
 CURVE = 50  # ranks in the CMC curve
@@ -100,7 +100,7 @@ def score(args, section, rank, settings):
 
     rank: (query, gallery) FeatureSets -> blocks of similarities, see `metrics.evaluate`.
     section, settings: what results.json calls this, and options to keep with it.
-    Returns the file's `reid.mat.TestSets`.
+    Returns the file's `reid.mat.EvalSets`.
     """
     sets = load_mat(args.mat)
     if args.data_dir:
@@ -115,7 +115,7 @@ def score(args, section, rank, settings):
         return metrics.evaluate(rank(query, gallery), query, gallery, top)
 
     scores = measure(sets.query, sets.gallery, TOP if rankings_path else 0)
-    found = intervals(scores, sets.query.identities)
+    found = score_intervals(scores, sets.query.identities)
     print("\n".join(lines(scores, sets, found)))
     warn_of_doubts(sets, scores)
     results = summary(scores, sets.query.identities, found)
@@ -123,7 +123,7 @@ def score(args, section, rank, settings):
     if sets.multi is not None:
         query = averaged_queries(sets)
         multi = measure(query, sets.gallery)
-        found = intervals(multi, query.identities)
+        found = score_intervals(multi, query.identities)
         print(f"multi-query {headline(multi)}")
         print(f"  {intervals_line(found, query.identities)}")
         results["multi_query"] = summary(multi, query.identities, found)
@@ -214,7 +214,7 @@ def lines(scores, sets, found):
 
 
 def why_none(sets):
-    """The reason why no query of TestSets has a good image."""
+    """The reason why no query of EvalSets has a good image."""
     cameras = np.union1d(sets.query.cameras, sets.gallery.cameras)
     if not np.isin(sets.query.identities, sets.gallery.identities).any():
         return "no identity of theirs is in the gallery"
@@ -227,7 +227,7 @@ def why_none(sets):
 
 
 def warn_of_doubts(sets, scores):
-    """Say on standard error what makes the scores of TestSets doubtful."""
+    """Say on standard error what makes the scores of EvalSets doubtful."""
     cameras = np.concatenate([sets.query.cameras, sets.gallery.cameras])
     different = len(np.unique(cameras))
     if different > max(FEW_CAMERAS, len(cameras) / 2):
@@ -252,10 +252,10 @@ def intervals_line(found, identities):
     )
 
 
-def intervals(scores, identities):
+def score_intervals(scores, identities):
     """Rank@1 and mAP, each an Interval."""
     values = np.column_stack([scores.hits(1), scores.ap])
-    low, high = bootstrap.interval(values, identities)
+    low, high = intervals.interval(values, identities)
     return [Interval(*row) for row in zip(values.mean(axis=0), low, high, strict=True)]
 
 
@@ -286,11 +286,11 @@ def bounds(interval):
 def curve(scores, query):
     """The CMC curve and its band: arrays [CURVE] of value, low, high."""
     hits = np.column_stack([scores.hits(k) for k in range(1, CURVE + 1)])
-    return hits.mean(axis=0), *bootstrap.interval(hits, query.identities)
+    return hits.mean(axis=0), *intervals.interval(hits, query.identities)
 
 
 def other_sets(args, sets):
-    """TestSets of --against. Raises UserError unless they are of the same images in order."""
+    """EvalSets of --against. Raises UserError unless they are of the same images in order."""
     other = load_mat(args.against)
     for name in ("query", "gallery"):
         a, b = getattr(sets, name), getattr(other, name)
@@ -314,8 +314,8 @@ def other_sets(args, sets):
 def compare(scores, other, identities):
     """Print how far two models are from each other on the same queries; returns it as a dict."""
     differences = np.column_stack([scores.hits(1) * 1.0 - other.hits(1), scores.ap - other.ap])
-    low, high = bootstrap.interval(differences, identities, shares=False)
-    p = bootstrap.p_value(differences, identities)
+    low, high = intervals.interval(differences, identities, shares=False)
+    p = intervals.p_value(differences, identities)
     result = {}
     for i, (name, key) in enumerate([("Rank@1", "rank1"), ("mAP", "mAP")]):
         found = Interval(differences[:, i].mean(), low[i], high[i])

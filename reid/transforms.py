@@ -1,4 +1,4 @@
-"""What happens to an image, in training and in testing, from one place so they can't drift.
+"""The transforms of images in training and in testing, in one place so they can't drift apart.
 
 `height` and `width` are what the network is trained on (256 x 128). Training crops out of an
 image an eighth larger (288 x 144); testing takes that larger size whole.
@@ -11,9 +11,9 @@ batch at once:
     a batch                crop the width, flip, resize and crop the height (`crop`), colours,
                            normalise, erase (`finish`) on the training device
 
-Pillow, too, resizes the width first and the height after, rounding in between, so this is its
-resize, within 1/255. What is random is drawn beforehand, for a whole epoch at once (`draw`): the
-same on every device and for any number of processes.
+Pillow resizes the width first and rounds in between (but the height first where images get lower
+and that is less work), so this is its resize, within 1/255. What is random is drawn beforehand, for
+a whole epoch at once (`draw`): the same on every device and for any number of processes.
 """
 
 from typing import NamedTuple
@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
 
 
-class Choices(NamedTuple):
-    """What is random about each of N images."""
+class Augmentation(NamedTuple):
+    """The random choices for each of N images."""
 
     top: torch.Tensor  # int [N], of the crop
     left: torch.Tensor
@@ -45,12 +45,12 @@ class Choices(NamedTuple):
     seed: torch.Tensor  # int64 [N], of the random colours
 
     def part(self, part):
-        """The choices of some of the images."""
-        return Choices(*(getattr(self, name)[part] for name in self._fields))
+        """Return the choices for some of the images."""
+        return Augmentation(*(getattr(self, name)[part] for name in self._fields))
 
 
 class TrainTransform:
-    """Images to train on: files to float32 [B, 3, height, width].
+    """The transform of training images: files to float32 [B, 3, height, width].
 
     erasing_p: chance of random erasing. color_jitter: whether brightness, contrast and saturation
     vary. auto_augment: whether torchvision's AutoAugment (Cubuk et al. 2019) is applied.
@@ -65,12 +65,12 @@ class TrainTransform:
         self.colours = v2.Compose(colours) if colours else None
 
     def draw(self, number, generator):
-        """Choices for `number` images."""
+        """Draw the `Augmentation` of `number` images."""
 
         def integers(high, **kind):
             return torch.randint(high, (number,), generator=generator, **kind)
 
-        return Choices(
+        return Augmentation(
             top=integers(self.full_height - self.height + 1),
             left=integers(self.full_width - self.width + 1),
             flip=integers(2, dtype=torch.bool),
@@ -79,79 +79,74 @@ class TrainTransform:
         )
 
     def read(self, path):
-        """A decoded image with its final width: uint8 [h, 9/8 width, 3], h as in the file.
+        """Decode an image and resize its width: uint8 [h, 9/8 width, 3].
 
-        Where Pillow would resize the height first, which it does if less is to do then, or where
-        the image is higher than needed, the height is final, too.
+        h is as in the file; of an image that gets lower, the height is resized here, too.
         """
         image = read_image(path)
-        width, height = self.full_width, self.full_height
-        width_first = image.height * width <= height * image.width and image.height < height
-        size = width, image.height if width_first else height
+        size = self.full_width, min(image.height, self.full_height)
         return to_array(image.resize(size, Image.Resampling.BICUBIC))
 
-    def crop(self, images, choices, device=CPU):
-        """What `read` made, cropped, flipped, resized: uint8 [B, height, width, 3] on the device.
+    def crop(self, images, augmentation, device=CPU):
+        """Crop, flip and resize what `read` returned: uint8 [B, height, width, 3] on the device.
 
         Columns are cropped as the images are put together. The height is resized on a GPU, or by
         the CPU's kernel for bytes.
         """
         heights = {len(image) for image in images}
         if len(heights) > 1:  # images of many sizes: one at a time
-            alone = [choices.part(slice(n, n + 1)) for n in range(len(images))]
+            alone = [augmentation.part(slice(n, n + 1)) for n in range(len(images))]
             parts = [self.crop([i], c, device) for i, c in zip(images, alone, strict=True)]
             return torch.cat(parts)
         batch = np.empty((len(images), heights.pop(), self.width, 3), np.uint8)
-        for row, image, left in zip(batch, images, choices.left.tolist(), strict=True):
+        for row, image, left in zip(batch, images, augmentation.left.tolist(), strict=True):
             row[:] = image[:, left : left + self.width]
         batch = torch.from_numpy(batch)
-        for number in choices.flip.nonzero()[:, 0].tolist():
+        for number in augmentation.flip.nonzero()[:, 0].tolist():
             batch[number] = batch[number].flip(1)
         on_gpu = device.type == "cuda"
         batch = send(batch, device) if on_gpu else batch
         if batch.shape[1] != self.full_height:
             batch = resize_height(batch, self.full_height, in_floats=on_gpu)
-        tops = choices.top.tolist()
+        tops = augmentation.top.tolist()
         rows = [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
         return torch.stack(rows).to(device)
 
-    def finish(self, images, choices):
-        """Cropped images on the training device to its input: float32 [B, 3, height, width]."""
+    def finish(self, images, augmentation):
+        """Make cropped images on the device the network's input: float32 [B, 3, height, width]."""
         if self.colours:
             images = torch.stack(
-                [self.recolour(i, s) for i, s in zip(images, choices.seed.tolist(), strict=True)]
+                [
+                    self.recolour(i, s)
+                    for i, s in zip(images, augmentation.seed.tolist(), strict=True)
+                ]
             )
-        return self.erasing.erase(normalise(images), choices.erased)
+        return self.erasing.erase(normalise(images), augmentation.erased)
 
     def recolour(self, image, seed):
-        """An image, uint8 [H, W, 3], with the random colours that belong to the seed."""
+        """Return an image, uint8 [H, W, 3], with the random colours that belong to the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.colours(image.permute(2, 0, 1)).permute(1, 2, 0)
 
 
 class EvalTransform:
-    """Images to validate or test on, nothing random: files to float32 [B, 3, height, width]."""
+    """The transform of images to validate or test on: nothing is random."""
 
     def __init__(self, height, width):
         self.height, self.width = height, width
 
     def read(self, path):
-        """A decoded and resized image: uint8 [height, width, 3]."""
+        """Decode and resize an image: uint8 [height, width, 3]."""
         return self.resize(read_image(path))
 
     def resize(self, image):
-        """A PIL image, resized: uint8 [height, width, 3]."""
+        """Resize a PIL image: uint8 [height, width, 3]."""
         return to_array(image.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
 
-def val_transform(height, width):
-    """For validation: the size the network is trained on."""
-    return EvalTransform(height, width)
-
-
-def test_transform(height, width, scale=1.0):
-    """For testing: the size that training crops from, times `scale`."""
+def eval_transform(height, width, scale=1.0):
+    """Return the transform for testing: the size that training crops from, times `scale`."""
     height, width = (round(scale * size) for size in enlarged(height, width))
     if min(height, width) < SMALLEST:
         raise UserError(
@@ -161,21 +156,18 @@ def test_transform(height, width, scale=1.0):
     return EvalTransform(height, width)
 
 
-test_transform.__test__ = False  # no test, for all its name
-
-
 def enlarged(height, width):
-    """The size that training crops from: 256 x 128 gives 288 x 144."""
+    """Return the size that training crops from: 256 x 128 gives 288 x 144."""
     return height * 9 // 8, width * 9 // 8
 
 
 def to_array(image):
-    """The pixels of a PIL image: uint8 [H, W, 3]."""
+    """Return the pixels of a PIL image: uint8 [H, W, 3]."""
     return np.asarray(image).copy()
 
 
 def resize_height(images, height, in_floats=False):
-    """Bicubic resize of uint8 [B, h, W, 3] to [B, height, W, 3], within 1/255 of Pillow's.
+    """Resize uint8 [B, h, W, 3] to [B, height, W, 3], bicubic, within 1/255 of Pillow's result.
 
     in_floats: for devices that have no kernel for bytes.
     """
@@ -188,8 +180,9 @@ def resize_height(images, height, in_floats=False):
 
 
 def normalise(images):
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] (channels_last) without ImageNet's mean and
-    deviation.
+    """Normalise uint8 [B, H, W, 3] by ImageNet's mean and deviation.
+
+    Returns float32 [B, 3, H, W], channels_last in memory.
     """
     batch, height, width, _ = images.shape
     std = images.new_tensor(IMAGENET_STD, dtype=torch.float32)

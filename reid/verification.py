@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from reid import bootstrap
+from reid import intervals
 from reid.errors import UserError
 from reid.files import check_writable, sha256, write_json
-from reid.mat import PLACES, load_mat
+from reid.mat import LOCATIONS, load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
 from reid.text import demand, read_json
@@ -74,7 +74,7 @@ def run_folder(mat, source):
 
 
 def at_stored_threshold(mat, sets):
-    """`rates` of a file's TestSets at the threshold of the run they are of; None without one."""
+    """`rates` of a file's EvalSets at the threshold of the run they are of; None without one."""
     for place in run_places(mat, sets.source) if sets.source else []:
         stored = stored_threshold(place)
         if stored and stored["made_by"] == made_by(sets.source):
@@ -96,7 +96,7 @@ def stored_threshold(run):
 
 def made_by(source):
     """Of a .mat file's source, what tells whether features compare: `reid.features.made_by`."""
-    return {name: value for name, value in source.items() if name not in PLACES}
+    return {name: value for name, value in source.items() if name not in LOCATIONS}
 
 
 def threshold_at(rate, query, gallery):
@@ -124,7 +124,7 @@ def threshold_at(rate, query, gallery):
 
 
 def rates(threshold, query, gallery):
-    """Both rates at a threshold, with 95 % intervals over people (`reid.bootstrap`): a dict."""
+    """Both rates at a threshold, with 95 % intervals over people (`reid.intervals`): a dict."""
     reaching, count = [], []  # of each query's impostor and genuine pairs
     for both in pairs(query, gallery):
         reaching.append([np.count_nonzero(values >= threshold) for values in both])
@@ -143,7 +143,7 @@ def estimate(name, shares, identities):
     """A rate, the mean of queries' shares [N], and its interval as a dict; None: there is none."""
     found = {f"{name}_rate": None, f"{name}_interval": None}
     if len(shares):
-        low, high = bootstrap.interval(shares[:, None], identities)
+        low, high = intervals.interval(shares[:, None], identities)
         found[f"{name}_rate"] = float(shares.mean())
         if not np.isnan(low[0]):
             found[f"{name}_interval"] = [float(low[0]), float(high[0])]

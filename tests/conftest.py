@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reid.errors import run
-from reid.mat import FeatureSet, TestSets
+from reid.mat import EvalSets, FeatureSet
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -97,7 +97,7 @@ def prepared(market):
 
 
 def random_sets(dim=4, seed=0, noise=0.5):
-    """`reid.mat.TestSets` of 12 queries, 60 gallery and 30 multi-query images of 6 identities."""
+    """`reid.mat.EvalSets` of 12 queries, 60 gallery and 30 multi-query images of 6 identities."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(7, dim))
 
@@ -112,6 +112,6 @@ def random_sets(dim=4, seed=0, noise=0.5):
         ]
         return FeatureSet(features.astype(np.float32), identities, cameras, np.array(files))
 
-    return TestSets(
+    return EvalSets(
         some("query", 12, 1), some("gallery", 60, -1), some("multi-query", 30, 1), Path("data/x")
     )

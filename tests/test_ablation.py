@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 import ablation
-from reid.seeds import mean_interval, paired_difference
+from reid.intervals import mean_interval, paired_difference
 
 SMALL = (
     "--gpu_ids -1 --workers 0 --pretrained none --height 64 --width 32 --batchsize 4 "

@@ -17,10 +17,10 @@ import train_baseline
 import train_lsro
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
-from reid.device import arithmetic, choose_device
+from reid.device import choose_device, dtype_for
+from reid.distributed import World, join_world
 from reid.engine import check_batchsize
 from reid.errors import UserError
-from reid.parallel import World, join_world
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
 SMALL = (*CPU, "--pretrained", "none", "--height", "64", "--width", "32", "--use_dense")
@@ -153,9 +153,9 @@ def test_two_gpus(monkeypatch):
     assert (str(device), ids) == ("cuda:0", [0, 1])
     assert choose_device("1") == (torch.device("cuda", 1), [])
     # DataParallel's threads would compute in fp16, unscaled.
-    assert arithmetic(device, "auto", ids) is None
+    assert dtype_for(device, "auto", ids) is None
     with pytest.raises(UserError, match="--precision bf16"):
-        arithmetic(device, "bf16", ids)
+        dtype_for(device, "bf16", ids)
 
 
 def test_data_parallel_warns_what_it_costs(capsys):

@@ -13,17 +13,17 @@ from reid.dataset import (
     CAMERA_AFTER_C,
     CAMERA_THIRD,
     GENERATED_LABEL,
-    TestImage,
+    EvalImage,
     check_cameras,
     check_copies,
     count_classes,
+    eval_images,
     fingerprint,
     generated_images,
     identity_folders,
     labelled_images,
     list_images,
     parse_name,
-    test_images,
     training_splits,
 )
 from reid.errors import UserError
@@ -74,7 +74,7 @@ def test_no_name_is_read_by_two_patterns():
 
 
 def seen(number, identity, camera):
-    return TestImage(Path(f"query/{number}.jpg"), identity, camera)
+    return EvalImage(Path(f"query/{number}.jpg"), identity, camera)
 
 
 def test_more_cameras_than_credible():
@@ -88,12 +88,12 @@ def test_more_cameras_than_credible():
 def test_a_picture_that_is_query_and_gallery(tmp_path):
     """Of one identity and camera, and as junk, it is removed; else it would find itself."""
     a, b, c = (save_image(tmp_path / f"{n}.png", seed=n > 0) for n in range(3))
-    queries = [TestImage(a, 1, 1), TestImage(b, 2, 1)]
-    check_copies(queries, [TestImage(c, 2, 1)])
-    check_copies(queries, [TestImage(c, -1, 3)])
+    queries = [EvalImage(a, 1, 1), EvalImage(b, 2, 1)]
+    check_copies(queries, [EvalImage(c, 2, 1)])
+    check_copies(queries, [EvalImage(c, -1, 3)])
     for identity, camera in ((2, 2), (3, 1), (0, 1)):
         with pytest.raises(UserError, match=r"1\.png \(id 2, camera 1\) and .*2\.png"):
-            check_copies(queries, [TestImage(c, identity, camera)])
+            check_copies(queries, [EvalImage(c, identity, camera)])
 
 
 @pytest.mark.parametrize("split", ["train_all", "train_new"])
@@ -183,7 +183,7 @@ def test_baseline_never_sees_generated_images(prepared):
 
 
 def test_test_images(prepared):
-    found = {(entry.identity, entry.camera) for entry in test_images(prepared / "gallery")}
+    found = {(entry.identity, entry.camera) for entry in eval_images(prepared / "gallery")}
     assert found == {(-1, 1), (0, 2), (1, 1), (1, 2), (3, 1)}
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 import evaluate
 import evaluate_rerank
-from reid import metrics, rankings, report
-from reid.mat import TestSets, save_mat
+from reid import metrics, pictures, report
+from reid.mat import EvalSets, save_mat
 
 BOTH = pytest.mark.parametrize("script", [evaluate, evaluate_rerank])
 
@@ -31,7 +31,7 @@ def mat(tmp_path):
     noisy = [
         s._replace(features=s.features + 0.5 * rng.normal(size=s.features.shape)) for s in sets[:2]
     ]
-    save_mat(tmp_path / "b.mat", TestSets(*noisy))
+    save_mat(tmp_path / "b.mat", EvalSets(*noisy))
     return tmp_path / "a.mat"
 
 
@@ -61,7 +61,7 @@ def test_multi_query_of_the_file_and_by_flag(script, mat, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "multi-query top1:" in out
     sets = random_sets(dim=16, noise=0.5)
-    save_mat(tmp_path / "single.mat", TestSets(sets.query, sets.gallery))
+    save_mat(tmp_path / "single.mat", EvalSets(sets.query, sets.gallery))
     save_mat(tmp_path / "multi_query.mat", sets)
     call(script.main, tmp_path / "single.mat")  # a multi_query.mat beside it changes nothing
     assert "multi-query" not in capsys.readouterr().out
@@ -148,16 +148,16 @@ def pictured(mat, tmp_path):
 
 def check_row(picture, line, scores, sets, query):
     """Whether a row of the picture shows this query and its ranking, with the right frames."""
-    cell, row = rankings.WIDTH + 2 * rankings.FRAME + rankings.GAP, 178
-    middle = line * row + rankings.GAP + rankings.TEXT + rankings.FRAME + 64
+    cell, row = pictures.WIDTH + 2 * pictures.FRAME + pictures.GAP, 178
+    middle = line * row + pictures.GAP + pictures.TEXT + pictures.FRAME + 64
 
     def near(x, expected):
         found = picture.getpixel((x, middle))
         return max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 20
 
-    assert near(rankings.GAP + 36, colour(sets.query.files, query))
+    assert near(pictures.GAP + 36, colour(sets.query.files, query))
     for place, image in enumerate(scores.top[query], start=1):
-        left = 2 * rankings.GAP + place * cell
+        left = 2 * pictures.GAP + place * cell
         identity, camera = sets.gallery.identities[image], sets.gallery.cameras[image]
         same = identity == sets.query.identities[query]
         frame = picture.getpixel((left + 1, middle))
@@ -219,34 +219,10 @@ def test_a_wrong_place_is_found_before_the_work(mat, tmp_path, capsys, monkeypat
     assert "list.json: its content is not an object" in capsys.readouterr().err
 
 
-def test_faiss_flat_is_exact_and_ivf_says_what_it_missed(mat, capsys):
-    pytest.importorskip("faiss")
-    call(evaluate_rerank.main, mat)
-    exact = headline(capsys.readouterr().out)
-    call(evaluate_rerank.main, mat, "--knn", "faiss", "--k1", 20)
-    out = capsys.readouterr().out
-    assert headline(out) == exact
-    assert "FAISS (flat): recall 1.0000 of 21 neighbours" in out
-    call(evaluate_rerank.main, mat, "--knn", "faiss", "--nlist", 3, "--nprobe", 2, "--k1", 4)
-    recall = float(capsys.readouterr().out.split("2 of 3 lists): recall ")[1].split()[0])
-    assert 0.3 < recall < 1
-    few = "--knn", "faiss", "--nlist", 30, "--nprobe", 1
-    assert exit_code(evaluate_rerank.main, mat, *few) == 2
-    assert "--nprobe 1: " in capsys.readouterr().err
-
-
-def test_faiss_not_installed(mat, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    assert exit_code(evaluate_rerank.main, mat, "--knn", "faiss") == 2
-    assert "--knn faiss: not installed here; pip install faiss-cpu" in capsys.readouterr().err
-
-
 def test_memory_is_said_and_kept_to(mat, capsys):
     call(evaluate_rerank.main, mat, "--max_memory", 0.5)
     out = capsys.readouterr().out
     assert "re-ranking 12 queries and 60 gallery images on cpu: about 0.17 GB" in out
-    assert exit_code(evaluate_rerank.main, mat, "--nlist", 5) == 2
-    assert "--nlist: of FAISS's index; add --knn faiss" in capsys.readouterr().err
     assert exit_code(evaluate_rerank.main, mat, "--max_memory", 0.01) == 2
     assert "--max_memory 0.01: re-ranking needs 0.17 GB at the least" in capsys.readouterr().err
 
@@ -272,27 +248,27 @@ def test_why_no_query_can_be_answered(tmp_path, capsys):
     query, gallery = random_sets()[:2]
     one = [part._replace(cameras=np.full_like(part.cameras, 7)) for part in (query, gallery)]
     said = "no query can be answered: "
-    assert f"{said}all images are of camera 7" in scored(TestSets(*one), tmp_path, capsys).out
+    assert f"{said}all images are of camera 7" in scored(EvalSets(*one), tmp_path, capsys).out
     others = gallery._replace(identities=gallery.identities + 100)
-    assert f"{said}no identity" in scored(TestSets(query, others), tmp_path, capsys).out
+    assert f"{said}no identity" in scored(EvalSets(query, others), tmp_path, capsys).out
     cameras = query.identities, gallery.identities  # everybody stays in a camera
     own = [p._replace(cameras=c) for p, c in zip((query, gallery), cameras, strict=True)]
-    assert f"{said}all gallery images" in scored(TestSets(*own), tmp_path, capsys).out
-    assert said not in scored(TestSets(query, gallery), tmp_path, capsys).out
+    assert f"{said}all gallery images" in scored(EvalSets(*own), tmp_path, capsys).out
+    assert said not in scored(EvalSets(query, gallery), tmp_path, capsys).out
 
 
 def test_cameras_that_are_numbers_of_frames_are_warned_of(tmp_path, capsys):
     query, gallery = random_sets()[:2]
     frames = gallery._replace(cameras=np.arange(60))
     assert (
-        "warning: 60 cameras in 72 images" in scored(TestSets(query, frames), tmp_path, capsys).err
+        "warning: 60 cameras in 72 images" in scored(EvalSets(query, frames), tmp_path, capsys).err
     )
-    assert scored(TestSets(query, gallery), tmp_path, capsys).err == ""
+    assert scored(EvalSets(query, gallery), tmp_path, capsys).err == ""
 
 
 def test_queries_that_find_themselves_are_warned_of(tmp_path, capsys):
     query = random_sets().query
     copies = query._replace(cameras=query.cameras + 10)
-    err = scored(TestSets(query, copies), tmp_path, capsys).err
+    err = scored(EvalSets(query, copies), tmp_path, capsys).err
     assert "warning: 12 queries have a good image with the very same features" in err
-    assert scored(TestSets(query, query), tmp_path, capsys).err == ""  # junk
+    assert scored(EvalSets(query, query), tmp_path, capsys).err == ""  # junk

@@ -15,7 +15,7 @@ from scipy.linalg import sqrtm
 import evaluate_gan
 import reid
 from model import ft_net_dense
-from reid import gan_metrics, neighbours, rankings
+from reid import gan_metrics, pictures
 from reid.checkpoint import Run
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
@@ -137,13 +137,13 @@ def test_picture_shows_the_generated_image_and_its_real_ones(tmp_path):
         paths.append(tmp_path / f"{number}.png")
         Image.new("RGB", (16, 32), colour(number)).save(paths[-1])
     groups = [(paths[n], [paths[n + 3], paths[n + 6]], [0.1, 0.25]) for n in range(3)]
-    neighbours.draw_neighbours(groups, tmp_path / "sheet.jpg")
-    width, row = 3 * neighbours.CELL + 5 * rankings.GAP, neighbours.ROW
+    pictures.draw_neighbours(groups, tmp_path / "sheet.jpg")
+    width, row = 3 * pictures.TILE + 3 * pictures.GAP, pictures.LINE
     with Image.open(tmp_path / "sheet.jpg") as picture:
-        assert picture.size == (2 * width, 2 * row + rankings.GAP)
+        assert picture.size == (2 * width, 2 * row + pictures.GAP)
         for n, column, line in [(0, 0, 0), (1, 1, 0), (2, 0, 1)]:
             for place, image in enumerate([n, n + 3, n + 6]):
-                x, y = column * width + 45 + place * neighbours.CELL, line * row + 90
+                x, y = column * width + 45 + place * pictures.TILE, line * row + 90
                 difference = np.subtract(picture.getpixel((x, y)), colour(image))
                 assert abs(difference).max() < 15
 
@@ -211,8 +211,8 @@ def test_a_whole_run(data, flags, trained, tmp_path, capsys, monkeypatch):
     assert nearest["generated"]["closest"] < 0.01 < nearest["real"]["closest"]
     assert {"command", "versions", "git"} <= found.keys()
     with Image.open(tmp_path / "gan_neighbours.jpg") as picture:
-        width = 6 * neighbours.CELL + 5 * rankings.GAP
-        assert picture.size == (2 * width, 8 * neighbours.ROW + rankings.GAP)
+        width = 6 * pictures.TILE + 3 * pictures.GAP
+        assert picture.size == (2 * width, 8 * pictures.LINE + pictures.GAP)
 
 
 def test_max_images_and_folders_by_flag(flags, data, trained, tmp_path, capsys):
@@ -286,4 +286,7 @@ def test_packages_not_installed(flags, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "reid.gan_metrics")
     monkeypatch.setitem(sys.modules, "prdc", None)
     assert exit_code(evaluate_gan.main, *flags) == 2
-    assert "two packages: pip install prdc scikit-learn" in capsys.readouterr().err
+    assert (
+        "evaluate_gan.py: needs prdc and scikit-learn; pip install prdc scikit-learn"
+        in capsys.readouterr().err
+    )

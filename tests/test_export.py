@@ -15,15 +15,12 @@ from torch import nn
 import export
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run, load_trained
-from reid.exporting import (
-    Eager,
+from reid.exporting.agreement import Eager, File, agreement, agrees, spread_out
+from reid.exporting.network import (
     FeatureExtractor,
-    File,
-    agreement,
-    agrees,
+    Preprocessing,
     metadata,
     resized,
-    spread_out,
     torch_compute,
     torch_file,
 )
@@ -86,13 +83,13 @@ def check_features(found, expected):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_features_are_test_pys(name, tmp_path):
     pytest.importorskip("onnxruntime")
-    from reid.onnx_export import onnx_compute, onnx_file
+    from reid.exporting.onnx_format import onnx_compute, onnx_file
 
     kind, options, layer = NETWORKS[name]
     run = new_run(tmp_path / "run", network(kind, **options))
     trained = load_trained(run)
     images = random_images(5)
-    expected = Eager(trained, layer).of_prepared(list(images))
+    expected = Eager(trained, layer).of_batch(list(images))
     facts = metadata(trained, "run", layer, "fp32", "outside")
     path = tmp_path / "a.onnx"
     path.write_bytes(onnx_file(trained, facts))
@@ -106,15 +103,15 @@ def test_onnx_features_are_test_pys(name, tmp_path):
     assert json.loads(written["mean"]) == [0.485, 0.456, 0.406]
     assert written["layer"] == ("pool" if name == "resnet" else "bottleneck")
     file = File(compute, written)
-    check_features(file.of_prepared(list(images)), expected)
-    np.testing.assert_allclose(file.of_prepared(list(images[:1])), expected[:1], atol=2e-6)
+    check_features(file.of_batch(list(images)), expected)
+    np.testing.assert_allclose(file.of_batch(list(images[:1])), expected[:1], atol=2e-6)
 
 
 @pytest.mark.parametrize("preprocess", ["outside", "inside"])
 def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
     trained = load_trained(folder)
     images = random_images(3)
-    expected = Eager(trained, None).of_prepared(list(images))
+    expected = Eager(trained, None).of_batch(list(images))
     facts = metadata(trained, "small", None, "fp32", preprocess)
     path = tmp_path / "a.pt2"
     path.write_bytes(torch_file(trained, facts))
@@ -122,15 +119,15 @@ def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
     compute, written = torch_compute(path)
     assert written == facts
     file = File(compute, written)
-    check_features(file.of_prepared(list(images)), expected)
-    np.testing.assert_allclose(file.of_prepared(list(images[:1])), expected[:1], atol=2e-6)
+    check_features(file.of_batch(list(images)), expected)
+    np.testing.assert_allclose(file.of_batch(list(images[:1])), expected[:1], atol=2e-6)
     weights = torch.export.load(path).state_dict
     assert not any("classifier" in name or ".fc." in name for name in weights)
     if preprocess == "inside":  # several sizes at once
         originals = [*random_images(2, 200, 40), *random_images(1, 50, 90)]
         pillows = [EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in originals]
-        pillows = Eager(load_trained(folder), None).of_prepared(pillows)
-        np.testing.assert_allclose(file.of_prepared(originals), pillows, atol=5e-5)
+        pillows = Eager(load_trained(folder), None).of_batch(pillows)
+        np.testing.assert_allclose(file.of_batch(originals), pillows, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -147,32 +144,28 @@ def test_half_precision_is_close(name):
     assert {weight.dtype for weight in weights} == {torch.float16}
 
 
+@pytest.fixture(scope="module")
+def onnx_preprocessing():
+    """An ONNX Runtime session of the preprocessing alone."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from reid.exporting.onnx_format import onnx_model
+
+    facts = {"preprocess": "inside", "height": SIZE[0], "width": SIZE[1]}
+    model = onnx_model(Preprocessing(*SIZE), facts)
+    onnx.checker.check_model(model, full_check=True)
+    return onnxruntime.InferenceSession(model.SerializeToString())
+
+
 # Enlarged, shrunk, one of each, the same; Pillow starts with the height in some.
 SIZES = [(128, 64), (100, 40), (300, 151), (300, 149), (500, 90), (72, 36), (72, 20), (90, 36)]
 SIZES += [(40, 20), (200, 40), (30, 300), (9, 7), (1, 1)]
 
 
 @pytest.mark.parametrize("height, width", SIZES)
-def test_resizing_in_onnx_is_pillows(height, width):
-    onnx = pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    from reid.onnx_export import OPSET, add_preprocessing
-
-    value = onnx.helper.make_tensor_value_info
-    shape = ["n", 3, *SIZE]
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Identity", ["images"], ["features"])],
-        "nothing",
-        [value("images", onnx.TensorProto.FLOAT, shape)],
-        [value("features", onnx.TensorProto.FLOAT, shape)],
-    )
-    opset = [onnx.helper.make_opsetid("", OPSET)]
-    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
-    add_preprocessing(model, *SIZE)
-    onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+def test_resizing_in_onnx_is_pillows(onnx_preprocessing, height, width):
     images = random_images(2, height, width)
-    found = session.run(None, {"images": images})[0]
+    found = onnx_preprocessing.run(None, {"images": images})[0]
     pillows = np.stack([EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in images])
     expected = normalise(torch.from_numpy(pillows)).numpy()
     assert np.abs(found - expected).max() <= 1.01 / 255 / 0.224  # one step of a byte
@@ -189,7 +182,7 @@ def test_resizing_in_torch_export_is_pillows(height, width):
 
 def test_norms_as_convolutions_compute_the_same():
     pytest.importorskip("onnxruntime")
-    from reid.quantisation import as_convolutions
+    from reid.exporting.int8 import as_convolutions
 
     images = torch.from_numpy(random_images(2))
     for stride in (1, 2):
@@ -328,6 +321,6 @@ def test_mistakes(folder, prepared, capsys, monkeypatch):
     fails(folder, capsys, *torch_format, "--output", folder / "a" / "b", says="can't be written")
     fails(folder, capsys, *torch_format, "--which_epoch", "9", says="net_9.pth")
     fails(folder, capsys, *torch_format, "--precision", "int8", says="--precision int8: ONNX only")
-    monkeypatch.delitem(sys.modules, "reid.onnx_export", raising=False)
+    monkeypatch.delitem(sys.modules, "reid.exporting.onnx_format", raising=False)
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     fails(folder, capsys, *good, says="pip install onnx onnxruntime onnxscript")

@@ -16,9 +16,8 @@ from torch import nn
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import UserError
-from reid.features import Embedder, combined
+from reid.features import Embedder, fold_for_inference, mean_direction
 from reid.files import sha256, write_json
-from reid.inference import frozen
 from reid.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -82,7 +81,7 @@ def test_folding_changes_nothing_but_the_batch_norms(network, options):
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     with torch.no_grad():
         before = net(images), net(images, return_features=True)
-        net = frozen(net)
+        net = fold_for_inference(net)
         after = net(images), net(images, return_features=True)
     for one, other in zip(before, after, strict=True):
         assert one.std() > 0
@@ -100,9 +99,9 @@ def test_frozen_weights_are_what_autocast_would_make_of_them():
     net = lived_in(ft_net_dense(4))
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        frozen(net)
+        fold_for_inference(net)
         before = net(images, return_features=True)
-        frozen(net, torch.bfloat16)
+        fold_for_inference(net, torch.bfloat16)
         after = net(images, return_features=True)
     assert net.model.features.conv0.weight.dtype == torch.bfloat16
     assert torch.equal(before, after)
@@ -155,10 +154,10 @@ def test_scales_that_are_too_small(run):
         Embedder(run, scales=(1, 0.5), **CPU)
 
 
-def test_combined_features_have_unit_length():
+def test_mean_directions_have_unit_length():
     one, other = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]
-    assert np.allclose(combined([one, other]), (one + other) / np.sqrt(2))
-    assert combined([one]) is one
+    assert np.allclose(mean_direction([one, other]), (one + other) / np.sqrt(2))
+    assert mean_direction([one]) is one
 
 
 def test_embedder_takes_lists_arrays_and_views(run):
@@ -183,7 +182,7 @@ def test_embedder_takes_lists_arrays_and_views(run):
         np.zeros((8, 8, 4), np.uint8),
         np.zeros((0, 8, 3), np.uint8),
         np.zeros((8, 8, 3), np.float32),
-        "a.jpg",
+        None,
         [[1, 2, 3]],
     ],
     ids=str,
@@ -274,4 +273,4 @@ def test_reading_a_file_equals_its_pixels(run, tmp_path):
     embed = Embedder(run, **CPU)
     path = save_image(tmp_path / "a.png")
     pixels = np.asarray(Image.open(path))
-    assert np.allclose(embed.of_prepared([embed.read(path)]), embed([pixels]), atol=1e-6)
+    assert np.allclose(embed([path]), embed([pixels]), atol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ from model import ft_net_dense
 from reid import losses
 from reid.checkpoint import Run, load_network
 from reid.dataset import Sample, generated_images, labelled_images
+from reid.distributed import Split, WholeBatchNorm, World, distribute
 from reid.engine import check_batchsize, check_split
 from reid.errors import UserError
-from reid.gan_labels import Describer, nearest_centres
-from reid.loading import TrainBatches
-from reid.parallel import Split, WholeBatchNorm, World, distribute
+from reid.gan_labels import Teacher, nearest_centres
+from reid.loading import StepSampler, TrainBatches
 from reid.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL = "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32".split()
@@ -51,21 +52,21 @@ def train(folder, tmp_path, *flags):
     return tmp_path / "r"
 
 
-def describer(tmp_path, label_run, class_num=3, **more):
+def teacher(tmp_path, label_run, real=None, **more):
     flags = ["--model_dir", str(tmp_path), "--label_run", label_run, *SMALL]
     args = train_lsro.get_parser().parse_args(flags)
     vars(args).update(more)
-    real = labelled_images(tmp_path / "market" / "pytorch" / "train_all_new")
-    return Describer(args, class_num, real, WORLD)
+    real = real or labelled_images(tmp_path / "market" / "pytorch" / "train_all_new")
+    return Teacher(args, real, WORLD)
 
 
 def test_a_run_on_other_identities_is_refused(label_run, folder, tmp_path):
     """As many classes, but of other people."""
-    describer(tmp_path, label_run)
+    teacher(tmp_path, label_run)
     for path in (folder / "train_all_new" / "0001").iterdir():
         path.rename(path.with_name("9" + path.name))
     with pytest.raises(UserError, match="its classes are other identities than those here"):
-        describer(tmp_path, label_run)
+        teacher(tmp_path, label_run)
 
 
 def test_a_table_of_ranks_follows_its_images(folder, tmp_path):
@@ -87,10 +88,11 @@ def test_a_table_of_ranks_follows_its_images(folder, tmp_path):
     net.classifier[0].bias.data = -torch.stack([logits(s.path) for s in images]).mean(0)
     Run(tmp_path / "run").start({"height": 96, "width": 32}, {})
     Run(tmp_path / "run").save_weights(net, "last")
+    ten = [Sample(Path(f"{n:04d}_c1.jpg"), n) for n in range(10)]
     with pytest.raises(UserError, match="--label_run run: its training is not finished"):
-        describer(tmp_path, "run", class_num=10)
+        teacher(tmp_path, "run", ten)
     (tmp_path / "run" / "results.json").write_text('{"train": {}}')
-    table = describer(tmp_path, "run", class_num=10, batchsize=2).rank_table(images)
+    table = teacher(tmp_path, "run", ten, batchsize=2).rank_table(images)
     assert len(set(map(tuple, table.tolist()))) == len(images)
     for row, sample in zip(table.tolist(), images, strict=True):
         found = logits(sample.path).tolist()
@@ -101,8 +103,9 @@ def test_an_image_of_a_batch_finds_its_row(folder):
     """The markers that batches carry, against the files that the table was made from."""
     generated = generated_images(folder / "train_new" / "gen_0000", 4, seed=1)
     samples = labelled_images(folder / "train_new") + generated
-    batches = TrainBatches(samples, Plain(), 6, 0, dict(enumerate(range(99))), WORLD)
-    table = losses.Table()
+    sampler = StepSampler(samples, 6, WORLD)
+    batches = TrainBatches(sampler, Plain(), 0, dict(enumerate(range(99))))
+    table = losses.FixedTargets()
     table.weights = torch.arange(1, 5)[:, None] * torch.tensor([[0, 1, 0]]) + torch.eye(4, 3).int()
     for batch in batches.epoch(0):
         rows = table(torch.zeros(6, 3, dtype=torch.float64), batch.labels)
@@ -125,10 +128,10 @@ class Plain:
     def part(self, part):
         return self
 
-    def crop(self, images, choices, device):
+    def crop(self, images, augmentation, device):
         return images
 
-    def finish(self, images, choices):
+    def finish(self, images, augmentation):
         return torch.tensor(images)
 
 
@@ -146,8 +149,8 @@ def test_clusters_from_end_to_end(folder, tmp_path, label_run, monkeypatch):
     for number, shade in enumerate([242, 9, 236]):
         Image.new("RGB", (64, 128), (shade,) * 3).save(tmp_path / f"{number}.png")
         generated.append(Sample(tmp_path / f"{number}.png", -1, 1))
-    found = describer(tmp_path, label_run, clusters=2, seed=5)
-    monkeypatch.setattr("reid.gan_labels.extract", mean_colour)
+    found = teacher(tmp_path, label_run, clusters=2, seed=5)
+    monkeypatch.setattr("reid.features.extract_batches", mean_colour)
     assert found.cluster_table(real, generated).tolist() == [[0, 1, 1], [1, 1, 0], [0, 1, 1]]
     # And trained with, by the network's own features.
     monkeypatch.undo()
@@ -156,7 +159,7 @@ def test_clusters_from_end_to_end(folder, tmp_path, label_run, monkeypatch):
     assert (opts["loss"], opts["options"]["clusters"]) == ("sls", 2)
 
 
-def mean_colour(net, batches, dtype, label):
+def mean_colour(net, batches, dtype, label, layer):
     """Instead of a network's features."""
     rows = torch.cat([images.float().mean(dim=(1, 2)) for images in batches])
     return torch.stack([rows[:, 0], 255 - rows[:, 1]], 1).numpy()
@@ -207,13 +210,13 @@ def test_resumed_static_run_is_bit_identical_and_of_the_same_rule(folder, tmp_pa
 
 
 @pytest.mark.parametrize("instances", [0, 2])
-def test_share_of_generated_images_in_every_batch(instances):
+def test_generated_images_in_every_batch(instances):
     samples = [Sample(n, n % 4) for n in range(40)] + [Sample(n, -1, 1) for n in range(40, 47)]
     random.Random(0).shuffle(samples)
     worlds = [World(rank, 2, torch.device("cpu"), []) for rank in range(2)]
     cache = list(range(len(samples)))
     first, second = (
-        TrainBatches(samples, Plain(), 10, 0, cache, world, instances, gan_batch=4)
+        TrainBatches(StepSampler(samples, 10, world, instances, gan_batch=4), Plain(), 0, cache)
         for world in worlds
     )
     epochs = []
@@ -228,7 +231,7 @@ def test_share_of_generated_images_in_every_batch(instances):
             if instances:
                 assert real[::2] == real[1::2]
             seen += a.numbers
-        assert len(seen) == len(first) * 10 == 6 * 10
+        assert len(seen) == len(first.sampler) * 10 == 6 * 10
         made = [n for n in seen if samples[n].generated]
         assert all(len(set(made[n : n + 7])) == 7 for n in (0, 7, 14))  # pass after pass
         assert made[:7] != made[7:14]

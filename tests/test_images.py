@@ -125,14 +125,14 @@ def test_test_images_are_resized_by_pillow():
 
 
 def test_sizes_of_testing_and_validation(rendered):
-    assert transforms.val_transform(256, 128).read(rendered[0]).shape == (256, 128, 3)
-    assert transforms.test_transform(256, 128).read(rendered[0]).shape == (288, 144, 3)
+    assert transforms.EvalTransform(256, 128).read(rendered[0]).shape == (256, 128, 3)
+    assert transforms.eval_transform(256, 128).read(rendered[0]).shape == (288, 144, 3)
 
 
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])
 def test_colours_differ_by_image_and_follow_their_seeds(flags, rendered):
     transform = transforms.TrainTransform(64, 32, 0, **flags)
-    image = torch.from_numpy(transforms.val_transform(64, 32).read(rendered[0]))
+    image = torch.from_numpy(transforms.EvalTransform(64, 32).read(rendered[0]))
     choices = transform.draw(6, torch.Generator().manual_seed(0))
     before = torch.random.get_rng_state()
     found = transform.finish(torch.stack([image] * 6), choices)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reid import losses
-from reid.losses import Table, label_rule
+from reid.losses import FixedTargets, label_rule
 
 RULES = "lsro all_in_one pseudo mprl_dynamic mprl_static sls".split()
 K = 7
@@ -132,7 +132,7 @@ def test_lsro_is_least_at_the_uniform_distribution():
 
 def test_a_table_of_ranks_of_many_classes_keeps_its_digits():
     weights = torch.stack([torch.randperm(4000) + 1 for _ in range(3)]).int()
-    table = Table()
+    table = FixedTargets()
     table.weights = weights
     rows = table(torch.zeros(2, 4000), torch.tensor([-3, -1]))
     expected = weights[[2, 0]].double() / (4000 * 4001 / 2)

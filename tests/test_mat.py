@@ -8,9 +8,9 @@ import pytest
 from conftest import FIXTURES, random_sets
 from scipy.io import loadmat, savemat
 
-from reid.dataset import TestImage
+from reid.dataset import EvalImage
 from reid.errors import UserError
-from reid.mat import TestSets, check_storable, load_mat, load_multi, save_mat, unit_length
+from reid.mat import EvalSets, check_storable, load_mat, load_multi, save_mat, unit_length
 
 
 def same(a, b):
@@ -248,7 +248,7 @@ def test_images_of_a_project_that_was_moved(tmp_path):
 
 def test_what_the_format_cannot_hold_is_found_before_the_work(tmp_path):
     def entries(name, number=1):
-        return [TestImage(tmp_path / name, 1, 1)] * number
+        return [EvalImage(tmp_path / name, 1, 1)] * number
 
     check_storable("r.mat", tmp_path, {"query": entries("数 😀.jpg")}, 2048)
     with pytest.raises(UserError, match=r"r\.mat: a MATLAB v5 file holds 4 GB .* 600000 features"):
@@ -275,6 +275,6 @@ def test_rows_are_normalised_and_it_is_said(dtype, capsys):
 def test_a_row_without_direction_is_named(value, says, tmp_path):
     sets = random_sets()
     sets.gallery.features[17] = value
-    save_mat(tmp_path / "r.mat", TestSets(sets.query, sets.gallery))
+    save_mat(tmp_path / "r.mat", EvalSets(sets.query, sets.gallery))
     with pytest.raises(UserError, match=rf"r\.mat: gallery_f: row 17 \(counted from 0\) .*{says}"):
         load_mat(tmp_path / "r.mat")

@@ -18,11 +18,11 @@ from scipy.io import savemat
 
 import changeIndex
 import prepare
-from reid.dataset import identity_folders, parse_name, test_images
+from reid.dataset import eval_images, identity_folders, parse_name
+from reid.datasets.layouts import PUBLISHED, Counts, find
+from reid.datasets.own_photos import NAME_BYTES, number_names
 from reid.errors import UserError
 from reid.files import new_folder
-from reid.layouts import PUBLISHED, Counts, find
-from reid.photos import NAME_BYTES, number_names
 
 SIZE = (16, 32)
 
@@ -198,8 +198,8 @@ def test_msmt17(folders, tmp_path, capsys):
     assert ids_of(made / "train_all") == ["0000", "0001"]
     assert len(names(made / "train_all")) == 4
     assert names(made / "val") == [Path(LISTS["train"][0]).name, Path(LISTS["val"][1]).name]
-    assert [entry[1:] for entry in test_images(made / "query")] == [(0, 2)]
-    assert [entry[1:] for entry in test_images(made / "gallery")] == [(0, 3), (1, 3)]
+    assert [entry[1:] for entry in eval_images(made / "query")] == [(0, 2)]
+    assert [entry[1:] for entry in eval_images(made / "gallery")] == [(0, 3), (1, 3)]
     out = capsys.readouterr().out
     assert "train_all        2       4       3  published: 1041 ids, 32621 images" in out
 
@@ -238,7 +238,7 @@ def test_veri(v, tmp_path):
     call(prepare.main, "--download_path", tmp_path)
     assert ids_of(made / "train_all") == ["0001"]
     assert names(made / "val") == [f"{v}0001_c001_00016450_0.jpg"]
-    assert [entry[1:] for entry in test_images(made / "gallery")] == [(2, 13)]
+    assert [entry[1:] for entry in eval_images(made / "gallery")] == [(2, 13)]
 
 
 def test_cuhk03_variants(tmp_path, capsys):
@@ -323,7 +323,7 @@ def test_cuhk03_protocol_with_a_folder_of_images(place, tmp_path):
     call(prepare.main, "--download_path", tmp_path, "--variant", "labeled")
     for split, expected in RELEASED.items():
         assert names(tmp_path / "pytorch" / split) == expected
-    assert [entry[1:] for entry in test_images(tmp_path / "pytorch" / "gallery")] == [(2, 2)]
+    assert [entry[1:] for entry in eval_images(tmp_path / "pytorch" / "gallery")] == [(2, 2)]
 
 
 @pytest.mark.parametrize("folder", [".", "cuhk03_release"])
@@ -423,10 +423,10 @@ def test_own_photos(tmp_path, capsys):
 
 def good_ones(made):
     """How many gallery images are right answers to each query."""
-    gallery = test_images(made / "gallery")
+    gallery = eval_images(made / "gallery")
     return [
         sum(g.identity == q.identity and g.camera != q.camera for g in gallery)
-        for q in test_images(made / "query")
+        for q in eval_images(made / "query")
     ]
 
 
@@ -446,7 +446,7 @@ def test_own_photos_of_a_test_identity(tmp_path):
         root,
         "--camera_regex",
         r"(x)?(?P<camera>\d)/",
-        "--test_share",
+        "--test_fraction",
         0.99,
     )
     for seed in range(20):  # until alice, whom the cases say nothing of, is the one to train on
@@ -454,7 +454,7 @@ def test_own_photos_of_a_test_identity(tmp_path):
         call(prepare.main, *flags, "--seed", seed, "--save_path", made)
         if ids_of(made / "train_all") == ["0001"]:
             break
-    found = {(entry.identity, entry.camera) for entry in test_images(made / "query")}
+    found = {(entry.identity, entry.camera) for entry in eval_images(made / "query")}
     expected = {
         (number, int(query[0]))
         for number, (_, queries) in enumerate(cases.values(), 2)
@@ -475,28 +475,28 @@ def test_own_photos_share_and_seed(tmp_path):
         assert not set(ids_of(made / "gallery")) & set(ids_of(made / "train_all"))
         return ids_of(made / "gallery")
 
-    first = tested("a", "--test_share", 0.2)
+    first = tested("a", "--test_fraction", 0.2)
     assert len(first) == 2
-    assert tested("b", "--test_share", 0.2) == first
-    assert tested("c", "--test_share", 0.2, "--seed", 1) != first
-    assert len(tested("d", "--test_share", 0.001)) == 1
-    assert len(tested("e", "--test_share", 0.999)) == 10
+    assert tested("b", "--test_fraction", 0.2) == first
+    assert tested("c", "--test_fraction", 0.2, "--seed", 1) != first
+    assert len(tested("d", "--test_fraction", 0.001)) == 1
+    assert len(tested("e", "--test_fraction", 0.999)) == 10
 
 
 def test_own_photos_without_cameras(tmp_path):
     root = own(tmp_path / "photos")
     call(prepare.main, "--download_path", root, "--dataset", "folder", "--no_camera")
     made = root / "pytorch"
-    queries = test_images(made / "query")
+    queries = eval_images(made / "query")
     assert len(queries) == 2
     assert {entry.camera for entry in queries} == {1}
-    assert {entry.camera for entry in test_images(made / "gallery")} == {2}
+    assert {entry.camera for entry in eval_images(made / "gallery")} == {2}
     right = [len(list((made / "gallery" / i).iterdir())) for i in ids_of(made / "query")]
     assert good_ones(made) == right  # nothing is junk
     assert json.loads((made / "identities.json").read_text())["cameras"] == {}
     # Nor is it in validation, where thresholds come from.
-    assert {entry.camera for entry in test_images(made / "val")} == {1}
-    assert {entry.camera for entry in test_images(made / "train")} == {2}
+    assert {entry.camera for entry in eval_images(made / "val")} == {1}
+    assert {entry.camera for entry in eval_images(made / "train")} == {2}
     call(changeIndex.main, "--data_dir", made)
     assert ids_of(made / "train_all_new") == ["0000", "0001"]
 
@@ -520,8 +520,8 @@ def test_own_photos_already_split(tmp_path, fails):
         "0003_c1_0001_cam_1.jpg",
         "0003_c2_0002_cam_2.jpg",
     ]
-    assert [e[1:] for e in test_images(made / "query")] == [(2, 1)]
-    assert [e[1:] for e in test_images(made / "gallery")] == [(2, 2), (4, 10)]
+    assert [e[1:] for e in eval_images(made / "query")] == [(2, 1)]
+    assert [e[1:] for e in eval_images(made / "gallery")] == [(2, 2), (4, 10)]
 
 
 def test_numbers_of_names():
@@ -539,7 +539,7 @@ def test_own_photos_that_are_wrong(fails, tmp_path):
     fails(*flags, "--camera_regex", "(front", says=["--camera_regex (front", "regular expression"])
     fails(*flags, "--camera_regex", "(side)", says=["7/back/1.jpg", "--camera_regex (side)"])
     fails(*flags, "--camera_regex", "front|(back)", says=["front/1.jpg", "finds no camera"])
-    fails(*flags, *REGEX, "--test_share", 0, says=["--test_share", "0"])
+    fails(*flags, *REGEX, "--test_fraction", 0, says=["--test_fraction", "0"])
     damaged = root / "bob b." / "front" / "1.jpg"
     good = damaged.read_bytes()
     damaged.write_bytes(good[:200])
@@ -620,7 +620,7 @@ def test_symbolic_links(tmp_path, monkeypatch):
     new = tmp_path / "raw" / "pytorch" / "train_all_new" / "0000" / raw.name
     for path in (made, new):
         assert path.is_symlink() and path.readlink() == raw
-    assert len(test_images(Path("raw/pytorch/gallery"))) == 3
+    assert len(eval_images(Path("raw/pytorch/gallery"))) == 3
 
 
 # Counts
@@ -795,7 +795,7 @@ def test_a_pattern_belongs_to_its_layout(tmp_path, fails):
     folders = [[f"000{n}_00{n}_0{n}_0303morning_0015_0.jpg"] for n in range(3)]
     market_like(tmp_path / "b", folders)
     call(prepare.main, "--download_path", tmp_path / "b")
-    assert [entry[1:] for entry in test_images(tmp_path / "b" / "pytorch" / "query")] == [(1, 1)]
+    assert [entry[1:] for entry in eval_images(tmp_path / "b" / "pytorch" / "query")] == [(1, 1)]
 
 
 def test_one_identity_spelled_in_two_ways(tmp_path, fails):
@@ -862,8 +862,8 @@ def test_copies_without_cameras_are_junk(tmp_path):
     call(prepare.main, "--download_path", tmp_path, "--dataset", "folder", "--no_camera")
     assert good_ones(tmp_path / "pytorch") == [2, 2, 1, 1]
     content = {p: p.read_bytes() for p in (tmp_path / "pytorch").glob("*/*/*.jpg")}
-    for query in test_images(tmp_path / "pytorch" / "query"):
-        for image in test_images(tmp_path / "pytorch" / "gallery"):
+    for query in eval_images(tmp_path / "pytorch" / "query"):
+        for image in eval_images(tmp_path / "pytorch" / "gallery"):
             if content[query.path] == content[image.path]:
                 assert query[1:] == image[1:]  # junk
 

@@ -12,7 +12,7 @@ from conftest import call, save_image
 import train_baseline
 import train_lsro
 from model import GeM, ft_net, ft_net_dense
-from reid import losses, optimiser
+from reid import losses, optimizer
 from reid.checkpoint import Run, load_network
 from reid.dataset import Sample
 from reid.errors import UserError
@@ -174,7 +174,7 @@ def test_pk_sampling():
 
 def test_running_mean_of_weights():
     net = torch.nn.Linear(1, 1)
-    mean = optimiser.running_mean(net, 0.9)
+    mean = optimizer.ema(net, 0.9)
     expected = None
     for value in (1.0, 2.0, 5.0):
         torch.nn.init.constant_(net.weight, value)
@@ -194,7 +194,7 @@ def test_running_mean_is_what_is_saved(prepared, tmp_path):
 
 def test_cosine():
     args = argparse.Namespace(schedule="cosine", epochs=100, warm_epoch=10)
-    factors = [optimiser.rate_factor(epoch, args) for epoch in range(101)]
+    factors = [optimizer.rate_factor(epoch, args) for epoch in range(101)]
     assert factors[50] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0)
     assert factors[0] == pytest.approx(0.1)

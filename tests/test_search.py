@@ -20,10 +20,10 @@ from PIL import Image
 import search
 from model import ft_net_dense
 from re_ranking import rerank
-from reid import gallery, images, rankings
+from reid import gallery, images, pictures
 from reid.checkpoint import Run
 from reid.errors import UserError
-from reid.features import Embedder
+from reid.features import Embedder, ImageModel, read_ahead
 from reid.files import write_json
 from reid.images import read_image
 
@@ -34,7 +34,7 @@ MADE_BY = {"weights_sha256": "abc", "layer": "pool", "scales": [1.0]}
 CPU = ("--gpu_ids", "-1", "--precision", "fp32")
 
 
-class FakeEmbed:
+class FakeEmbed(ImageModel):
     """An Embedder whose feature is an image's first colours; counts what it reads."""
 
     batchsize = 4
@@ -46,9 +46,9 @@ class FakeEmbed:
         self.read_paths.append(path)
         return np.asarray(read_image(path)).reshape(-1)[:DIM]
 
-    def of_prepared(self, prepared):
+    def of_batch(self, batch):
         time.sleep(self.wait)
-        features = np.stack(prepared).astype(np.float32) - 127.5
+        features = np.stack(batch).astype(np.float32) - 127.5
         return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
@@ -427,9 +427,9 @@ def test_decoding_is_a_bounded_number_of_files_ahead(tmp_path):
             raise UserError("damaged")
         return path
 
-    rows = [(str(n).encode(), 0, 0) for n in range(100)]
-    for number, (row, image) in enumerate(gallery.decoded(iter(rows), read, 3, ahead=10)):
-        assert row == rows[number]
+    paths = [str(n) for n in range(100)]
+    for number, (path, image) in enumerate(read_ahead(iter(paths), read, 3, ahead=10)):
+        assert path == paths[number]
         assert isinstance(image, UserError) if number == 5 else image == str(number)
         assert len(started) <= number + 11
         if number < 85:
@@ -510,7 +510,7 @@ def test_a_full_disk(tmp_path):
     with open_gallery(tmp_path / "i") as found:
         found.base.execute("PRAGMA max_page_count = 12")
         embed = FakeEmbed()
-        embed.of_prepared = lambda prepared: np.zeros((len(prepared), 50_000), np.float32)
+        embed.of_batch = lambda batch: np.zeros((len(batch), 50_000), np.float32)
         with pytest.raises(UserError, match=r"/i: database or disk is full"):
             found.update(crops(tmp_path / "crops", 10), embed)
 
@@ -540,7 +540,7 @@ def test_search_as_a_process(flags, run, tmp_path):
     assert sorted((tmp_path / "crops").rglob("*")) == before
     embed = Embedder(run, device="cpu", precision="fp32")
     files = [p for p in (tmp_path / "crops").rglob("*") if p.is_file()]
-    features = embed.of_prepared([embed.read(path) for path in [*files, tmp_path / "query.png"]])
+    features = embed([*files, tmp_path / "query.png"])
     ranked = sorted(zip(features[:-1] @ features[-1], files, strict=True), reverse=True)
     lines = out.splitlines()
     assert "crops: 6 images (6 extracted)" in lines
@@ -623,7 +623,7 @@ def test_layers_and_scales_reach_the_features(flags, run, more, tmp_path):
     embed = Embedder(run, device="cpu", precision="fp32", **kind)
     assert result()["made_by"] == embed.made_by
     first = result()["queries"][0]["places"][0]
-    one, other = embed.of_prepared([embed.read("query.png"), embed.read(first["path"])])
+    one, other = embed(["query.png", first["path"]])
     assert first["similarity"] == pytest.approx(float(one @ other), abs=1e-4)
 
 
@@ -665,9 +665,9 @@ def test_thresholds(flags, run, capsys, tmp_path):
     assert f"{middle:.4f} ({path}: 0.123 % of 1,234 pairs of two people reach it)" in out
     assert err == ""
     with Image.open("found.jpg") as picture:
-        cell, y = rankings.WIDTH + 2 * rankings.FRAME + rankings.GAP, 88
+        cell, y = pictures.WIDTH + 2 * pictures.FRAME + pictures.GAP, 88
         for place in range(1, 7):
-            red, green, _ = picture.getpixel((2 * rankings.GAP + place * cell + 1, y))
+            red, green, _ = picture.getpixel((2 * pictures.GAP + place * cell + 1, y))
             assert (green > red + 50) == same[place - 1]
     path.write_text(json.dumps(stored | {"queries": "val"}))
     call(search.main, *flags)
@@ -687,16 +687,15 @@ def test_thresholds(flags, run, capsys, tmp_path):
 def test_the_picture_keeps_the_shape_of_odd_crops(tmp_path):
     """Wide, narrow and tiny crops, in a cell's middle."""
     for width, height, shown in [(200, 50, (64, 16)), (2, 400, (1, 128)), (1, 1, (64, 64))]:
-        cell = np.asarray(rankings.fitted(Image.new("RGB", (width, height), "red")), int)
+        cell = np.asarray(pictures.fitted(Image.new("RGB", (width, height), "red")), int)
         red = (cell[..., 0] - cell[..., 1]) > 200
         assert (red.any(0).sum(), red.any(1).sum()) == shown
         rows, columns = np.nonzero(red)
         assert rows.min() + rows.max() == pytest.approx(127, abs=1)
         assert columns.min() + columns.max() == pytest.approx(63, abs=1)
     path = tmp_path / "sheet.jpg"
-    cells = [rankings.Cell(rankings.fitted(Image.new("RGB", (9, 9))), "1", "#000000")]
-    rows = [rankings.Row("name" * 100, cells[0].picture, cells)]
-    rankings.draw_sheet(rows, path)
+    tile = pictures.Tile(pictures.fitted(Image.new("RGB", (9, 9))), "1", "#000000")
+    pictures.draw_sheet([pictures.Row("name" * 100, [tile, tile])], path)
     with Image.open(path) as picture:
         assert picture.size == (2 * 78 + 18, 184)
 
@@ -765,7 +764,7 @@ def test_bad_input(flags, run, tmp_path, capsys):
         ((*flags, "--json", "crops"), "crops: is a folder; name a file"),
         ((*flags, "--index", "none/i"), "i: can't be written"),
         ((*flags, "--index", "query.png"), "query.png: not an index of search.py"),
-        ((*flags, "--threshold", "1.5"), "1.5 is not between -1 and 1"),
+        ((*flags, "--threshold", "1.5"), "1.5 is over 1"),
         ((*flags, "--top", "0"), "--top: 0 is under 1"),
         ((*query, "--index", "none"), "none: no such index; name a folder with --gallery"),
         (query, "--gallery or --index: name what to search"),
@@ -788,7 +787,7 @@ def test_several_gpus(flags, monkeypatch, capsys):
 def test_without_faiss(flags, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert exit_code(search.main, *flags) == 2
-    assert capsys.readouterr().err == "error: searching needs FAISS; pip install faiss-cpu\n"
+    assert capsys.readouterr().err == "error: search.py: needs faiss-cpu; pip install faiss-cpu\n"
 
 
 def test_a_network_that_diverged(flags, run, tmp_path, capsys):
@@ -817,7 +816,7 @@ def test_a_bomb_as_a_process(flags, tmp_path):
 
 def test_many_queries_and_places(flags, monkeypatch, capsys):
     monkeypatch.setattr(search, "DRAWN_QUERIES", 2)
-    monkeypatch.setattr(search, "DRAWN_PLACES", 3)
+    monkeypatch.setattr(search, "DRAWN_HITS", 3)
     call(search.main, *flags, "--query", *["query.png"] * 3, "--batchsize", 2)
     assert "without the last 1 queries" in capsys.readouterr().out
     with Image.open("found.jpg") as picture:

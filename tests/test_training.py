@@ -16,7 +16,7 @@ from PIL import Image
 import train_baseline
 import train_lsro
 from model import ft_net, ft_net_dense
-from reid import engine, optimiser
+from reid import engine, optimizer
 from reid.checkpoint import Run
 from reid.errors import UserError
 
@@ -166,7 +166,7 @@ def test_frozen_backbone(prepared, tmp_path):
     first, second = weights(run, 1), weights(run, 2)
     for name, value in start.items():
         same = torch.equal(value, first[name])
-        assert same == (not optimiser.is_head(name)), name
+        assert same == (not optimizer.is_head(name)), name
     moved = [name for name in start if not torch.equal(first[name], second[name])]
     assert "model.features.conv0.weight" in moved
     assert "model.features.norm0.running_mean" in moved
@@ -286,9 +286,9 @@ def test_a_failure_in_the_first_epoch_leaves_no_run(prepared, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_groups_of_the_optimiser():
+def test_groups_of_the_optimizer():
     net = ft_net(3)
-    backbone, head = optimiser.sgd(net, 0.05).param_groups
+    backbone, head = optimizer.sgd(net, 0.05).param_groups
     assert (backbone["lr"], head["lr"]) == (pytest.approx(0.01), 0.05)
     assert backbone["weight_decay"] == 5e-4
     assert backbone["nesterov"]
@@ -299,8 +299,8 @@ def test_groups_of_the_optimiser():
 
 def test_schedule():
     args = argparse.Namespace(schedule="step", lr_step=40, warm_epoch=5)
-    assert optimiser.rate_factor(0, args) == pytest.approx(0.1)
-    assert optimiser.rate_factor(2.5, args) == pytest.approx(0.55)
-    assert [optimiser.rate_factor(e, args) for e in (5, 39.9, 40, 80)] == pytest.approx(
+    assert optimizer.rate_factor(0, args) == pytest.approx(0.1)
+    assert optimizer.rate_factor(2.5, args) == pytest.approx(0.55)
+    assert [optimizer.rate_factor(e, args) for e in (5, 39.9, 40, 80)] == pytest.approx(
         [1, 1, 0.1, 0.01]
     )

@@ -11,7 +11,7 @@ from conftest import call, exit_code, random_sets
 import evaluate
 from reid import verification
 from reid.errors import UserError
-from reid.mat import FeatureSet, TestSets, save_mat
+from reid.mat import EvalSets, FeatureSet, save_mat
 
 
 def plain_pairs(query, gallery):
@@ -140,7 +140,7 @@ def test_a_run_that_has_other_weights_by_now(written, capsys):
 
 def test_calibrate_mistakes(written, tmp_path, capsys):
     mat, run = written
-    save_mat(tmp_path / "other.mat", TestSets(*random_sets()[:2]))
+    save_mat(tmp_path / "other.mat", EvalSets(*random_sets()[:2]))
     (run / "threshold.json").write_text("no JSON")
     for flags, says in [
         ((mat, "--calibrate", 1e-6), "too low a rate to be seen in"),

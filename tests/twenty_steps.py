@@ -2,7 +2,7 @@
 
     python tests/twenty_steps.py PREPARED OUT.pth STEPS [flags of train_lsro.py]
 
-Called by test_parallel.py. In float64, since rounding grows from step to step.
+Called by test_distributed.py. In float64, since rounding grows from step to step.
 """
 
 import sys
@@ -17,9 +17,9 @@ from model import ft_net_dense
 from reid import losses
 from reid.checkpoint import unwrap
 from reid.dataset import generated_images, labelled_images
+from reid.distributed import join_world
 from reid.engine import Training
 from reid.options import parse_training
-from reid.parallel import join_world
 
 prepared, out, last, *flags = sys.argv[1:]
 prepared, last = Path(prepared), int(last)

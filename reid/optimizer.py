@@ -51,6 +51,6 @@ def set_rate(optimizer, factor):
         group["lr"] = group["full_lr"] * factor
 
 
-def running_mean(net, decay):
+def ema(net, decay):
     """A copy of the network to hold the exponential mean of its weights and buffers."""
     return AveragedModel(unwrap(net), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from reid.errors import UserError
+from reid.datasets.layouts import MARKET_FOLDERS, RawImage, folder_splits
+from reid.errors import UserError, missing_package
 from reid.files import encoded
-from reid.layouts import MARKET_FOLDERS, Planned, plan_folders
 
 VARIANTS = ("detected", "labeled")  # boxes of a detector, or drawn by hand
 NAME = re.compile(r"\d+_\d+_(?P<view>[12])_\d+\.png")
@@ -53,13 +53,13 @@ def has_folders(root):
     return (root / MARKET_FOLDERS["train"]).is_dir()
 
 
-def plan(root, variant):
-    """The images of a variant: {split: [Planned, ...]}, sorted by name."""
+def splits_of(root, variant):
+    """The images of a variant: {split: [RawImage, ...]}, sorted by name."""
     if has_folders(root):
-        return plan_folders(root, MARKET_FOLDERS)
+        return folder_splits(root, MARKET_FOLDERS)
     config = root / f"cuhk03_new_protocol_config_{variant}.mat"
     if has_folders(root / variant):
-        return plan_folders(root / variant, MARKET_FOLDERS)
+        return folder_splits(root / variant, MARKET_FOLDERS)
     if not config.is_file():
         raise UserError(
             f"{root / variant / MARKET_FOLDERS['train']}: no such folder, nor {config.name} above; "
@@ -72,10 +72,8 @@ def plan(root, variant):
             raise UserError(f"{config}: lists {name}, which is not among the {variant} images")
         view = NAME.fullmatch(name)["view"]
         prepared_name = f"{label:04d}_c{view}_{name}"
-        splits[split].append(Planned(images[name], f"{label:04d}", prepared_name))
-    return {
-        split: sorted(planned, key=lambda image: image.name) for split, planned in splits.items()
-    }
+        splits[split].append(RawImage(images[name], f"{label:04d}", prepared_name))
+    return {split: sorted(images, key=lambda image: image.name) for split, images in splits.items()}
 
 
 def read_protocol(path):
@@ -131,8 +129,8 @@ def read_release(path, variant):
     """
     try:
         import h5py
-    except ImportError:
-        raise UserError(f"{path}: reading it needs a package: pip install h5py") from None
+    except ImportError as error:
+        raise missing_package(path, "h5py") from error
     images = {}
     try:
         file = h5py.File(path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reid import bootstrap
+from reid import intervals
 
 
 def hits(rng, identities, mean, queries=4):
@@ -20,10 +20,10 @@ def test_the_interval_covers_the_truth_95_times_in_100(identities, mean):
     trials = 400
     for _ in range(trials):
         values, person = hits(rng, identities, mean)
-        low, high = bootstrap.interval(values, person)
+        low, high = intervals.interval(values, person)
         covered += low[0] <= mean <= high[0]
         # As if queries of one person were independent: too narrow.
-        low, high = bootstrap.interval(values, np.arange(len(person)))
+        low, high = intervals.interval(values, np.arange(len(person)))
         clustered += low[0] <= mean <= high[0]
     assert 0.92 <= covered / trials <= 0.98
     assert clustered < covered - 0.02 * trials
@@ -31,30 +31,30 @@ def test_the_interval_covers_the_truth_95_times_in_100(identities, mean):
 
 def test_the_interval_holds_the_score_and_is_the_same_again():
     values, person = hits(np.random.default_rng(0), 80, 0.7)
-    low, high = bootstrap.interval(values, person)
+    low, high = intervals.interval(values, person)
     assert low[0] < values.mean() < high[0]
-    assert bootstrap.interval(values, person) == (low, high)
+    assert intervals.interval(values, person) == (low, high)
 
 
 def test_columns_are_independent_of_each_other():
     values, person = hits(np.random.default_rng(0), 30, 0.7)
-    low, high = bootstrap.interval(np.hstack([values, 1 - values]), person)
-    one = bootstrap.interval(values, person)
+    low, high = intervals.interval(np.hstack([values, 1 - values]), person)
+    one = intervals.interval(values, person)
     assert [low[0], high[0]] == pytest.approx([one[0][0], one[1][0]])
     assert low[1] == pytest.approx(1 - high[0], abs=0.01)
 
 
 def test_one_identity_has_no_interval():
-    low, high = bootstrap.interval(np.ones((5, 2)), np.full(5, 7))
+    low, high = intervals.interval(np.ones((5, 2)), np.full(5, 7))
     assert np.isnan([*low, *high]).all()
 
 
 def test_perfect_scores_of_few_people_prove_little():
-    low, high = bootstrap.interval(np.ones((60, 1)), np.repeat(np.arange(30), 2))
+    low, high = intervals.interval(np.ones((60, 1)), np.repeat(np.arange(30), 2))
     assert (low[0], high[0]) == (0.9, 1)
-    low, high = bootstrap.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2))
+    low, high = intervals.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2))
     assert (low[0], high[0]) == (0, 0.1)
-    same = bootstrap.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2), shares=False)
+    same = intervals.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2), shares=False)
     assert same[0][0] == same[1][0] == 0  # of two models that agree on all
 
 
@@ -67,25 +67,25 @@ def pair(rng, better, identities=100):
 
 def test_without_a_difference_few_false_alarms():
     rng = np.random.default_rng(2)
-    p = np.array([bootstrap.p_value(*pair(rng, 0.0))[0] for _ in range(300)])
+    p = np.array([intervals.p_value(*pair(rng, 0.0))[0] for _ in range(300)])
     assert 0.02 <= (p < 0.05).mean() <= 0.08
     assert 0.4 <= p.mean() <= 0.6
 
 
 def test_a_known_difference_is_found():
     rng = np.random.default_rng(3)
-    found = [bootstrap.p_value(*pair(rng, 0.05))[0] < 0.05 for _ in range(50)]
+    found = [intervals.p_value(*pair(rng, 0.05))[0] < 0.05 for _ in range(50)]
     assert np.mean(found) > 0.95
     values, person = pair(rng, 0.05)
-    low, high = bootstrap.interval(values, person, shares=False)
+    low, high = intervals.interval(values, person, shares=False)
     assert 0 < low[0] < 0.05 < high[0]
 
 
 def test_the_same_model_twice():
-    assert bootstrap.p_value(np.zeros((12, 2)), np.repeat([1, 2, 3], 4)).tolist() == [1, 1]
+    assert intervals.p_value(np.zeros((12, 2)), np.repeat([1, 2, 3], 4)).tolist() == [1, 1]
 
 
 def test_p_of_few_identities_is_every_sign_counted():
     # Three identities that agree: of eight signs two are as extreme.
-    p = bootstrap.p_value(np.ones((3, 1)), np.arange(3))
+    p = intervals.p_value(np.ones((3, 1)), np.arange(3))
     assert p[0] == pytest.approx(0.25, abs=0.02)

@@ -1,6 +1,6 @@
 """Many processes that train one network as one process would: `torchrun --nproc_per_node N`.
 
-Each process computes its share of every batch. What would make their result differ from a single
+Each process computes its shard of every batch. What would make their result differ from a single
 process's is done over the whole batch here: the gradient's mean (DistributedDataParallel), batch
 norm's statistics, dropout's mask, and losses that compare images. Everything random is drawn from
 the same seed in all of them.
@@ -24,7 +24,7 @@ TIMEOUT = timedelta(minutes=30)  # rank 0 may read the dataset much slower than 
 
 
 class World(NamedTuple):
-    """This process among those that train together; (0, 1) when it is alone."""
+    """This process among those that train together; rank 0 of size 1 when it is alone."""
 
     rank: int
     size: int
@@ -33,7 +33,7 @@ class World(NamedTuple):
 
     @property
     def first(self):
-        """Whether this process is the one that writes and talks."""
+        """Tell whether this process is the one that writes and talks."""
         return self.rank == 0
 
     def say(self, text):
@@ -41,27 +41,32 @@ class World(NamedTuple):
         if self.first:
             print(text, flush=True)
 
-    def share(self, items):
-        """This process's part of a batch or list, in order; even where the length allows it."""
+    def shard(self, items):
+        """Return this process's part of a batch or list; parts are even where the length allows."""
         low, high = (len(items) * n // self.size for n in (self.rank, self.rank + 1))
         return items[low:high]
 
     def sum(self, tensor):
-        """The sum of a tensor over all processes; gradients flow back to each."""
+        """Sum a tensor over all processes; gradients flow back to each."""
         return AllSum.apply(tensor) if self.size > 1 else tensor
 
-    def gather(self, share):
-        """The whole batch [B, ...] from each process's share of it; gradients flow back."""
+    def gather(self, shard):
+        """Return the whole batch [B, ...], of even shards [B / size, ...]; gradients flow back."""
+        return self.gather_rows(shard, len(shard) * self.size)
+
+    def gather_rows(self, shard, number):
+        """Return all `number` rows of which each process has its `shard`, on the shard's device."""
         if self.size == 1:
-            return share
-        before, after = self.rank * len(share), (self.size - self.rank - 1) * len(share)
-        shape = share.shape[1:]
-        return self.sum(
-            torch.cat([share.new_zeros(before, *shape), share, share.new_zeros(after, *shape)])
+            return shard
+        rows, shape = self.shard(range(number)), shard.shape[1:]
+        before, after = (
+            shard.new_zeros(rows.start, *shape),
+            shard.new_zeros(number - rows.stop, *shape),
         )
+        return self.sum(torch.cat([before, shard, after]))
 
     def collect(self, item):
-        """A list of every process's item in the first process, None in the others."""
+        """Return a list of every process's item in the first process, None in the others."""
         if self.size == 1:
             return [item]
         items = [None] * self.size if self.first else None
@@ -70,7 +75,7 @@ class World(NamedTuple):
 
     @contextmanager
     def together(self):
-        """All processes go on from the end of the block, or all stop with the first one's error.
+        """Have all processes go on from the end of the block, or all stop with one's error.
 
         The block must not wait for other processes.
         """
@@ -90,7 +95,7 @@ class World(NamedTuple):
                 raise UserError(message, agreed=True)
 
     def agree(self, value):
-        """Whether all processes have the same value."""
+        """Tell whether all processes have the same value."""
         if self.size == 1:
             return True
         values = [None] * self.size
@@ -98,13 +103,13 @@ class World(NamedTuple):
         return all(other == value for other in values)
 
     def wait(self):
-        """Go on when all processes have come here."""
+        """Wait until all processes have come here."""
         if self.size > 1:
             dist.barrier()
 
 
 def join_world(gpu_ids=None):
-    """The World of this process, joined with the others where torchrun has started several.
+    """Return the World of this process, joined with the others where torchrun started several.
 
     gpu_ids: as `reid.device.choose_device`; under torchrun, each process takes the GPU of its
     number, or the one named, or "-1" the CPU.
@@ -143,7 +148,7 @@ def leave_world():
 
 
 def distribute(net, world, split=None):
-    """The network so that it trains on a share of each batch as on the whole batch.
+    """Wrap a network so that it trains on a shard of each batch as on the whole batch.
 
     On one process: itself, or as DataParallel over `world.gpus`. split: a `Split`, by which batch
     norm treats real and generated images apart, or None.
@@ -169,7 +174,7 @@ def distribute(net, world, split=None):
 
 
 def replace(module, kind, make):
-    """A module in which `make(part)` takes the place of each part of some kind."""
+    """Put `make(part)` in the place of each part of some kind; returns the module."""
     if isinstance(module, kind):
         return make(module)
     for name, child in module.named_children():
@@ -178,7 +183,10 @@ def replace(module, kind, make):
 
 
 class AllSum(torch.autograd.Function):
-    """A sum over all processes. Its gradient is again summed: each process's loss counts."""
+    """A sum over all processes. Its gradient is summed again: each process's loss counts.
+
+    (PyTorch's own, torch.distributed.nn.functional.all_reduce, is deprecated.)
+    """
 
     @staticmethod
     def forward(ctx, tensor):
@@ -192,15 +200,13 @@ class AllSum(torch.autograd.Function):
 
 
 class Split:
-    """Which images of the batch at hand are real and which generated, for all of a network's
-    batch norms to look up.
-    """
+    """The real and the generated images of the batch at hand, for all batch norms to look up."""
 
     def __init__(self, world):
         self.world = world
 
     def tell(self, generated):
-        """To be called before each forward pass in training: [B], 1 where a GAN made the image."""
+        """Set the batch before each forward pass: [B], 1 where a GAN made the image."""
         self.groups = torch.stack([generated == 0, generated != 0])  # [2, B]
         self.images = self.world.sum(self.groups.sum(1))  # of the whole batch, [2]
 
@@ -222,7 +228,7 @@ class WholeBatchNorm(nn.Module):
         self.eps, self.momentum, self.world, self.split = norm.eps, norm.momentum, world, split
 
     def forward(self, x):
-        """[B, C, ...] normalised over all but C, in fp32 (or fp64)."""
+        """Normalise [B, C, ...] over all but C, in fp32 (or fp64)."""
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -232,12 +238,12 @@ class WholeBatchNorm(nn.Module):
         members, number = self.membership(values)
 
         def mean_of(values):
-            """The mean over each group's pixels: [groups, C]."""
+            """Return the mean over each group's pixels: [groups, C]."""
             per_image = values.sum(pixels) if pixels else values
             return self.world.sum((members * per_image).sum(1)) / number.clamp(min=1)
 
         def of_images(statistics):
-            """Each image's group's: [groups, C] to [B, C, ...], or [1, C, ...] of one group."""
+            """Look up each image's group: [groups, C] to [B, C, ...], or [1, C, ...] of one."""
             rows = statistics if len(number) == 1 else (members * statistics[:, None]).sum(0)
             return rows.view(*rows.shape, *[1] * len(pixels))
 
@@ -256,8 +262,9 @@ class WholeBatchNorm(nn.Module):
         return torch.addcmul(shift, centred, of_images(scale)).to(x.dtype)
 
     def membership(self, values):
-        """Who belongs to which group [groups, B, 1], as 0 or 1, and values a channel in each,
-        over all processes, [groups, 1].
+        """Return who belongs to which group, 0 or 1 [groups, B, 1], and the groups' sizes.
+
+        A size [groups, 1] is the number of values a channel in the group, over all processes.
         """
         if self.split:
             members, images = self.split.groups, self.split.images
@@ -276,8 +283,8 @@ class WholeDropout(nn.Module):
         self.p, self.world = p, world
 
     def forward(self, x):
-        """Each process draws the whole batch's mask, from the same seed, and takes its share."""
+        """Draw the whole batch's mask, from the same seed in each process; use this one's shard."""
         if not self.training:
             return x
         whole = x.new_ones(len(x) * self.world.size, *x.shape[1:])
-        return x * self.world.share(F.dropout(whole, self.p))
+        return x * self.world.shard(F.dropout(whole, self.p))

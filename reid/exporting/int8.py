@@ -1,4 +1,4 @@
-"""int8 for ONNX Runtime: which operators, and a network rewritten so that they are fast.
+"""int8 for ONNX Runtime: the operators to quantise, and a network rewritten to make them fast.
 
 Static quantisation in QDQ format: uint8 activations, asymmetric, with ranges from the smallest to
 the largest value that real training images give; int8 weights, symmetric, a scale a channel. These
@@ -19,8 +19,9 @@ from onnxruntime.quantization import (
 from torch import nn
 from tqdm import tqdm
 
-from reid.exporting import BATCH, INPUT, network_input, quiet
+from reid.exporting.network import INPUT, network_input, quiet
 
+BATCH = 32  # images in a step of the calibration
 # All of these, or values would go to fp32 and back between two of them.
 OPERATORS = ("Conv", "Relu", "MaxPool", "Concat", "Add")
 POOLING = "ReduceMean"  # of feature maps: the first one in a graph
@@ -43,21 +44,21 @@ def as_convolutions(net):
 
 
 def norm_as_convolution(norm):
-    """A batch norm in eval mode as a 1 x 1 convolution."""
+    """Convert a batch norm in eval mode to a 1 x 1 convolution."""
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
     return single_channels(scale[:, None, None, None], shift)
 
 
 def average_as_convolution(pool, channels):
-    """An average over squares as a convolution."""
+    """Convert an average over squares to a convolution."""
     size = pool.kernel_size
     weight = torch.full((channels, 1, size, size), 1 / size**2)
     return single_channels(weight, None, pool.stride)
 
 
 def single_channels(weight, bias, stride=1):
-    """A convolution of each channel by itself. weight [C, 1, k, k], bias [C] or None."""
+    """Make a convolution of each channel by itself. weight [C, 1, k, k], bias [C] or None."""
     channels, _, *kernel = weight.shape
     layer = nn.Conv2d(channels, channels, kernel, stride, groups=channels, bias=bias is not None)
     layer.weight.data = weight.detach().clone()
@@ -67,7 +68,7 @@ def single_channels(weight, bias, stride=1):
 
 
 def quantised(model, images):
-    """An int8 ModelProto made of an fp32 one.
+    """Quantise an fp32 ModelProto to int8.
 
     images: resized training images uint8 [H, W, 3] to take the activations' ranges from.
     """
@@ -88,7 +89,7 @@ def quantised(model, images):
 
 
 def backbone_nodes(model):
-    """Names of the nodes to quantise: what comes before the pooling."""
+    """Return the names of the nodes to quantise, those before the pooling."""
     nodes = list(model.graph.node)
     end = next(number for number, node in enumerate(nodes) if node.op_type == POOLING)
     return [node.name for node in nodes[:end] if node.op_type in OPERATORS]
@@ -109,7 +110,7 @@ class Calibration(CalibrationDataReader):
         self.bar.close()
 
     def get_next(self):
-        """The next batch; None at the end."""
+        """Return the next batch; None at the end."""
         batch = self.images[self.start : self.start + BATCH]
         self.start += len(batch)
         self.bar.update(len(batch))

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reid.dataset import check_spelling, copies, is_prepared, walk_images
+from reid.datasets.layouts import RawImage
 from reid.errors import UserError, printable
 from reid.files import sha256
 from reid.images import is_hidden
-from reid.layouts import Planned
 
 SPLITS = ("train", "query", "gallery")
 # Folders of datasets, which are nobody.
@@ -49,10 +49,10 @@ class Finder(NamedTuple):
     camera: re.Pattern | None
 
 
-def plan(root, finder, test_fraction, seed):
+def splits_of(root, finder, test_fraction, seed):
     """What to prepare of the photos under a folder.
 
-    Returns {split: [Planned, ...]}, {"identities": {name: number}, "cameras": {name: number}}, and
+    Returns {split: [RawImage, ...]}, {"identities": {name: number}, "cameras": {name: number}}, and
     a list of what is left out, in words. Without cameras the second of the numbers is empty.
     """
     left_out = []
@@ -79,17 +79,17 @@ def plan(root, finder, test_fraction, seed):
         first, others = split_by_shot(splits.get("train", []))
         cameras |= made_up_cameras(first, others)
         cameras |= made_up_cameras(splits["query"], splits["gallery"])
-    planned = {}
+    renamed = {}
     for split, photos in splits.items():
         counter = defaultdict(itertools.count)
-        planned[split] = []
+        renamed[split] = []
         for photo in photos:
             number = identities[photo.identity]
             shot = next(counter[number]) + 1
             name = f"{number:04d}_c{cameras[photo.path]}_{shot:04d}{short_name(photo.path)}"
-            planned[split].append(Planned(photo.path, f"{number:04d}", name))
-        planned[split].sort(key=lambda image: image.name)
-    return planned, {"identities": identities, "cameras": names}, left_out
+            renamed[split].append(RawImage(photo.path, f"{number:04d}", name))
+        renamed[split].sort(key=lambda image: image.name)
+    return renamed, {"identities": identities, "cameras": names}, left_out
 
 
 def make_finder(id_regex, camera_regex, no_camera):
@@ -294,7 +294,7 @@ def divide(photos, test_fraction, seed, left_out):
     if not splits["query"]:
         raise UserError(
             "no identity for testing has photos from two cameras (with --no_camera: two photos); "
-            "take another --seed, or a greater --test_share"
+            "take another --seed, or a greater --test_fraction"
         )
     return splits
 

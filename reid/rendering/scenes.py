@@ -1,6 +1,6 @@
-"""The cameras of the rendered stand-in: where they hang, what stands around, what they make of it.
+"""The cameras of the rendered stand-in, their surroundings, and the pictures that they take.
 
-Projects and lights the point clouds of `reid.people`, and draws backgrounds and obstacles.
+Projects and lights the point clouds of people.py, and draws backgrounds and obstacles.
 """
 
 import functools
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from reid.people import COLOURS, SCENE, SPACING, stream, unit
+from reid.rendering.people import COLOURS, SCENE, SPACING, stream, unit
 
 WIDTH, HEIGHT = 64, 128  # of a picture, pixels
 OVER = 2  # supersampling

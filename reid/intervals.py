@@ -1,9 +1,12 @@
-"""How sure a score is: bootstrap intervals, and a paired test of two models on the same queries.
+"""How sure a score is, in two senses that must not be confused.
 
-A person's queries succeed or fail together, so identities are resampled, not queries (a cluster
-bootstrap; Davison & Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8).
-What is asked is how the scores would vary over other people, with the trained model and the gallery
-as they are. It says nothing of how they would vary over training seeds.
+Over other people (`interval`, `p_value`): how a score would vary over other people to test on, with
+the trained network and the gallery as they are. A person's queries succeed or fail together, so
+identities are resampled, not queries (a cluster bootstrap; Davison & Hinkley, "Bootstrap Methods
+and their Application", 1997, section 3.8).
+
+Over training seeds (`mean_interval`, `paired_difference`): how a score varies from one training to
+the next, on the same test people.
 """
 
 import numpy as np
@@ -86,3 +89,27 @@ def per_identity(values, identities):
     sums = np.zeros((person.max() + 1, values.shape[1]))
     np.add.at(sums, person, values)
     return sums
+
+
+def mean_interval(values):
+    """Mean of `values`, one a seed, and its 95 % interval [low, high] by Student's t.
+
+    The interval is None with one seed: a single training says nothing of how others would end.
+    """
+    values = np.array([*values], float)
+    mean, count = float(values.mean()), len(values)
+    if count == 1:
+        return mean, None
+    reach = stdtrit(count - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(count)
+    return mean, [float(mean - reach), float(mean + reach)]
+
+
+def paired_difference(scores, baseline):
+    """Mean and interval of `scores - baseline`: dicts from seed to score, of the same seeds.
+
+    Runs of one seed start from the same weights and see the real images in orders that follow
+    from it, so what they share cancels in each seed's difference.
+    """
+    if scores.keys() != baseline.keys():
+        raise ValueError(f"seeds differ: {sorted(scores)} and {sorted(baseline)}")
+    return mean_interval([scores[seed] - baseline[seed] for seed in scores])

@@ -1,8 +1,8 @@
-"""What lies where in each raw dataset, and how large it is as published.
+"""The layouts of raw datasets, and their published sizes.
 
-A layout is planned as `{split: [Planned, ...]}` with the splits train, query, gallery and, for
-Market-1501, multi-query, each sorted by name. prepare.py makes the folders. The planning of
-CUHK03-NP and of one's own photos is in cuhk03.py and photos.py.
+Each layout has a function that lists the images of each split, `{split: [RawImage, ...]}`: train,
+query, gallery and, for Market-1501, multi-query, each sorted by name. prepare.py makes the folders.
+CUHK03-NP and one's own photos have files of their own, cuhk03.py and own_photos.py.
 """
 
 import os
@@ -45,7 +45,7 @@ SAMPLE = 100  # images whose names are read to tell whose they are
 STAND_IN = "synthetic_market.json"  # in a rendered set, which is as large as one likes
 
 
-class Planned(NamedTuple):
+class RawImage(NamedTuple):
     """An image of a prepared dataset.
 
     source: its file, or an object whose `save(path)` writes it.
@@ -121,7 +121,7 @@ def find(source, dataset=None):
             return there[0]
         floor = [below for folder in floor for below in folders_in(folder)]
     if dataset:
-        return dataset, source  # what is missing its planning says
+        return dataset, source  # listing its images will say what is missing
     paths = islice(walk_images(source, [], skip=is_prepared), SAMPLE)
     names = [os.path.basename(path) for path in paths]
     if names:
@@ -179,29 +179,29 @@ def by_names(folder):
     return "market1501"
 
 
-def plan_market(root):
+def market_splits(root):
     """The images of Market-1501, or of another dataset with its folders and names."""
-    splits = plan_folders(root, MARKET_FOLDERS)
+    splits = folder_splits(root, MARKET_FOLDERS)
     if (root / "gt_bbox").is_dir():
         asked = {image.identity for image in splits["query"]}
-        boxes = plan_images(root / "gt_bbox")
+        boxes = images_in(root / "gt_bbox")
         splits["multi-query"] = [image for image in boxes if image.identity in asked]
     return splits
 
 
-def plan_folders(root, folders):
+def folder_splits(root, folders):
     """The images of a dataset with a folder for each split: `folders` is {split: name}.
 
     With no folder but query and gallery it is for testing alone.
     """
     there = {split for split, folder in folders.items() if (root / folder).is_dir()}
     wanted = there if there == {"query", "gallery"} else folders.keys()
-    return {split: plan_images(root / folders[split]) for split in folders if split in wanted}
+    return {split: images_in(root / folders[split]) for split in folders if split in wanted}
 
 
-def plan_images(folder):
+def images_in(folder):
     """The images directly in a folder; they keep their names."""
-    return [Planned(path, identity_name(path), path.name) for path in list_images(folder)]
+    return [RawImage(path, identity_name(path), path.name) for path in list_images(folder)]
 
 
 def identity_name(path):
@@ -210,7 +210,7 @@ def identity_name(path):
     return path.name.split("_")[0].removeprefix("v")
 
 
-def plan_msmt17(root):
+def msmt17_splits(root):
     """The images of MSMT17, version 1 or 2, as its lists say; list_train and list_val train."""
     lists = {"train": ("train", "val"), "query": ("query",), "gallery": ("gallery",)}
     return {
@@ -256,7 +256,7 @@ def read_list(path, folder):
             raise UserError(f"{path} line {number}: {image}: no such file; unpack MSMT17 again")
         if parse_name(image, [CAMERA_THIRD])[0] != identity:
             raise UserError(f"{path} line {number}: id {identity}, but the file is {image.name}")
-        images.append(Planned(image, identity_name(image), image.name))
+        images.append(RawImage(image, identity_name(image), image.name))
     if not images:
         raise UserError(f"{path}: empty; unpack MSMT17 again")
     return images

@@ -1,0 +1,107 @@
+"""The comparison of an exported file with PyTorch: the same features, the same rankings, scores."""
+
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from reid.exporting.network import input_size, network_input
+from reid.features import ImageModel, view_features
+from reid.mat import feature_set
+from reid.metrics import evaluate, similarity_blocks
+from reid.transforms import EvalTransform, eval_transform, to_array
+
+# Similarities closer than this have no order. Pixels that differ by 1 of 255, since another resize
+# rounds otherwise, move similarities by a few 1e-5.
+TIES = {"outside": 1e-5, "inside": 1e-4}
+LEAST_COSINE = 0.9999  # of a file in fp32 with PyTorch
+
+
+class Eager(ImageModel):
+    """The network as it was trained, in fp32, not folded: the reference for a file.
+
+    trained: `reid.checkpoint.Trained`; layer: see `model.ReIDNet.forward`.
+    """
+
+    def __init__(self, trained, layer):
+        self.net, self.layer = trained.net.eval(), layer
+        self.dim = trained.net.dim(layer)
+        self.to_input = eval_transform(trained.height, trained.width).resize
+
+    @torch.inference_mode()
+    def of_batch(self, batch):
+        """Return the features float32 [B, D] of resized images, a list of uint8 [H, W, 3]."""
+        images = torch.from_numpy(np.stack(batch))
+        return view_features(self.net, images, None, self.layer).numpy()
+
+
+class File(ImageModel):
+    """An exported network as other programs use it.
+
+    compute: function of an input array [N, ...] to features [N, D]; facts: the file's `metadata`.
+    """
+
+    def __init__(self, compute, facts):
+        self.compute, self.dim = compute, int(facts["dim"])
+        self.inside = facts["preprocess"] == "inside"
+        self.resize = EvalTransform(*input_size(facts)).resize
+
+    def to_input(self, image):
+        """Convert a PIL image to uint8 [h, w, 3]; resized, unless the network does that."""
+        return to_array(image) if self.inside else self.resize(image)
+
+    def of_batch(self, batch):
+        """Return the features float32 [B, D] of a list of inputs."""
+        if self.inside:  # images of one size at a time
+            groups = (np.stack(list(some)) for _, some in groupby(batch, key=np.shape))
+            return np.concatenate([self.compute(images) for images in groups])
+        return self.compute(network_input(batch))
+
+
+def spread_out(entries, count):
+    """Return `count` items of a list, evenly spaced; all where there are not more."""
+    count = min(count, len(entries))
+    return [entries[n * len(entries) // count] for n in range(count)]
+
+
+def agreement(expected, exported, queries, tie):
+    """Measure how far features [N, D] agree with the expected ones; returns a dict.
+
+    The first `queries` rows are queries, which rank the others. A pair of gallery images counts as
+    swapped where a query's expected similarities to both differ by more than `tie` and those of
+    the exported features are the other way round.
+    """
+    cosines = (expected * exported).sum(axis=1)
+    both = [features[:queries] @ features[queries:].T for features in (expected, exported)]
+    pairs = swapped = same_first = 0
+    for before, after in zip(*both, strict=True):
+        ordered = before[:, None] - before > tie
+        pairs += int(ordered.sum())
+        swapped += int((ordered & (after[:, None] < after)).sum())
+        same_first += int(before[after.argmax()] >= before.max() - tie)
+    return {
+        "images": len(expected),
+        "cosine_min": float(cosines.min()),
+        "cosine_median": float(np.median(cosines)),
+        "queries": queries,
+        "gallery": len(expected) - queries,
+        "tie": tie,
+        "pairs": pairs,
+        "swapped_pairs": swapped,
+        "same_first": same_first,
+    }
+
+
+def agrees(measured):
+    """Tell whether an `agreement` is what fp32 must reach. False where a feature is no number."""
+    return measured["cosine_min"] > LEAST_COSINE and measured["swapped_pairs"] == 0
+
+
+def accuracy(model, query, gallery, data_dir, label):
+    """Return Rank@1 and mAP of a model on lists of `reid.dataset.EvalImage`, as a dict."""
+    sets = []
+    for name, entries in (("query", query), ("gallery", gallery)):
+        features = model([entry.path for entry in entries], f"{label}, {name}")
+        sets.append(feature_set(features, entries, data_dir))
+    scores = evaluate(similarity_blocks(*sets), *sets)
+    return {"rank1": scores.rank(1), "mAP": scores.mean_ap()}
