@@ -32,12 +32,11 @@ from reid.dataset import (
     training_splits,
 )
 from reid.errors import Interrupted, Terminated, UserError, run
-from reid.files import read_results, replacing, write_json
+from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.gan_labels import NEED_A_RUN
 from reid.intervals import mean_interval, paired_difference
 from reid.options import NETWORKS, Parser, at_least, network_name, run_name, seed
 from reid.provenance import ROOT, command_line, provenance
-from reid.text import demand, write_text
 from results_table import read_run
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made

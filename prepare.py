@@ -42,10 +42,9 @@ from reid.dataset import (
 from reid.datasets import cuhk03, layouts, own_photos
 from reid.datasets.layouts import PUBLISHED, STAND_IN
 from reid.errors import UserError, printable, run
-from reid.files import link, new_folder, symlink
+from reid.files import dumps, link, new_folder, read_json, symlink, write_text
 from reid.images import is_image, read_image
 from reid.options import Parser, rate, seed
-from reid.text import dumps, read_json, write_text
 
 DOWNLOAD_PATH = "data/Market-1501-v15.09.15"  # the unpacked dataset
 SAVE_PATH = None  # None: <download_path>/pytorch

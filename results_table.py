@@ -11,9 +11,8 @@ called with --json model/<name>/results.json.
 from pathlib import Path
 
 from reid.errors import UserError, run
-from reid.files import read_results
+from reid.files import demand, is_a, read_json, read_results
 from reid.options import NETWORKS, Parser, network_name
-from reid.text import demand, is_a, read_json
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
 ADVICE = "train this run first"

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from reid.errors import UserError, run
-from reid.files import encoded, new_folder
+from reid.files import dumps, encoded, new_folder, read_json, write_text
 from reid.options import Parser, at_least, seed
 from reid.rendering.people import (
     BAG,
@@ -54,7 +54,6 @@ from reid.rendering.scenes import (
     over,
     project,
 )
-from reid.text import dumps, read_json, write_text
 
 OUTPUT_DIR = "data/synthetic_market"
 SCALE = "demo"

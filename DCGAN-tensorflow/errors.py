@@ -1,27 +1,29 @@
-"""What ends a script before its end: one line that says why and what to do, no traceback."""
+"""Errors and signals that end a script with one line that says why and what to do."""
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file or flag and says what to do."""
+    """A mistake that the user can mend. The message names the file or flag and says what to do."""
 
     def __init__(self, message: object):
         super().__init__(printable(message))
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, with what the user should know."""
+    """Ctrl-C or SIGTERM. The message tells the user what was saved."""
 
 
-def run(main) -> None:
-    """Run a script's `main` as a process.
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main` and end the process.
 
-    Exit code 2 for a UserError and for what the system refuses, 130 for Ctrl-C and SIGTERM.
+    The exit code is 2 after a UserError or an error of the operating system, 130 after Ctrl-C or
+    SIGTERM. Either prints one line and no traceback.
     """
     prepare_streams()
     signal.signal(signal.SIGTERM, interrupt)
@@ -34,7 +36,7 @@ def run(main) -> None:
     except KeyboardInterrupt as stop:
         say(stop if isinstance(stop, Interrupted) else "stopped")
         code = 130
-    except BrokenPipeError:  # `| head` has seen enough; nowhere is left to say so
+    except BrokenPipeError:  # the reader, `head` for one, has ended: nobody is left to tell
         code = 1
     except OSError as error:
         code = fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
@@ -48,25 +50,25 @@ def run(main) -> None:
 
 
 def fail(message: object) -> int:
-    """Print the one line on standard error; returns the exit code."""
+    """Print an error in one line on standard error; returns the exit code."""
     say(f"error: {printable(message)}")
     return 2
 
 
 def say(text: object) -> None:
-    """Print on standard error, as far as anything can be written there."""
+    """Print a line on standard error; where that is closed or full, print nothing."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def printable(text: object) -> str:
-    """Text in one line, without what would confuse a terminal: line breaks, undecodable bytes."""
+    """Return the text in one line, with line breaks and undecodable bytes as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, numpy, TensorFlow or PyTorch has found no memory."""
-    # Their classes are not imported: that would take seconds.
+    """Tell whether Python, numpy, TensorFlow or PyTorch raised this for lack of memory."""
+    # TensorFlow and PyTorch are not imported for their classes: that would take seconds.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "ResourceExhaustedError"
@@ -75,10 +77,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def prepare_streams() -> None:
-    """Have standard output and error take any text, whatever their encoding, also where closed.
+    """Make standard output and error accept any text, whatever their encoding.
 
-    A closed one is opened anew on nothing: the next file to be opened would get its number, and
-    with it what C libraries print.
+    A stream that is closed is opened on the null device. Otherwise the next file that is opened
+    would get its number, and whatever C libraries print would be written into that file.
     """
     for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
         if getattr(sys, name) is None:
@@ -87,14 +89,14 @@ def prepare_streams() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def interrupt(number, frame):
-    """Have SIGTERM, which schedulers and `kill` send, end a script as Ctrl-C does: tidied up."""
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM, which schedulers and `kill` send, as Ctrl-C: the script tidies up."""
     raise KeyboardInterrupt
 
 
 @contextmanager
-def postponed_interrupts() -> Iterator[list]:
-    """Ctrl-C and a cluster's SIGTERM only fill the list: the loop inside ends between two steps."""
+def postponed_interrupts() -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list, for a loop that ends between two steps."""
     caught = []
     signals = signal.SIGINT, signal.SIGTERM
     before = [signal.signal(s, lambda number, frame: caught.append(number)) for s in signals]
@@ -106,7 +108,7 @@ def postponed_interrupts() -> Iterator[list]:
 
 
 def drop_unwritten() -> None:
-    """Keep Python from failing once more, at its end, on output that can't be written."""
+    """Drop output that can't be written, on which Python would fail once more when it exits."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,8 +1,8 @@
-"""Outputs that are whole or not there, and text files that are checked when they are read.
+"""Write outputs whole or not at all; read text and JSON files and check what they hold.
 
-While `x` is written, `.x.new.partial` beside it holds what is done so far, and `.x.lock` is locked.
-A killed process may leave both; the next that makes the same thing clears them away. Text is
-UTF-8, whatever the computer's language.
+While `x` is written, `.x.new.partial` beside it holds the part that is done, and `.x.lock` is
+locked. A killed process may leave both; the next one that writes `x` deletes them. Text is written
+in UTF-8, whatever the computer's language.
 """
 
 import codecs
@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import UnionType
 
 from errors import UserError
 
@@ -33,7 +34,7 @@ TYPE_NAMES |= {int | None: "a whole number or null"}
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside the file `path`; at the end of the block it becomes `path`.
+    """Yield a temporary name beside the file `path`; at the end of the block it becomes `path`.
 
     If the block fails, nothing is left. Another process that writes the same file waits meanwhile.
     """
@@ -43,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             yield temporary
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # or a power cut could leave the new name on nothing
+                os.fsync(file.fileno())  # a power cut could leave an empty file under the name
             temporary.replace(path)
         finally:
             with suppress(OSError):
@@ -52,11 +53,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder; at the end it takes the place of the empty or missing `path`.
+    """Yield an empty temporary folder; at the end of the block it becomes `path`.
 
-    If the block fails (Ctrl-C too), nothing is left: either all the files are there or none.
+    `path` is a new or empty folder. If the block fails (or on Ctrl-C) nothing is left: either all
+    files are there or none.
     """
-    path = path.resolve()  # of a link to an empty folder, the folder
+    path = path.resolve()  # a link to an empty folder stays; the folder is replaced
     temporary = partial_name(path)
     with writing(path), locked(path):
         try:
@@ -64,7 +66,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             if path.is_dir():
-                path.rmdir()  # refuses if it holds files by now
+                path.rmdir()  # fails if it holds files by now
             temporary.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -72,7 +74,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Have what the system refuses while `path` is written name `path`."""
+    """Turn an error of the system while `path` is written into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -81,16 +83,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def partial_name(path: Path) -> Path:
-    """What `path` is called while it is written."""
+    """Return the name that `path` has while it is written."""
     return path.parent / f".{path.name}.new.partial"
 
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes that ask for the same from `path` until the block ends.
+    """Lock `path` against other processes that call this function, until the block ends.
 
-    The lock ends with its process, too, however that ends. Makes the folders above `path`; those
-    that hold nothing at the end go again. Raises UserError where another has it, unless `wait`.
+    The system frees the lock when the process ends, however it ends. Missing folders above `path`
+    are made, and deleted again where they are still empty at the end. Where another process has
+    the lock, this waits for it if `wait`, else raises UserError.
     """
     path = path.absolute()
     lock = path.parent / f".{path.name}.lock"
@@ -119,7 +122,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def take_lock(lock: Path, wait: bool) -> int | None:
-    """The descriptor of the locked file; None where another process has it."""
+    """Lock a file and return its descriptor, or None where another process has the lock."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -128,7 +131,7 @@ def take_lock(lock: Path, wait: bool) -> int | None:
             if error.errno in BUSY:
                 os.close(descriptor)
                 return None
-            return descriptor  # a file system without locks
+            return descriptor  # the file system has no locks: go on without
         except BaseException:  # Ctrl-C while waiting
             os.close(descriptor)
             raise
@@ -137,11 +140,11 @@ def take_lock(lock: Path, wait: bool) -> int | None:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 return descriptor
-        os.close(descriptor)  # who had it has deleted it: lock the file that is there now
+        os.close(descriptor)  # the process before has deleted this file: lock the one there now
 
 
 def holder(lock: Path) -> str:
-    """Who has locked a file, as it says itself."""
+    """Return the process that has locked a file, as it wrote itself into the file."""
     try:
         return lock.read_text(encoding="utf-8", errors="replace") or "unknown"
     except OSError:
@@ -151,26 +154,26 @@ def holder(lock: Path) -> str:
 def check_writable(folder: Path, flag: str, new: bool = False) -> None:
     """Raise UserError if `folder` can't be written (or, if `new`, holds anything already).
 
-    Asked before the work starts; makes nothing.
+    It is called before the work starts, and makes nothing.
     """
     if new and folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{flag}: {folder} already holds files; delete them or name another folder")
-    place = folder.absolute()
-    while not place.exists() and not place.is_symlink():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    existing = folder.absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{flag}: cannot write to {folder}; name a folder that can be written")
     with suppress(FileNotFoundError):
-        os.lstat(partial_name(folder.absolute()))  # raises where the name is too long
+        os.lstat(partial_name(folder.absolute()))  # raises OSError where the name is too long
 
 
 # ---- text --------------------------------------------------------------------------------------
 
 
 def read_text(path: Path, advice: str) -> str:
-    """The text of a file in UTF-8, or in UTF-16 where it begins with its mark.
+    """Read a text file in UTF-8, or in UTF-16 where it begins with a byte order mark.
 
-    Raises UserError, which ends in `advice`, where there is no such file, or none of text.
+    Raises UserError, whose message ends in `advice`, where the file is missing or holds no text.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; {advice}")
@@ -182,35 +185,35 @@ def read_text(path: Path, advice: str) -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write indented JSON."""
+    """Write `content` as indented JSON."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def read_json(path: Path, advice: str, **types) -> dict:
-    """The object in a JSON file.
+def read_json(path: Path, advice: str, **types: type | UnionType) -> dict:
+    """Read the object in a JSON file.
 
-    types: what it must hold under these names. Raises UserError, which ends in `advice`, where the
-    file is not such an object.
+    types: the names that the object must have, with the types of their values. Raises UserError,
+    whose message ends in `advice`, where the file is not such an object.
     """
     return parse_json(read_text(path, advice), path, advice, **types)
 
 
-def parse_json(text: str, source: object, advice: str, **types) -> dict:
-    """As `read_json`, of text that comes from `source`."""
+def parse_json(text: str, source: object, advice: str, **types: type | UnionType) -> dict:
+    """Parse text as `read_json` does; errors name its `source`."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source}: not valid JSON ({error}); {advice}") from error
     if not isinstance(content, dict):
         raise UserError(f"{source}: not a JSON object; {advice}")
-    for name, kind in types.items():
-        if name not in content or not is_a(content[name], kind):
-            raise UserError(f"{source}: its {name} is not {TYPE_NAMES[kind]}; {advice}")
+    for name, expected in types.items():
+        if name not in content or not is_a(content[name], expected):
+            raise UserError(f"{source}: its {name} is not {TYPE_NAMES[expected]}; {advice}")
     return content
 
 
-def is_a(value: object, kind) -> bool:
-    """Whether a JSON value is of a type; whole numbers count as float, true and false as bool."""
+def is_a(value: object, expected: type | UnionType) -> bool:
+    """Tell whether a JSON value is of a type; whole numbers are floats too, booleans no numbers."""
     if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+        return expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)

@@ -7,9 +7,11 @@ Run inside this folder:
 KERAS_BACKEND=torch python main.py ... computes with PyTorch instead of TensorFlow.
 """
 
+import argparse
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import checkpoint
 import sampling
@@ -18,12 +20,15 @@ import utils
 from errors import UserError, run
 from files import check_writable, locked, read_json
 
+if TYPE_CHECKING:
+    from model import DCGAN
+
 # Edit these, or pass the flag of the same name.
-DATASET = "market"  # a folder under DATA_DIR, or the path of one
+DATASET = "market"  # the name of a folder under DATA_DIR, or the path of any folder
 DATA_DIR = "./data"
-OUTPUT_PATH = "./generated"  # where --options 5 puts its single images
+OUTPUT_PATH = "./generated"  # folder for the single images of --options 5
 CHECKPOINT_DIR = "./checkpoint"
-SAMPLE_DIR = "./samples"  # grids and GIFs
+SAMPLE_DIR = "./samples"  # folder for grids and GIFs
 
 OPTIONS = """Generate: 0 = one grid of --sample_size random images; 1 = for each dimension of z a
 grid that sweeps it from -1 to 1; 2 = GIFs of such sweeps for some random dimensions; 3 = a GIF of
@@ -33,21 +38,23 @@ folder. Not given: nothing is generated"""
 
 AUGMENT = ("flip", "color", "translation", "cutout")
 
-# A run remembers these in its options.json: a flag not given takes the run's own value.
+# A run stores the values of these flags in its options.json. A flag that is not given takes the
+# stored value.
 NETWORK = {"output_height": 128, "output_width": None, "z_dim": 100, "gf_dim": 64, "df_dim": 64}
 NETWORK |= {"spectral_norm": False, "ema": 0.999}
 TRAINING = {"batch_size": 64, "learning_rate": 2e-4, "beta1": 0.5, "augment": "none"}
 TRAINING |= {"precision": "auto", "crop": False, "input_height": 128, "input_width": None}
 TRAINING |= {"input_fname_pattern": "*.jpg", "train_size": None, "seed": 0}
-SAME_IMAGES = ("seed", "crop", "input_height", "input_width")  # a run goes on with these alone
+# A run that goes on keeps these: with other values it would see other images.
+SAME_IMAGES = ("seed", "crop", "input_height", "input_width")
 
 
 def get_parser() -> utils.Parser:
-    """All flags; those of the original TensorFlow 1 script work as they did."""
+    """Return the parser of all flags; those of the TensorFlow 1 script work as they did."""
     parser = utils.Parser(
         description="DCGAN (Radford et al. 2016): pass --train, --options K, or both.",
         epilog="Resuming and generating keep the sizes and settings that the run had before "
-        "(its options.json); the defaults of network and training flags are for a new run. "
+        "(its options.json); the defaults of network and training flags are those of a new run. "
         "KERAS_BACKEND=torch in the environment computes with PyTorch instead of TensorFlow.",
     )
     remembered, group = NETWORK | TRAINING, parser
@@ -57,75 +64,89 @@ def get_parser() -> utils.Parser:
         text = text if shown is None else f"{text} (default: {shown})"
         if kind is utils.boolean:
             kwargs = {"nargs": "?", "const": True, "metavar": "True/False"}
-        default = None if name in remembered else default  # None: left to settle()
+        default = None if name in remembered else default  # settle() replaces None
         group.add_argument(f"--{name}", type=kind, default=default, help=text, **kwargs)
 
-    count, size = utils.whole(1), utils.whole(1, bits=16)  # of products of sizes, 64 bits hold all
+    count = utils.whole(1)
+    size = utils.whole(1, bits=16)  # so that products of sizes fit into 64 bits
     group = parser.add_argument_group("what to do")
     add("train", utils.boolean, "train, going on from the last checkpoint if there is one", False)
     add("options", int, OPTIONS, choices=range(6))
     add("sample_size", count, "how many images --options 0 and 5 make", 64)
     add("which", str, "generate from the last checkpoint, or from the last one before the samples "
         "became too much alike", "last", choices=["last", "healthy"])  # fmt: skip
-    add("seed", utils.whole(0, bits=32), "the same seed gives the same order, noise and images")
+    add(
+        "seed",
+        utils.whole(0, bits=32),
+        "seed of all random numbers: the same seed gives the same images",
+    )
     group = parser.add_argument_group("where")
-    add("dataset", utils.path, "folder of images, one level of folders included: its path, or its "
-        "name under --data_dir", DATASET)  # fmt: skip
-    add("data_dir", utils.path, "where datasets are looked up by name", DATA_DIR)
-    add("input_fname_pattern", str, "which files to take, upper or lower case")
+    add("dataset", utils.nonempty, "folder of images, one level of folders included: its path, "
+        "or its name under --data_dir", DATASET)  # fmt: skip
+    add("data_dir", utils.nonempty, "where datasets are looked up by name", DATA_DIR)
+    add("input_fname_pattern", str, "take the files whose names match this, in upper or lower case")
     add("train_size", count, "train on this many images, picked by --seed (default: all)")
-    add("output_path", utils.path, "folder for the single images of --options 5", OUTPUT_PATH)
-    add("checkpoint_dir", utils.path, "a run lives in <checkpoint_dir>/<dataset's name>",
+    add("output_path", utils.nonempty, "folder for the single images of --options 5", OUTPUT_PATH)
+    add("checkpoint_dir", utils.nonempty, "a run is stored in <checkpoint_dir>/<dataset's name>",
         CHECKPOINT_DIR)  # fmt: skip
-    add("sample_dir", utils.path, "folder for grids and GIFs", SAMPLE_DIR)
+    add("sample_dir", utils.nonempty, "folder for grids and GIFs", SAMPLE_DIR)
     group = parser.add_argument_group("network")
-    add("output_height", size, "height of the images it makes, a multiple of 16")
-    add("output_width", size, "their width, likewise (default: the height)")
+    add("output_height", size, "height of the generated images, a multiple of 16")
+    add(
+        "output_width",
+        size,
+        "width of the generated images, a multiple of 16 (default: the height)",
+    )
     add("z_dim", size, "length of the noise vector")
-    add("gf_dim", size, "filters of the generator next to the image; fewer are faster")
-    add("df_dim", size, "filters of the discriminator next to the image")
+    add("gf_dim", size, "filters of the generator's layer next to the image; fewer are faster")
+    add("df_dim", size, "filters of the discriminator's layer next to the image")
     add("spectral_norm", utils.boolean, "normalise the discriminator's kernels by their largest "
         "singular value, in place of batch norm (Miyato et al. 2018)")  # fmt: skip
     add("ema", utils.finite, "images are made with a running average of the generator's weights "
         "that has this decay (Yazici et al. 2019); 0: with the newest weights")  # fmt: skip
     group = parser.add_argument_group("training")
-    add("epoch", count, "epochs in all, those of earlier calls included", 25)
-    add("batch_size", count, "images a step; fewer if the dataset is smaller")
-    add("learning_rate", utils.finite, "of Adam")
-    add("beta1", utils.finite, "of Adam")
-    add("augment", policy, "vary what the discriminator sees, for small datasets (Zhao et al. "
-        f"2020): some of {','.join(AUGMENT)}, with commas, or none")  # fmt: skip
+    add("epoch", count, "train up to this epoch, counted from the start of the run", 25)
+    add("batch_size", count, "images per step; fewer if the dataset is smaller")
+    add("learning_rate", utils.finite, "learning rate of Adam")
+    add("beta1", utils.finite, "decay of Adam's first moment")
+    add("augment", policy, "augment all images that the discriminator sees, for small datasets "
+        f"(Zhao et al. 2020): some of {','.join(AUGMENT)}, with commas, or none")  # fmt: skip
     add("precision", str, "arithmetic of training; auto: bf16 where the hardware multiplies in "
-        "it, else fp32. What --options makes is made in fp32",
+        "it, else fp32. --options always computes in fp32",
         choices=["auto", "fp32", "bf16"])  # fmt: skip
     add("xla", utils.boolean, "have XLA compile the training step (TensorFlow): for GPUs; on two "
         "CPU cores it was many times slower", False)  # fmt: skip
     add("crop", utils.boolean, "take the middle --input_height x --input_width of each image and "
         "scale that, not the whole image")  # fmt: skip
     add("input_height", size, "height of the middle that --crop takes")
-    add("input_width", size, "its width (default: the height)")
-    add("save_every", count, "epochs between checkpoints and sample grids; the end has both", 5)
+    add("input_width", size, "width of the middle that --crop takes (default: the height)")
+    add(
+        "save_every",
+        count,
+        "epochs between checkpoints and sample grids; the last epoch has both",
+        5,
+    )
     return parser
 
 
 def policy(text: str) -> str:
-    """An argparse type: names out of AUGMENT with commas between, or `none`."""
+    """Check the names in AUGMENT with commas between them, or `none`, for argparse."""
     wrong = [name for name in text.split(",") if name not in AUGMENT]
     if text != "none" and wrong:
         raise ValueError(text)
     return text
 
 
-def settle(args, folder: Path) -> dict:
-    """Fill the open flags from the run's options.json, else from the defaults above.
+def settle(args: argparse.Namespace, folder: Path) -> dict:
+    """Fill in flags that were not given, from the run's options.json or the defaults above.
 
-    Returns what options.json holds, {} for a new run. Values that the checkpoint in `folder`
-    cannot take are an error. Looks at files only: no TensorFlow yet.
+    Returns the content of options.json, {} for a new run. Raises UserError for values that the
+    checkpoint in `folder` cannot take. It only looks at files, so TensorFlow is not needed yet.
     """
     if not args.train:
         checkpoint.find(folder, args.which)
-    begun = not args.train or checkpoint.numbered(folder)
-    stored = read_options(folder / "options.json") if begun else {}
+    exists = not args.train or checkpoint.numbered(folder)
+    stored = read_options(folder / "options.json") if exists else {}
     fixed = {*NETWORK, *(SAME_IMAGES if args.train else ())}
     for key, default in (NETWORK | TRAINING).items():
         given = getattr(args, key)
@@ -151,7 +172,7 @@ def settle(args, folder: Path) -> dict:
 
 
 def read_options(path: Path) -> dict:
-    """A run's options.json, each setting of a type and value that its flag takes."""
+    """Read a run's options.json and check that the flags take its values."""
     defaults = NETWORK | TRAINING
     types = {key: int if value is None else type(value) for key, value in defaults.items()}
     types |= {"train_size": int | None, "fingerprint": str, "images": int, "folder": str}
@@ -165,8 +186,8 @@ def read_options(path: Path) -> dict:
     return stored
 
 
-def find_dataset(args) -> Path:
-    """`--dataset` is a folder under --data_dir, or else a path."""
+def find_dataset(args: argparse.Namespace) -> Path:
+    """Return the folder --dataset: the one of this name under --data_dir, or else the path."""
     named = Path(args.data_dir) / args.dataset
     return named if named.is_dir() or not Path(args.dataset).is_dir() else Path(args.dataset)
 
@@ -174,9 +195,9 @@ def find_dataset(args) -> Path:
 def start_backend() -> str:
     """Import Keras and its backend, which takes seconds; returns "CPU" or "GPU"."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    # Keras would take image layout and float type from the keras.json in the user's home, and make
-    # one where there is none. The same command is to do the same for everyone: below this path,
-    # which is no folder, nothing can be read or made.
+    # Keras would read image layout and float type from the keras.json in the user's home, and make
+    # one where there is none. The same command should do the same for everyone, so Keras gets a
+    # home that is no folder: it can neither read nor make a file there.
     os.environ["KERAS_HOME"] = os.devnull
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend not in ("tensorflow", "torch"):
@@ -198,12 +219,12 @@ def start_backend() -> str:
 
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)  # leave the rest to others
+            tf.config.experimental.set_memory_growth(gpu, True)  # leave the rest to other processes
         return "GPU" if gpus else "CPU"
 
 
-def build(args, precision: str):
-    """The GAN that `args` (settled) describe."""
+def build(args: argparse.Namespace, precision: str) -> "DCGAN":
+    """Build the GAN that the flags describe, after `settle` has filled them in."""
     with utils.silence():
         from model import DCGAN
 
@@ -219,8 +240,8 @@ def build(args, precision: str):
         )
 
 
-def restore(gan, path: Path, generator_only: bool = False) -> str:
-    """Give `gan` the state in a checkpoint; returns the SHA-256 of the file."""
+def restore(gan: "DCGAN", path: Path, generator_only: bool = False) -> str:
+    """Load a checkpoint into `gan`; returns the SHA-256 of the file."""
     arrays, digest = checkpoint.load(path)
     try:
         gan.set_state(arrays, generator_only)
@@ -231,8 +252,8 @@ def restore(gan, path: Path, generator_only: bool = False) -> str:
     return digest
 
 
-def train(args, stored: dict, folder: Path) -> None:
-    """What --train asks for."""
+def train(args: argparse.Namespace, stored: dict, folder: Path) -> None:
+    """Do what --train asks for: train a new run, or go on with the run in `folder`."""
     dataset = find_dataset(args)
     images, fingerprint = training.load_data(dataset, args, stored)
     if len(images) < args.batch_size:
@@ -263,8 +284,8 @@ def train(args, stored: dict, folder: Path) -> None:
     training.train(gan, images, args, folder, log)
 
 
-def generate(args, stored: dict, folder: Path) -> None:
-    """What --options asks for."""
+def generate(args: argparse.Namespace, stored: dict, folder: Path) -> None:
+    """Do what --options asks for: generate images from the run in `folder`."""
     path = checkpoint.find(folder, args.which)
     single, n = args.options == 5, args.sample_size
     what = {0: f"a grid of {n} images", 1: "grids", 2: "GIFs", 3: "GIFs", 4: "a GIF of all sweeps"}
@@ -290,8 +311,8 @@ def generate(args, stored: dict, folder: Path) -> None:
         sampling.visualize(gan, args.options, Path(args.sample_dir), n, args.seed)
 
 
-def check_outputs(args) -> None:
-    """Raise UserError where what is asked for can't be written."""
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise UserError if the folders for the results can't be written."""
     if args.options == 5:
         check_writable(Path(args.output_path), "--output_path", new=True)
     if args.train or args.options in range(5):
@@ -299,7 +320,7 @@ def check_outputs(args) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Check everything that can be checked without TensorFlow, then train and/or generate."""
+    """Check all that can be checked without TensorFlow, then train, generate, or both."""
     args = get_parser().parse_args(argv)
     if not args.train and args.options is None:
         raise UserError("nothing to do: pass --train to train, --options 0..5 to generate, or both")
@@ -316,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         stored = settle(args, folder)
         check_outputs(args)
-        if dataset.is_dir():  # a checkpoint may have been taken away from its images
+        if dataset.is_dir():  # a checkpoint may be used without its images
             training.check_trained_on(dataset, stored, folder)
     if args.options is not None:
         generate(args, stored, folder)

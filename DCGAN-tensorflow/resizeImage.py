@@ -1,9 +1,10 @@
-"""Make generated images the size of the training images: JPEGs of 64x128 in a folder gen_0000.
+"""Scale generated images to the size of the training images: JPEGs of 64x128 in gen_0000.
 
     python resizeImage.py --input_path generated \\
         --output_path ../data/Market-1501-v15.09.15/pytorch/train_new/gen_0000
 """
 
+import argparse
 from pathlib import Path
 
 import utils
@@ -19,29 +20,31 @@ QUALITY = 95
 
 
 def get_parser() -> utils.Parser:
-    """All flags with their defaults."""
-    p = utils.Parser(description=__doc__.split("\n")[0])
-    size = utils.whole(1, bits=16)  # JPEGs have no more pixels
+    """Return the parser of all flags."""
+    parser = utils.Parser(description=__doc__.split("\n")[0])
+    size = utils.whole(1, bits=16)  # the JPEG format has no larger sizes
     for name, default, kind, text in (
-        ("input_path", INPUT_PATH, utils.path, "folder of generated images"),
+        ("input_path", INPUT_PATH, utils.nonempty, "folder of generated images"),
         (
             "output_path",
             OUTPUT_PATH,
-            utils.path,
-            "folder to make, empty or new; this is where train_lsro.py looks",
+            utils.nonempty,
+            "a new or empty folder for the JPEGs; train_lsro.py reads them from the default",
         ),
-        ("width", WIDTH, size, "in pixels"),
-        ("height", HEIGHT, size, "in pixels"),
-        ("quality", QUALITY, size, "of the JPEGs, up to 100"),
+        ("width", WIDTH, size, "width of the JPEGs in pixels"),
+        ("height", HEIGHT, size, "height of the JPEGs in pixels"),
+        ("quality", QUALITY, size, "quality of the JPEGs, from 1 to 100"),
     ):
-        p.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
-    return p
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, help=f"{text} (default: {default})"
+        )
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write every image of --input_path as a JPEG of the same name to --output_path.
 
-    The manifest.json of the images, if they have one, goes with them.
+    If the images have a manifest.json, the one that is written with the JPEGs repeats it.
     """
     args = get_parser().parse_args(argv)
     if args.quality > 100:
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{path.stem}.jpg; rename one"
             )
     check_writable(output, "--output_path", new=True)
-    manifest = describe(args, len(paths))
+    manifest = build_manifest(args, len(paths))
     with new_folder(output) as folder:
 
         def resize(path: Path) -> None:
@@ -69,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(paths)} images of {args.width}x{args.height} in {output}")
 
 
-def describe(args, count: int) -> dict:
-    """The manifest of these images: what main.py said of them, and what is done here."""
+def build_manifest(args: argparse.Namespace, count: int) -> dict:
+    """Return the manifest of the JPEGs, which holds that of the generated images."""
     source = Path(args.input_path) / utils.MANIFEST
     generated = read_json(source, "delete it") if source.exists() else None
     sizes = {"count": count, "height": args.height, "width": args.width, "quality": args.quality}

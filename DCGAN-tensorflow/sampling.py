@@ -1,8 +1,9 @@
-"""Images and pictures from a trained generator: all that --options asks for."""
+"""Generate what --options asks for: single images, grids and GIFs."""
 
 import math
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import utils
@@ -10,14 +11,18 @@ from files import new_folder, write_json
 from PIL import Image
 from tqdm import tqdm
 
-STEPS = 8  # images from z = -1 to z = 1 in a sweep
-FIGURES = 8  # figures side by side in a sweep, and dimensions that --options 2 picks
+if TYPE_CHECKING:
+    from model import DCGAN
+
+VALUES = 8  # values from -1 to 1 that a sweep gives to a dimension of z
+FIGURES = 8  # figures side by side in a sweep
+PICKED = 8  # dimensions that --options 2 sweeps
 
 
-def write_singles(gan, n: int, seed: int, output: Path, about: dict) -> None:
-    """Exactly `n` images, gen_00000.png ..., in the new folder `output`, with manifest.json.
+def write_singles(gan: "DCGAN", n: int, seed: int, output: Path, about: dict) -> None:
+    """Write exactly `n` images, gen_00000.png ..., and manifest.json to the new folder `output`.
 
-    `about` goes into the manifest beside what is known here.
+    `about` is added to the manifest.
     """
     rng = np.random.default_rng(seed)
     digits = max(5, len(str(n - 1)))
@@ -44,23 +49,23 @@ def write_singles(gan, n: int, seed: int, output: Path, about: dict) -> None:
         write_json(folder / utils.MANIFEST, manifest)
 
 
-def visualize(gan, option: int, folder: Path, n: int, seed: int) -> None:
-    """The pictures of --options 0..4 (see main.py --help) in `folder`, n images for option 0."""
+def visualize(gan: "DCGAN", option: int, folder: Path, n: int, seed: int) -> None:
+    """Write the grids or GIFs of --options 0..4 to `folder`; a grid of `n` images for option 0."""
     rng = np.random.default_rng(seed)
     if option == 0:
         utils.save_png(folder / "grid.png", utils.grid(gan.generate(gan.noise(n, rng)), square(n)))
     elif option == 4:
-        z = np.repeat(gan.noise(1, rng), gan.z_dim, axis=0)  # one figure, many times:
-        cells = np.arange(gan.z_dim)  # cell d sweeps dimension d
-        frames = [utils.grid(made, square(gan.z_dim)) for made in sweep(gan, z, (cells, cells))]
+        # One figure many times: copy d sweeps dimension d.
+        z, d = np.repeat(gan.noise(1, rng), gan.z_dim, axis=0), np.arange(gan.z_dim)
+        frames = [utils.grid(made, square(gan.z_dim)) for made in sweep(gan, z, (d, d))]
         utils.save_gif(folder / "sweeps.gif", frames)
     else:
         z = gan.noise(FIGURES, rng)
-        some = sorted(rng.permutation(gan.z_dim)[:FIGURES])
-        for d in tqdm(some if option == 2 else range(gan.z_dim), unit="z", disable=None):
+        picked = sorted(rng.permutation(gan.z_dim)[:PICKED])
+        for d in tqdm(picked if option == 2 else range(gan.z_dim), unit="z", disable=None):
             made = sweep(gan, z, (slice(None), d))
             if option == 1:  # a row is a figure, a column a value of z
-                picture = utils.grid(np.concatenate(made.swapaxes(0, 1)), STEPS)
+                picture = utils.grid(np.concatenate(made.swapaxes(0, 1)), VALUES)
                 utils.save_png(folder / f"sweep_{d:03d}.png", picture)
             else:
                 frames = [utils.grid(frame, FIGURES) for frame in made]
@@ -68,14 +73,14 @@ def visualize(gan, option: int, folder: Path, n: int, seed: int) -> None:
 
 
 def square(n: int) -> int:
-    """Columns of a grid of `n` images that is about as high as wide (in images)."""
+    """Return the number of columns with which a grid of `n` images has about as many rows."""
     return math.ceil(n**0.5)
 
 
-def sweep(gan, z: np.ndarray, where) -> np.ndarray:
-    """Images `[STEPS, N, H, W, 3]` of z `[N, z_dim]` with z[where] going from -1 to 1."""
-    steps = np.repeat(z[None], STEPS, axis=0)
-    for step, value in zip(steps, np.linspace(-1, 1, STEPS), strict=True):
-        step[where] = value
-    made = gan.generate(steps.reshape(-1, gan.z_dim))
-    return made.reshape(STEPS, len(z), *made.shape[1:])
+def sweep(gan: "DCGAN", z: np.ndarray, index) -> np.ndarray:
+    """Generate images `[VALUES, N, H, W, 3]` from z `[N, z_dim]`, z[index] going from -1 to 1."""
+    copies = np.repeat(z[None], VALUES, axis=0)
+    for copy, value in zip(copies, np.linspace(-1, 1, VALUES), strict=True):
+        copy[index] = value
+    made = gan.generate(copies.reshape(-1, gan.z_dim))
+    return made.reshape(VALUES, len(z), *made.shape[1:])

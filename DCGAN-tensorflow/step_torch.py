@@ -1,18 +1,25 @@
-"""The same training step in PyTorch: `KERAS_BACKEND=torch python main.py ...`."""
+"""One training step in PyTorch, the same as in step_tensorflow.py."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import augment
+import keras
 import torch
 from keras import ops
 from torch.nn.functional import softplus
 from utils import to_signed
 
+if TYPE_CHECKING:
+    from model import DCGAN
 
-def make_step(gan):
-    """A function of a batch that updates both networks of `gan`; see DCGAN.train_step."""
+
+def make_step(gan: "DCGAN") -> Callable:
+    """Return a function that updates both networks of `gan` by one batch; see DCGAN.train_step."""
     generator, discriminator = gan.generator, gan.discriminator
 
-    def seen(images, plan):
-        return discriminator(augment.apply(images, plan), training=True)
+    def discriminate(images, augmentation):
+        return discriminator(augment.apply(images, augmentation), training=True)
 
     def update(optimizer, network, loss):
         weights = network.trainable_variables
@@ -20,25 +27,29 @@ def make_step(gan):
         with torch.no_grad():
             optimizer.apply(gradients, weights)
 
-    def step(real, z, plans, share):
+    def step(real, z, augmentations, step_size):
         real, z = ops.convert_to_tensor(real), ops.convert_to_tensor(z)
         real = to_signed(real.float())
         fake = generator(z, training=True)
-        # Two calls, not one of both: batch norm keeps the statistics of real and fake apart.
-        on_real, on_fake = seen(real, plans[0]), seen(fake.detach(), plans[1])
+        # Two calls, not one of both together: real and fake images would share their batch
+        # norm statistics.
+        on_real = discriminate(real, augmentations[0])
+        on_fake = discriminate(fake.detach(), augmentations[1])
         d_loss = softplus(-on_real).mean() + softplus(on_fake).mean()
         update(gan.d_optimizer, discriminator, d_loss)
-        # The same images serve the first generator step: its weights have not changed since.
-        update(gan.g_optimizer, generator, softplus(-seen(fake, plans[2])).mean())
-        g_loss = softplus(-seen(generator(z, training=True), plans[3])).mean()
+        # The generator hasn't changed since, so the same images serve its first step.
+        g_loss = softplus(-discriminate(fake, augmentations[2])).mean()
+        update(gan.g_optimizer, generator, g_loss)
+        fake = generator(z, training=True)
+        g_loss = softplus(-discriminate(fake, augmentations[3])).mean()
         update(gan.g_optimizer, generator, g_loss)
         with torch.no_grad():
-            gan.update_average(float(share))
+            gan.update_average(float(step_size))
         return d_loss.detach(), g_loss.detach()
 
     return step
 
 
-def make_forward(generator):
-    """A function z -> images, batch norm with its moving averages."""
+def make_forward(generator: keras.Model) -> Callable:
+    """Return a function z -> images, in which batch norm uses its moving averages."""
     return torch.inference_mode()(lambda z: generator(z, training=False))

@@ -1,11 +1,11 @@
-"""Flags, images in and out for the DCGAN scripts, grids and GIFs.
+"""Types of flags, and reading and writing of images, for the scripts in this folder.
 
-This folder shares no code with the scripts one folder up: it imports none of theirs, and they
-import none of its. Either can be taken alone, only files pass between them, and neither needs what
-the other has installed. What both need (images.py, errors.py, files.py) is here a second time.
+This folder shares no code with the scripts one folder up: neither imports the other, and only files
+pass between them. So either can be taken alone, and neither needs the packages of the other. This
+is why errors.py, files.py and images.py repeat parts of reid/ on purpose; images.py is a copy.
 
-Imports no TensorFlow, so that `resizeImage.py`, `--help` and argument errors are quick.
-Images are numpy arrays `[N, H, W, 3]`, uint8 (0..255) outside the networks and float32 in
+This module imports no TensorFlow, so that `resizeImage.py`, `--help` and wrong flags answer at
+once. Images are numpy arrays `[N, H, W, 3]`, uint8 (0..255) outside the networks and float32 in
 [-1, 1] inside them.
 """
 
@@ -17,11 +17,11 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import numpy as np
 from errors import UserError
@@ -30,8 +30,8 @@ from images import is_hidden, is_image, read_image
 from PIL import Image
 from tqdm import tqdm
 
-MEMORY_LIMIT = 2 * 1024**3  # bytes of decoded images; more go to a file on disk
-MANIFEST = "manifest.json"  # beside single images: where they come from
+MEMORY_LIMIT = 2 * 1024**3  # bytes; a larger set of decoded images goes to a file on disk
+MANIFEST = "manifest.json"  # the file beside single images that says where they come from
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -39,7 +39,7 @@ THREADS = min(8, os.cpu_count() or 1)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are one line like all others."""
+    """An argparse parser without abbreviations, which raises UserError for wrong flags."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
@@ -48,13 +48,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
     def print_help(self, file=None) -> None:
-        print(
-            self.format_help(), end="", flush=True
-        )  # argparse would drop the error of a full disk
+        # Not by argparse, which hides the error of a full disk.
+        print(self.format_help(), end="", flush=True)
 
 
 def boolean(text: str) -> bool:
-    """`--flag True` and `--flag False`, as TensorFlow 1's flags took them."""
+    """Convert `True` or `False` after a flag, as TensorFlow 1's flags took them, for argparse."""
     if text.lower() in ("true", "t", "1", "yes"):
         return True
     if text.lower() in ("false", "f", "0", "no"):
@@ -62,8 +61,8 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
 
 
-def whole(low: int, bits: int = 31):
-    """An argparse type: an integer of `low` or more, but under 2^`bits`."""
+def whole(low: int, bits: int = 31) -> Callable[[str], int]:
+    """Return an argparse type: an integer of `low` or more, but under 2^`bits`."""
 
     def integer(text: str) -> int:
         value = int(text)
@@ -77,15 +76,15 @@ def whole(low: int, bits: int = 31):
 
 
 def finite(text: str) -> float:
-    """An argparse type: a number that is no NaN and not infinite."""
+    """Convert text to a number, neither NaN nor infinite, for argparse."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number, not {value}")
     return value
 
 
-def path(text: str) -> str:
-    """An argparse type: a path or a name, not empty (which would be the current folder)."""
+def nonempty(text: str) -> str:
+    """Take a path or a name for argparse; an empty one would mean the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     return text
@@ -93,7 +92,10 @@ def path(text: str) -> str:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Drop what C++ libraries write to stderr (TensorFlow's start-up notes heed no setting)."""
+    """Drop the notes that C++ libraries write to standard error.
+
+    No setting of TensorFlow turns off all that it writes when it starts.
+    """
     sys.stderr.flush()
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -106,12 +108,12 @@ def silence() -> Iterator[None]:
 
 
 def command_line() -> str:
-    """The command that is running, as one would type it."""
+    """Return the command that is running, as one would type it."""
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def computes_bf16(device: str) -> bool:
-    """Whether "CPU" or "GPU" has fast bf16 arithmetic."""
+    """Tell whether the device, "CPU" or "GPU", has fast bf16 arithmetic."""
     if device == "GPU":
         if os.environ["KERAS_BACKEND"] == "torch":
             import torch
@@ -122,7 +124,7 @@ def computes_bf16(device: str) -> bool:
         gpu = tf.config.list_physical_devices("GPU")[0]
         details = tf.config.experimental.get_device_details(gpu)
         return details.get("compute_capability", (0, 0)) >= (8, 0)
-    cpu = Path("/proc/cpuinfo")  # elsewhere than on Linux it can't be told: no
+    cpu = Path("/proc/cpuinfo")  # systems other than Linux have no such file: taken for a no
     return cpu.exists() and any(word in cpu.read_bytes() for word in (b"avx512_bf16", b"amx_bf16"))
 
 
@@ -130,19 +132,19 @@ def computes_bf16(device: str) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Sorted images in `folder` and one level of folders below it.
+    """Return the images in `folder` and one level of folders below it, sorted by path.
 
-    Folders called `gen_*` hold generated images (gen_0000) and are passed over: a GAN must not
+    Folders called `gen_*` hold generated images (gen_0000) and are left out: a GAN must not
     train on its own output.
     """
     below = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("gen_")]
-    places = [folder, *(d for d in below if not is_hidden(d.name))]
-    files = (file for place in places for file in place.iterdir())
+    folders = [folder, *(d for d in below if not is_hidden(d.name))]
+    files = (file for each in folders for file in each.iterdir())
     return sorted(file for file in files if is_image(file) and not file.is_dir())
 
 
 def find_images(folder: Path, flag: str) -> list[Path]:
-    """As `list_images`. Raises UserError, which names `flag`, where there are none."""
+    """Return the images as `list_images`; raises UserError, naming `flag`, if there are none."""
     if not folder.is_dir():
         raise UserError(f"{flag}: there is no folder {folder}")
     images = list_images(folder)
@@ -152,15 +154,17 @@ def find_images(folder: Path, flag: str) -> list[Path]:
 
 
 def matching(images: list[Path], pattern: str) -> list[Path]:
-    """Those of the images whose file name is like `pattern`, whatever their case."""
+    """Return the images whose file name matches `pattern`, in upper or lower case."""
     return [path for path in images if fnmatch.fnmatch(path.name.lower(), pattern.lower())]
 
 
-def read_resized(path: Path, height: int, width: int, crop: tuple[int, int] | None = None):
-    """One RGB Pillow image of `width` x `height`, from any image file.
+def read_resized(
+    path: Path, height: int, width: int, crop: tuple[int, int] | None = None
+) -> Image.Image:
+    """Read an image file and scale it to an RGB image of `width` x `height`.
 
-    `crop` = (height, width) takes that much of the middle first (at most the whole image).
-    Bicubic with antialiasing; brightness and contrast stay what they are.
+    `crop` = (height, width) cuts out that much of the middle first (at most the whole image).
+    Scaling is bicubic with antialiasing; brightness and contrast stay as they are.
     """
     image = read_image(path)
     if crop:
@@ -170,10 +174,11 @@ def read_resized(path: Path, height: int, width: int, crop: tuple[int, int] | No
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def in_threads(work, items, label: str) -> None:
-    """`work(item)` for every item in a few threads, with a progress bar; the first error ends it.
+def in_threads(work: Callable, items: Sequence, label: str) -> None:
+    """Call `work(item)` for each item in a few threads, with a progress bar.
 
-    Pillow decodes, scales and encodes outside Python's lock, so threads do help.
+    The first error ends it. Threads help, because Pillow decodes, scales and encodes outside
+    Python's lock.
     """
     pool = ThreadPoolExecutor(THREADS)
     try:
@@ -181,11 +186,13 @@ def in_threads(work, items, label: str) -> None:
         for _ in tqdm(done, total=len(items), desc=label, unit="image", disable=None):
             pass
     finally:
-        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C doesn't wait for all the others
+        pool.shutdown(cancel_futures=True)  # an error or Ctrl-C doesn't wait for the rest
 
 
-def load_images(paths: list[Path], height: int, width: int, crop=None) -> np.ndarray:
-    """Decode every image once: uint8 `[N, height, width, 3]`.
+def load_images(
+    paths: list[Path], height: int, width: int, crop: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Decode and scale all images: uint8 `[N, height, width, 3]`.
 
     Up to MEMORY_LIMIT bytes stay in memory; a larger set goes to an unnamed temporary file
     (in $TMPDIR), which the system pages in and out and deletes when the process ends.
@@ -206,8 +213,12 @@ def load_images(paths: list[Path], height: int, width: int, crop=None) -> np.nda
     return images
 
 
-def reserve(file, size: int) -> None:
-    """Take the place on disk now: where it is full, writing to memory would kill the process."""
+def reserve(file: IO, size: int) -> None:
+    """Reserve `size` bytes on disk.
+
+    On a full disk this is an error. Without it, writing to the mapped memory would kill the
+    process.
+    """
     try:
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
             os.posix_fallocate(file.fileno(), 0, size)
@@ -219,12 +230,12 @@ def reserve(file, size: int) -> None:
 
 
 def to_signed(images):
-    """Floats 0..255 -> -1..1, the same line for every image (no contrast stretching)."""
+    """Map floats 0..255 to -1..1, in the same way for all images (no contrast stretching)."""
     return images / 127.5 - 1
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """float -1..1 -> uint8 0..255, the inverse of `to_signed`."""
+    """Map floats -1..1 to uint8 0..255, the inverse of `to_signed`."""
     return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -232,7 +243,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """uint8 `[N, H, W, 3]` -> one picture, row by row, white gaps of `gap` pixels."""
+    """Arrange uint8 `[N, H, W, 3]` row by row in one picture, with white gaps of `gap` pixels."""
     n, height, width, _ = images.shape
     rows = -(-n // columns)
     picture = np.full(
@@ -244,24 +255,27 @@ def grid(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     return picture
 
 
-def write_image(path: Path, image: Image.Image, kind: str, **options) -> None:
+def write_image(path: Path, image: Image.Image, file_format: str, **options) -> None:
     """Write a Pillow image.
 
-    Not by Pillow itself, which takes a file that the full disk has cut off for a whole one.
+    Pillow itself writes to memory only: on a full disk it may cut off a file without an error.
     """
     content = io.BytesIO()
-    image.save(content, kind, **options)
+    image.save(content, file_format, **options)
     path.write_bytes(content.getvalue())
 
 
 def save_png(path: Path, image: np.ndarray) -> None:
-    """Write one uint8 `[H, W, 3]` image, whole or not at all, in a folder that may be new."""
+    """Write a uint8 `[H, W, 3]` image, whole or not at all; makes the folder if it is missing."""
     with replacing(path) as temporary:
         write_image(temporary, Image.fromarray(image), "PNG")
 
 
 def save_gif(path: Path, frames: list[np.ndarray], milliseconds: int = 120) -> None:
-    """Write an endless GIF that plays the uint8 `[H, W, 3]` frames forth and back, likewise."""
+    """Write an endless GIF that plays the uint8 `[H, W, 3]` frames forth and back.
+
+    Like `save_png` it writes the file whole or not at all, and makes the folder.
+    """
     first, *rest = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     options = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
     with replacing(path) as temporary:

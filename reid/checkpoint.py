@@ -26,10 +26,19 @@ import torch
 
 from model import ft_net, ft_net_dense, options_of, read_weights
 from reid.errors import UserError
-from reid.files import cannot_write, link, locked, replacing, sha256, write_json
+from reid.files import (
+    cannot_write,
+    check_types,
+    link,
+    locked,
+    read_json,
+    replacing,
+    sha256,
+    write_json,
+    write_text,
+)
 from reid.options import HEIGHT, NETWORKS, WIDTH, network_name
 from reid.provenance import provenance
-from reid.text import check_types, read_json, write_text
 
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
 # for bit as it would have.

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from re_ranking import rerank
 from reid.dataset import NO_IMAGE, is_prepared, walk_images
 from reid.errors import UserError, missing_package
-from reid.text import parse_json
+from reid.files import parse_json
 
 PAGE = 65536  # bytes, SQLite's largest: else a feature would lie scattered over several pages
 BLOCK = 1 << 24  # bytes of features that are read at a time

@@ -16,8 +16,7 @@ from scipy.io import loadmat, savemat
 
 from reid.dataset import LARGEST_LABEL
 from reid.errors import UserError, missing_package
-from reid.files import replacing
-from reid.text import parse_json
+from reid.files import parse_json, replacing
 
 MATLAB_73 = b"MATLAB 7.3"
 NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # of .npz and .npy

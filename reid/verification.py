@@ -13,11 +13,10 @@ import numpy as np
 
 from reid import intervals
 from reid.errors import UserError
-from reid.files import check_writable, sha256, write_json
+from reid.files import check_writable, demand, read_json, sha256, write_json
 from reid.mat import LOCATIONS, load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
-from reid.text import demand, read_json
 
 FILE = "threshold.json"  # in the run folder
 BINS = 200_000  # of similarities from -1 to 1: a threshold is exact to 1e-5

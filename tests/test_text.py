@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from reid.errors import UserError, printable
-from reid.text import parse_json, read_json, read_text, write_text
+from reid.files import parse_json, read_json, read_text, write_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from reid.dataset import CAMERA_THIRD, is_prepared, list_images, parse_name, walk_images
 from reid.errors import UserError
+from reid.files import read_text
 from reid.images import is_hidden, is_image
-from reid.text import read_text
 
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 VERI_FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
