@@ -97,7 +97,7 @@ def measure(args, way):
     height, width = map(int, args.sizes[0].split("x"))
     gan = DCGAN(height, width, precision=WAYS[way][1], ema=0 if way == "original" else 0.999)
     count = args.batch_size * (args.steps + WARM_UP)
-    paths = utils.find_images(Path(args.dataset))
+    paths = utils.find_images(Path(args.dataset), "--dataset")
     paths = (paths * (count // len(paths) + 1))[:count]
     steps = (original if way == "original" else ours)(gan, paths, args.batch_size)
     for step, _ in enumerate(steps, start=1 - WARM_UP):
