@@ -1,4 +1,4 @@
-"""Take a trained network away as one file: ONNX, or torch.export's .pt2.
+"""Export a trained network as one file: ONNX, or torch.export's .pt2.
 
     python export.py --name ft_ResNet50                      # <run>/features_fp32.onnx
     python export.py --name ft_ResNet50 --precision int8     # 3 times as fast on CPUs
@@ -6,7 +6,7 @@
 
 The file computes what test.py stores: an image and its mirror image through the network, their
 features added and L2-normalised. Before it is kept, it is compared with PyTorch on images of
---data_dir; what it is made of is in its metadata.
+--data_dir. Its metadata says which weights and settings it was made of.
 """
 
 from pathlib import Path
@@ -90,7 +90,7 @@ def get_parser():
         "--calibration_images",
         type=at_least(1),
         default=256,
-        help="training images that int8 takes the ranges of values from",
+        help="training images that set int8's ranges of values",
     )
     group.add_argument(
         "--skip_accuracy",
@@ -166,7 +166,7 @@ def main(argv=None):
 
 
 def default_name(args):
-    """The file's name in the run folder, e.g. features_int8.onnx: what is usual isn't named."""
+    """Return the file's name in the run folder, e.g. features_int8.onnx; defaults aren't named."""
     epoch = None if args.which_epoch == "last" else args.which_epoch
     inside = None if args.preprocess == "outside" else args.preprocess
     words = ["features", epoch, args.which_layer, args.precision, inside]
@@ -174,7 +174,7 @@ def default_name(args):
 
 
 def training_images(data_dir, trained, count):
-    """Images of `train_all`, or of `train`, to calibrate with: list of uint8 [H, W, 3]."""
+    """Read images of `train_all`, or of `train`, to calibrate with: list of uint8 [H, W, 3]."""
     split = data_dir / "train_all"
     split = split if split.is_dir() else data_dir / "train"
     paths = [path for folder in identity_folders(split) for path in list_images(folder)]
@@ -183,7 +183,7 @@ def training_images(data_dir, trained, count):
 
 
 def tools(args):
-    """How to make a file's bytes, and how to open one. Raises UserError without packages."""
+    """Return the functions that make a file's bytes and open a file, of the format asked for."""
     if args.format == "torch":
         return torch_file, torch_compute
     from reid.exporting.onnx_format import onnx_compute, onnx_file
@@ -192,7 +192,7 @@ def tools(args):
 
 
 def lines(found, query, gallery):
-    """What to print of the results."""
+    """Yield the lines to print of the results."""
     facts = found["metadata"]
     yield (
         f"{found['file']}: {facts['network']} in {facts['precision']}, "
@@ -212,7 +212,7 @@ def lines(found, query, gallery):
 
 
 def say_agreement(found):
-    """An `agreement` in words."""
+    """Say an `agreement` in words."""
     return (
         f"on {found['images']} images cosine {found['cosine_min']:.6f} at the least, "
         f"{found['cosine_median']:.6f} in the median; {found['queries']} queries rank "

@@ -24,7 +24,7 @@ LAYERS = ("pool", "bottleneck")
 
 
 class ReIDNet(nn.Module):
-    """What both networks share: images [B, 3, H, W] to logits or, for testing, to features.
+    """The parts that both networks have: images [B, 3, H, W] to logits or, in testing, features.
 
     neck: "bottleneck" as above, or "bnneck" (Luo et al. 2019, "Bag of Tricks"): one batch norm
         between the pooled feature and a classifier without bias.
@@ -66,13 +66,13 @@ class ReIDNet(nn.Module):
                 part.eval()
 
     def eval_layer(self, layer=None):
-        """The layer of the features for testing: the named one, or the usual one."""
+        """Return the layer of the features for testing: the named one, or the usual one."""
         if layer not in (None, *LAYERS):
             raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}, or None")
         return layer or ("bottleneck" if self.bnneck else "pool")
 
     def dim(self, layer=None):
-        """How many numbers a feature for testing has."""
+        """Return how many numbers a feature for testing has."""
         wide = self.bnneck or self.eval_layer(layer) == "pool"
         return self.feature_dim if wide else BOTTLENECK_DIM
 
@@ -143,7 +143,7 @@ class ft_net_dense(ReIDNet):
 
 
 def dense_layer(layer, x):
-    """The 32 new channels of one of torchvision's dense layers."""
+    """Compute the 32 new channels of one of torchvision's dense layers."""
     return layer.conv2(layer.relu2(layer.norm2(layer.conv1(layer.relu1(layer.norm1(x))))))
 
 
@@ -171,7 +171,7 @@ class GeM(nn.Module):
 
 
 def bottleneck(in_dim):
-    """The head between pooled features and classifier: [B, in_dim] -> [B, 512]."""
+    """Build the head between pooled features and classifier: [B, in_dim] -> [B, 512]."""
     linear, norm = nn.Linear(in_dim, BOTTLENECK_DIM), nn.BatchNorm1d(BOTTLENECK_DIM)
     nn.init.kaiming_normal_(linear.weight, mode="fan_out")
     nn.init.zeros_(linear.bias)
@@ -180,14 +180,14 @@ def bottleneck(in_dim):
 
 
 def batch_norm_neck(in_dim):
-    """BNNeck: batch norm whose shift stays 0: [B, in_dim] -> [B, in_dim]."""
+    """Build a BNNeck, batch norm whose shift stays 0: [B, in_dim] -> [B, in_dim]."""
     norm = nn.BatchNorm1d(in_dim)
     norm.bias.requires_grad_(False)
     return nn.Sequential(norm)
 
 
 def classifier(class_num, in_dim=BOTTLENECK_DIM, bias=True):
-    """Linear layer to `class_num` logits, started near zero so that training begins even."""
+    """Build a linear layer to `class_num` logits, near zero so that training begins even."""
     linear = nn.Linear(in_dim, class_num, bias=bias)
     nn.init.normal_(linear.weight, std=0.001)
     if bias:
@@ -196,7 +196,7 @@ def classifier(class_num, in_dim=BOTTLENECK_DIM, bias=True):
 
 
 def options_of(weights):
-    """The keyword arguments a network was made with, as its state_dict shows them."""
+    """Return the keyword arguments that a network was made with, as its state_dict shows them."""
     return {
         "neck": "bottleneck" if weights["model.fc.0.weight"].dim() == 2 else "bnneck",
         "pooling": "gem" if "pooling.p" in weights else "avg",
@@ -238,7 +238,7 @@ def load_backbone(net, path):
 
 
 def read_weights(path):
-    """The state_dict in a weights file, on the CPU, without DataParallel's `module.` prefix.
+    """Read the state_dict in a weights file, on the CPU, without a `module.` prefix.
 
     Takes files that hold it beside other things, too, as "state_dict" or "model". Raises
     ValueError for a file that is missing, damaged, or holds something else.

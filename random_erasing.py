@@ -18,7 +18,7 @@ class RandomErasing:
     """Erase a random rectangle of each image with a given probability.
 
     probability: chance that an image is erased.
-    sl, sh: the rectangle's smallest and largest share of the image's area.
+    sl, sh: the rectangle's smallest and largest fraction of the image's area.
     r1: its smallest height / width; the largest is 1 / r1.
     mean: the fill, one value for each channel. The pipeline erases after normalising, as the
         2018 code did, so the fill is in normalised units there.
@@ -36,7 +36,7 @@ class RandomErasing:
         return self.erase(images.clone(), self.rectangles(len(images), *images.shape[2:]))
 
     def rectangles(self, batch, height, width, generator=None):
-        """Top, left, height, width in pixels: int [batch, 4] on the CPU; zeros: nothing to erase.
+        """Draw top, left, height, width in pixels: int [batch, 4] on the CPU; zeros erase nothing.
 
         Area and aspect are drawn uniformly until a rectangle fits into the image. All attempts
         are drawn at once, and the first that fits is taken: the same distribution, no loop.
@@ -57,7 +57,7 @@ class RandomErasing:
         return torch.stack([top, left, tall, wide], dim=1).int()
 
     def erase(self, images, rectangles):
-        """`images` [B, 3, H, W], on any device, with the rectangles filled.
+        """Fill the rectangles of `images` [B, 3, H, W], on any device; returns the images.
 
         On a CPU, where they are channels_last, they are filled in place.
         """
@@ -76,7 +76,7 @@ class RandomErasing:
 
     @staticmethod
     def masks(rectangles, height, width):
-        """The rectangles [B, 4] as what they cover of an image: bool [B, height, width]."""
+        """Return the pixels that the rectangles [B, 4] cover: bool [B, height, width]."""
         top, left, tall, wide = rectangles[:, :, None].unbind(1)
         rows = torch.arange(height, device=rectangles.device)
         columns = torch.arange(width, device=rectangles.device)

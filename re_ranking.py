@@ -3,8 +3,23 @@ Encoding", CVPR 2017), exact, and without a matrix of all images by all images.
 
 Two images that are among each other's nearest neighbours are likely the same person. Each image is
 described by its k-reciprocal neighbours, and the Jaccard distance of these descriptions is mixed
-with the original distance. Neighbours are few, whatever the gallery's size: they are searched for
-in blocks and descriptions are kept sparse.
+with the original distance. The formula, for features F [N, D] of nq queries, then of the gallery:
+
+    s = F @ F.T
+    d = (2 - 2 * s) / (2 - 2 * s).max(axis=1, keepdims=True)  # each row by its own maximum
+    near = np.argsort(-(s + np.eye(N)), axis=1, kind="stable")  # an image itself is its nearest
+    R = lambda i, k: {j for j in near[i, : k + 1] if i in near[j, : k + 1]}  # reciprocal
+    V, h = np.zeros_like(d), round(k1 / 2)  # halves to even
+    for i in range(N):  # R*: R(i, k1), and of its members' R(c, h) those that overlap it
+        more = [R(c, h) for c in R(i, k1) if 3 * len(R(c, h) & R(i, k1)) > 2 * len(R(c, h))]
+        star = sorted(R(i, k1).union(*more))
+        V[i, star] = np.exp(-d[i, star]) / np.exp(-d[i, star]).sum()
+    V = V[near[:, :k2]].mean(axis=1)  # the mean of the k2 nearest images' descriptions
+    m = np.minimum(V[:nq, None], V[None, nq:]).sum(axis=2)
+    distance = (1 - lambda_value) * (1 - m / (2 - m)) + lambda_value * d[:nq, nq:]
+
+What follows computes the same for any size: neighbours are few, whatever the gallery's size, so
+they are searched for in blocks, and descriptions are kept sparse.
 
     for distance in rerank(query_f, gallery_f):  # a block of queries at a time, [b, Ng]
         ...
@@ -41,7 +56,7 @@ ITSELF = 2.0  # an image's similarity to itself in the search: above any other, 
 
 
 def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
-    """Re-ranked distances between queries and gallery, float32 [Nq, Ng]; smaller is nearer.
+    """Return re-ranked distances between queries and gallery, float32 [Nq, Ng]; small is near.
 
     q_g_sim [Nq, Ng], q_q_sim [Nq, Nq], g_g_sim [Ng, Ng]: cosine similarities (dot products of
     L2-normalised features), arrays or tensors.
@@ -148,9 +163,9 @@ def check_features(query_f, gallery_f):
 
 
 class Features:
-    """Dot products of features [N, D], made when they are asked for.
+    """Dot products of features [N, D], computed when they are asked for.
 
-    keep: of so many first images, the queries, products with the others are made once and kept.
+    keep: number of queries, the first images, whose similarities to the gallery are cached.
     """
 
     def __init__(self, features, keep=0):
@@ -161,7 +176,7 @@ class Features:
         self.kept = features.new_empty((keep, self.size - keep))
 
     def block(self, start, stop, first):
-        """Images start..stop with first..N: [stop - start, N - first], until the next call."""
+        """Return images start..stop times first..N, valid until the next call."""
         keep = len(self.kept)
         if first == keep and stop <= keep:  # made before, in the search for neighbours
             return self.kept[start:stop]
@@ -181,7 +196,7 @@ class Features:
         return out
 
     def exact(self, rows, columns=None):
-        """Float64 products rounded to float32, of rows [b] with columns [b, c], or with all."""
+        """Return float64 products, rounded to float32, of rows [b] with columns [b, c], or all."""
         ours = self.features[rows].double()
         if columns is not None:
             return torch.bmm(self.features[columns].double(), ours[:, :, None])[:, :, 0].float()
@@ -189,7 +204,7 @@ class Features:
         return torch.cat([(ours @ part.double().T).float() for part in parts], dim=1)
 
     def pairs(self, start, starts, columns):
-        """Of image start + i with columns[starts[i]:starts[i + 1]], for each i: [len(columns)]."""
+        """Return products of image start + i with columns[starts[i]:starts[i + 1]], for each i."""
         shape = len(starts) - 1, self.size
         with warnings.catch_warnings(action="ignore"):  # "CSR is in beta"
             where = torch.sparse_csr_tensor(
@@ -201,7 +216,7 @@ class Features:
 
 @contextmanager
 def exact_float32():
-    """No TF32, wherever the process has allowed it: its errors are a hundred times ROUNDING."""
+    """Switch off TF32 where the process has allowed it: its errors are a hundred ROUNDINGs."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -211,7 +226,7 @@ def exact_float32():
 
 
 class Matrices:
-    """The three similarity matrices as one, of queries and then gallery."""
+    """The three similarity matrices in one, queries before gallery; used like `Features`."""
 
     def __init__(self, q_g, q_q, g_g):
         self.q_g, self.q_q, self.g_g = (
@@ -222,7 +237,7 @@ class Matrices:
         self.device = self.q_g.device
 
     def exact(self, rows, columns=None):
-        """Of images rows [b], sorted, with images columns [b, c], or with all."""
+        """Return similarities of rows [b], sorted, with columns [b, c], or with all images."""
         q = rows[rows < self.num_query]
         g = rows[rows >= self.num_query] - self.num_query
         block = torch.cat(
@@ -234,11 +249,11 @@ class Matrices:
         return block if columns is None else block.gather(1, columns)
 
     def block(self, start, stop, first):
-        """Images start..stop with first..N: [stop - start, N - first]."""
+        """Return images start..stop times first..N: [stop - start, N - first]."""
         return self.exact(torch.arange(start, stop, device=self.device))[:, first:]
 
     def pairs(self, start, starts, columns):
-        """As `Features.pairs`."""
+        """Return the pairs' similarities, as `Features.pairs` does."""
         block = self.block(start, start + len(starts) - 1, 0)
         return block[row_numbers(starts), columns]
 
@@ -247,7 +262,7 @@ class Matrices:
 
 
 def boundaries(k1, k2):
-    """Where lists of neighbours are cut: for R(i, k1), R(i, k1 / 2) and the average over k2."""
+    """Return the lengths of neighbour lists for R(i, k1), R(i, k1 / 2) and the mean over k2."""
     return k1 + 1, half(k1) + 1, k2
 
 
@@ -256,7 +271,9 @@ def half(k1):
 
 
 def neighbours(similarity, cuts, block):
-    """The max(cuts) nearest images of each, itself included, and each image's least similarity.
+    """Search for the max(cuts) nearest images of each image, and for its least similarity.
+
+    An image is among its own neighbours.
 
     Returns int64 [N, <= max(cuts)], nearest first, and float32 [N]. The first `cut` of a list are
     certain for each of `cuts`; their order among themselves is not.
@@ -290,7 +307,7 @@ def neighbours(similarity, cuts, block):
 
 
 def offer(scores, first, best):
-    """Put images first, first + 1, ... into the candidates of others where they are better.
+    """Enter images first, first + 1, ... among the candidates of others where they are better.
 
     scores: [images, others]. best: [others, keep], changed in place.
     """
@@ -305,14 +322,14 @@ def offer(scores, first, best):
     other, order = other.sort(stable=True)
     image = image[order]
     counts = other.bincount(minlength=len(best))
-    place = torch.arange(len(other), device=other.device) - (counts.cumsum(0) - counts)[other]
+    column = torch.arange(len(other), device=other.device) - (counts.cumsum(0) - counts)[other]
     table = best.new_full((len(best), int(counts.max())), EMPTY)
-    table[other, place] = keys(scores[image, other], image + first)
+    table[other, column] = keys(scores[image, other], image + first)
     best.copy_(torch.cat([best, table], dim=1).topk(best.shape[1]).values)
 
 
 def settle(similarity, best, cuts):
-    """Compare anew, exactly, what float32 can't tell apart at a cut; changes `best` in place."""
+    """Compare again in float64 what float32 can't tell apart at a cut; changes `best` in place."""
     value, keep = similarities(best), best.shape[1]
     needed = min(max(cuts), keep)
     close = torch.zeros(len(best), dtype=bool, device=best.device)
@@ -334,7 +351,7 @@ def settle(similarity, best, cuts):
 
 
 def exact_keys(similarity, rows, columns=None):
-    """Keys of the exact similarities of rows [b] with columns [b, c], or with all images."""
+    """Return keys of the exact similarities of rows [b] with columns [b, c], or all images."""
     exact = similarity.exact(rows, columns)
     if columns is None:
         columns = torch.arange(similarity.size, device=rows.device).expand(len(rows), -1)
@@ -342,7 +359,7 @@ def exact_keys(similarity, rows, columns=None):
 
 
 def keys(similarity, index):
-    """Float32 similarities and indices as int64 that sort by similarity, then by lower index."""
+    """Pack similarities (float32) and indices into int64 that sort by similarity, then index."""
     bits = (similarity + 0.0).view(torch.int32)  # + 0.0 makes -0.0 the equal of 0.0
     bits = bits ^ ((bits >> 31) & LAST)  # negative floats sort backwards
     return (bits.long() << 32) | (LAST - index)
@@ -372,7 +389,7 @@ class SparseRows(NamedTuple):
     width: int
 
     def rows(self, start, stop):
-        """Rows start..stop."""
+        """Return rows start..stop."""
         first, last = self.starts[start].item(), self.starts[stop].item()
         return SparseRows(
             self.starts[start : stop + 1] - first,
@@ -382,7 +399,7 @@ class SparseRows(NamedTuple):
         )
 
     def transposed(self):
-        """Columns as rows: for each image, where it is part of the description."""
+        """Return columns as rows: for each image, the descriptions that it is part of."""
         columns, order = self.columns.sort(stable=True)
         starts = offsets(columns.bincount(minlength=self.width))
         return SparseRows(
@@ -400,14 +417,14 @@ def row_numbers(starts):
 
 
 def reciprocal(nearest, start, stop, k):
-    """Which of the k + 1 nearest of images start..stop have them among theirs: bool [b, k + 1]."""
+    """Tell which of the k + 1 nearest of images start..stop have them among theirs, [b, k + 1]."""
     nearest = nearest[:, : k + 1]
     image = torch.arange(start, stop, device=nearest.device)
     return (nearest[nearest[start:stop]] == image[:, None, None]).any(2)
 
 
 def descriptions(similarity, nearest, widest, k1):
-    """V of the formula: each image's weights over its expanded set R*, as SparseRows [N, N]."""
+    """Compute V of the formula, each image's weights over its set R*: SparseRows [N, N]."""
     size = similarity.size
     count = min(k1 + 1, size)
     short = half(k1)
@@ -439,7 +456,7 @@ def descriptions(similarity, nearest, widest, k1):
 
 
 def averaged(weights, nearest):
-    """The mean of the descriptions of each image's `nearest` [N, k2]: SparseRows [N, N]."""
+    """Average the descriptions of each image's `nearest` [N, k2]: SparseRows [N, N]."""
     size, k2 = nearest.shape
     if k2 == 1:
         return weights
@@ -458,8 +475,10 @@ def averaged(weights, nearest):
             + weights.starts[rows.flatten()][source]
         )
         key = torch.div(source, k2, rounding_mode="floor") * size + weights.columns[entry]
-        key, place = key.unique(return_inverse=True)
-        values = weights.values.new_zeros(len(key)).index_add_(0, place, weights.values[entry] / k2)
+        key, position = key.unique(return_inverse=True)
+        values = weights.values.new_zeros(len(key)).index_add_(
+            0, position, weights.values[entry] / k2
+        )
         row = torch.div(key, size, rounding_mode="floor")
         parts.append((row.bincount(minlength=len(rows)), key - row * size, values))
     counts, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -467,7 +486,7 @@ def averaged(weights, nearest):
 
 
 def common_weight(queries, inverted):
-    """sum_j min(V_qj, V_gj) for each query and gallery image: float32 [b, Ng].
+    """Compute sum_j min(V_qj, V_gj) for each query and gallery image: float32 [b, Ng].
 
     Only images that share a neighbour j have any; `inverted` lists, for each j, the gallery images
     that have it in their description.
@@ -478,13 +497,13 @@ def common_weight(queries, inverted):
     lengths = inverted.starts[queries.columns + 1] - lists
     ends = lengths.cumsum(0)
     pairs = int(ends[-1]) if len(ends) else 0
-    shift = lists - (ends - lengths)  # from the number of a pair to its place in `inverted`
+    shift = lists - (ends - lengths)  # from a pair's number to its position in `inverted`
     for start in range(0, pairs, PAIRS):
         pair = torch.arange(start, min(start + PAIRS, pairs), device=ends.device)
         entry = torch.searchsorted(ends, pair, right=True)
-        place = pair + shift[entry]
-        minimum = torch.minimum(queries.values[entry], inverted.values[place])
-        out.view(-1).scatter_add_(0, base[entry] + inverted.columns[place], minimum)
+        position = pair + shift[entry]
+        minimum = torch.minimum(queries.values[entry], inverted.values[position])
+        out.view(-1).scatter_add_(0, base[entry] + inverted.columns[position], minimum)
     return out
 
 
@@ -492,16 +511,16 @@ def common_weight(queries, inverted):
 
 
 def query_rows(block, num_gallery):
-    """Queries whose distances are made at a time.
+    """Return how many queries' distances are computed at a time.
 
-    Arrays of under 32 MB, of which malloc uses the same memory again; larger ones cost as much
-    time for new memory as for what is done in it.
+    Their arrays stay under 32 MB, for which malloc reuses memory; larger ones would take as much
+    time for new memory as for the computation in it.
     """
     return min(block, max(64, (7 << 20) // num_gallery))
 
 
 class Plan(NamedTuple):
-    """How to re-rank: images in a block, whether to keep the queries' similarities, GB needed."""
+    """A way to re-rank: images in a block, whether to keep the queries' similarities, GB needed."""
 
     block: int
     keep: bool
@@ -509,7 +528,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(num_query, num_gallery, dim, k1=K1, k2=K2, memory=None):
-    """The fastest Plan that needs at most `memory` GB beside the features given, or None.
+    """Return the fastest Plan that needs at most `memory` GB beside the features, or None.
 
     Keeping the similarities of queries and gallery saves a tenth of the time. Where memory isn't
     limited, they are kept up to 1 GB.
@@ -526,7 +545,7 @@ def make_plan(num_query, num_gallery, dim, k1=K1, k2=K2, memory=None):
 
 
 def memory_needed(num_query, num_gallery, dim, k1, k2, block, keep):
-    """About how many GB `rerank` takes beside the features given to it."""
+    """Estimate how many GB `rerank` takes beside the features given to it."""
     size = num_query + num_gallery
     candidates = 2.5 * 8 * (max(boundaries(k1, k2)) + SPARE)
     described = 3 * 12 * k2 * k1  # seen: fewer, where images of a person are each other's nearest

@@ -61,7 +61,9 @@ def get_parser():
         action="store_true",
         help="expect a DenseNet-121; not needed, the weights tell",
     )
-    parser.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
+    parser.add_argument(
+        "--batchsize", type=at_least(1), default=64, help="number of images in a batch"
+    )
     parser.add_argument(
         "--height", type=at_least(32), help="image height in training (default: the run's, or 256)"
     )

@@ -58,39 +58,41 @@ def add_generated_options(parser):
     group.add_argument(
         "--num_generated",
         type=at_least(0),
-        help="how many of them to use, chosen by the seed (default: all)",
+        help="how many generated images to use, chosen by the seed (default: all)",
     )
     group.add_argument(
         "--gan_batch",
         type=at_least(1),
-        help="generated images in each batch, exactly (default: mixed by shuffling)",
+        help="exact number of generated images in each batch (default: shuffled among the real)",
     )
     group.add_argument(
         "--gan_label",
         choices=["lsro", "all_in_one", "pseudo", "mprl_static", "mprl_dynamic", "sls"],
         default=GAN_LABEL,
-        help="what they are taught: all identities alike; a class of their own; the most probable "
-        "identity; identities by rank of their probability, in a finished run or as it is now "
-        "(Huang et al. 2018); those of the image's cluster (Ainam et al. 2018)",
+        help="target of a generated image: lsro, all identities alike; all_in_one, a class of its "
+        "own; pseudo, the most probable identity; mprl_*, identities by rank of their probability, "
+        "in a finished run or now (Huang et al. 2018); sls, the identities of its cluster (Ainam "
+        "et al. 2018)",
     )
     group.add_argument(
         "--gan_weight",
         type=at_least(0, float),
-        help="weight of a generated image's loss (default: 1, of pseudo 0.1)",
+        help="weight of a generated image's loss (default: 1, with pseudo 0.1)",
     )
     group.add_argument(
         "--gan_start",
         type=at_least(0),
         default=None,  # else the baseline's
-        help="epochs before generated images count in the loss (default: 0, of pseudo 20)",
+        help="number of first epochs in which generated images don't count in the loss (default: "
+        "0, with pseudo 20)",
     )
     group.add_argument(
         "--label_run",
-        help="finished run in --model_dir whose network describes generated images, for "
-        "mprl_static and sls (default: none)",
+        help="finished run in --model_dir that decides the targets of mprl_static and sls "
+        "(default: none)",
     )
     group.add_argument(
-        "--clusters", type=at_least(1), default=3, help="of k-means, with --gan_label sls"
+        "--clusters", type=at_least(1), default=3, help="number of k-means clusters, with sls"
     )
     group.add_argument(
         "--split_bn",

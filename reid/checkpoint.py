@@ -43,9 +43,9 @@ from reid.provenance import provenance
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
 # for bit as it would have.
 FREE_ON_RESUME = set("epochs lr workers gpu_ids resume save_every tensorboard cache".split())
-# What a path leads to is compared, not the path.
+# Of these paths the contents are compared, not the names.
 FREE_ON_RESUME |= set("name model_dir data_dir gen_dir label_run".split())
-# Measured facts that must be the same, and what to say of each where it is not.
+# Facts that must be the same, and how the error says that they are not.
 SAME_ON_RESUME = {
     "loss": "by another script or label rule",
     "class_num": "with another number of classes",
@@ -59,7 +59,7 @@ STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 
 
 class Run:
-    """A run folder: `Run("model/ft_ResNet50")`. Nothing is touched until something is saved."""
+    """A run folder, `Run("model/ft_ResNet50")`; nothing is touched until it saves something."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -105,15 +105,15 @@ class Run:
             self.path.rmdir()
 
     def exists(self):
-        """Whether a run was started here."""
+        """Tell whether a run was started here."""
         return self.file("opts.json").exists() or self.has_weights() or self.has_state()
 
     def has_weights(self):
-        """Whether there are weights: the original's folders have nothing else."""
+        """Tell whether there are weights; the original's folders have nothing else."""
         return any(self.path.glob("net_*.pth"))
 
     def has_state(self):
-        """Whether an epoch was saved."""
+        """Tell whether an epoch was saved."""
         return self.file(STATE).exists() or self.file(STATE_BEFORE).exists()
 
     def check_same(self, options, facts):
@@ -144,11 +144,11 @@ class Run:
                 )
 
     def file(self, name):
-        """Path of a file in the run folder."""
+        """Return the path of a file in the run folder."""
         return self.path / name
 
     def opts(self):
-        """The run's opts.json; empty where there is none, as in a folder of the original."""
+        """Read the run's opts.json; empty where there is none, as in a folder of the original."""
         path = self.file("opts.json")
         if not path.exists():
             return {}
@@ -177,9 +177,9 @@ class Run:
         save(path, state)
 
     def load_state(self, device):
-        """What was saved last and can be read; None where no epoch was whole.
+        """Load the newest state that can be read; None where no epoch was whole.
 
-        Says so where that is not the newest. Raises UserError where all is damaged.
+        Prints a line where an older one had to be taken. Raises UserError where all are damaged.
         """
         if not self.has_state():
             if self.has_weights():
@@ -214,7 +214,7 @@ class Run:
             write_text(temporary, "".join(json.dumps(line) + "\n" for line in history))
 
     def weights_file(self, which_epoch):
-        """Path of `net_<which_epoch>.pth`. Raises UserError that lists the epochs there are."""
+        """Return the path of `net_<which_epoch>.pth`; the UserError lists the epochs there are."""
         if not self.path.is_dir():
             raise UserError(f"{self.path}: no such run; name one with --name (and --model_dir)")
         path = self.file(f"net_{which_epoch}.pth")
@@ -227,12 +227,12 @@ class Run:
 
 
 def weights_hash(pretrained):
-    """The SHA-256 of the file that --pretrained names; None where it names none that is there."""
+    """Return the SHA-256 of the file that --pretrained names; None where it names no file."""
     return sha256(pretrained) if Path(pretrained).is_file() else None
 
 
 def build_network(use_dense, class_num, pretrained="none", **options):
-    """A new network, its backbone from ImageNet ("imagenet"), a weights file, or random ("none").
+    """Build a network with a backbone from ImageNet ("imagenet"), a file, or random ("none").
 
     options: neck, pooling, last_stride. Raises UserError where the weights can't be had.
     """
@@ -251,9 +251,9 @@ def build_network(use_dense, class_num, pretrained="none", **options):
 
 
 def load_network(path, use_dense=None):
-    """The network in a weights file, whatever its class count, with or without `module.`.
+    """Load the network in a weights file, whatever its class count, with or without `module.`.
 
-    use_dense: what the caller expects, None to take what the file holds.
+    use_dense: whether the caller expects a DenseNet-121; None takes what the file holds.
     Raises UserError for a damaged file, and for another network than expected.
     """
     try:
@@ -284,10 +284,10 @@ class Trained(NamedTuple):
 
 
 def load_trained(run, which_epoch="last", use_dense=None, height=None, width=None):
-    """The network of a run folder, as `Trained`.
+    """Load the network of a run folder, as `Trained`.
 
-    use_dense, height, width: in place of what the folder says; it may say nothing, as the
-    original's do: 256 x 128 then.
+    use_dense, height, width: in place of what opts.json says; the original's folders have none, and
+    were trained at 256 x 128.
     """
     run = Run(run)
     weights = run.weights_file(which_epoch)
@@ -299,25 +299,25 @@ def load_trained(run, which_epoch="last", use_dense=None, height=None, width=Non
 
 
 def unwrap(net):
-    """The network itself, out of DataParallel or DistributedDataParallel."""
+    """Return the network itself, out of DataParallel or DistributedDataParallel."""
     return net.module if hasattr(net, "module") else net
 
 
 def plain_state(net):
-    """The state_dict without prefix, in the default memory layout, on the CPU."""
+    """Return the state_dict without prefix, in the default memory layout, on the CPU."""
     return {
         name: value.detach().cpu().contiguous() for name, value in unwrap(net).state_dict().items()
     }
 
 
 def save(path, content):
-    """torch.save, whole or not at all."""
+    """Save with torch.save, whole or not at all."""
     with replacing(path) as temporary:
         write(temporary, content)
 
 
 def write(path, content):
-    """torch.save. Raises OSError, also where torch has others."""
+    """Save with torch.save. Raises OSError, also where torch raises others."""
     with open(path, "wb") as file:
         try:
             torch.save(content, file)
@@ -326,5 +326,5 @@ def write(path, content):
 
 
 def first_line(error):
-    """What an exception says, in one line."""
+    """Return an exception's message, cut to its first line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""What ends a script before its end: one line that says why and what to do, no traceback."""
+"""Errors and signals that end a script: one line that says why and what to do, no traceback."""
 
 import gc
 import os
@@ -66,7 +66,7 @@ def run(main):
 
 
 def explanation(error):
-    """What to say of an exception that the system or a package is to blame for; else None."""
+    """Return the line for an exception that the system or a package raised; None for our own."""
     lines = str(error).splitlines() or [""]
     text = lines[-1] if lines[0].startswith("Caught ") else lines[0]  # by a loader's process
     kind = f"{type(error).__module__}.{type(error).__name__}"
@@ -103,12 +103,12 @@ def say(text):
 
 
 def is_first():
-    """Whether this is the only process, or the first of those that torchrun started."""
+    """Tell whether this is the only process, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def printable(text):
-    """Text in one line, without what would confuse a terminal: line breaks, undecodable bytes."""
+    """Escape in a text what would confuse a terminal: line breaks, undecodable bytes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 

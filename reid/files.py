@@ -99,7 +99,7 @@ def new_folder(path):
 
 
 def partial_name(path):
-    """What `path` is called while it is written."""
+    """Return the name that `path` has while it is written."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -134,7 +134,7 @@ def locked(path, wait=False):
 
 
 def take_lock(lock, wait):
-    """The descriptor of the locked file; None where another process has it."""
+    """Return the descriptor of the locked file; None where another process has it."""
     deadline = time.monotonic() + (PATIENCE if wait else 0)
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -158,7 +158,7 @@ def take_lock(lock, wait):
 
 
 def holder(lock):
-    """Who has locked a file, as it says itself."""
+    """Read from a lock file which process has locked it."""
     try:
         return lock.read_text(errors="replace") or "unknown"
     except OSError:
@@ -193,12 +193,12 @@ def check_writable(path):
 
 
 def cannot_write(path, error):
-    """The UserError for an OSError met while writing `path`."""
+    """Return the UserError for an OSError met while writing `path`."""
     return UserError(f"{path}: can't be written ({error.strerror or error}); name another place")
 
 
 def sha256(path):
-    """The SHA-256 of a file, in hexadecimal. Raises UserError where it can't be read."""
+    """Return the SHA-256 of a file, in hexadecimal. Raises UserError where it can't be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -214,8 +214,9 @@ def write_picture(path, save):
 
 
 def encoded(save):
-    """The bytes of a picture that `save(file)` writes: into memory, for when Pillow itself writes
-    to a disk that is full, it may leave half a picture without an error.
+    """Return the bytes of the picture that `save(file)` writes.
+
+    In memory: Pillow may leave half a picture on a full disk without an error.
     """
     file = io.BytesIO()
     save(file)
@@ -226,7 +227,7 @@ def encoded(save):
 
 
 def read_text(path, advice="check the path"):
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 where it begins with their mark.
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 where it begins with their mark.
 
     Raises UserError, which ends in `advice`, where there is no such file, or one of no text.
     """
@@ -246,7 +247,7 @@ def write_text(path, text):
 
 
 def read_json(path, advice, **types):
-    """The object in a JSON file, as a dict.
+    """Read the object in a JSON file, as a dict.
 
     types: what the values under these names must be, where they are there. Raises UserError, which
     ends in `advice`, where the file is not such an object.
@@ -255,7 +256,7 @@ def read_json(path, advice, **types):
 
 
 def parse_json(text, source, advice, **types):
-    """As `read_json`, of text that comes from `source`."""
+    """Parse JSON text that comes from `source`, as `read_json` does."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -273,7 +274,7 @@ def check_types(content, source, advice, /, **types):
 
 
 def demand(content, source, advice, /, **types):
-    """As `check_types`; a missing value is an error, too."""
+    """Check types as `check_types` does; a missing value is an error, too."""
     for name in types:
         if name not in content:
             raise UserError(f"{source}: has no {name}; {advice}")
@@ -281,7 +282,7 @@ def demand(content, source, advice, /, **types):
 
 
 def is_a(value, kind):
-    """Whether a JSON value is of a type; whole numbers count as float, true and false as bool."""
+    """Tell whether a JSON value is of a type; whole numbers count as float, true as bool alone."""
     if isinstance(value, bool):
         return kind is bool
     if kind is float:
@@ -290,7 +291,7 @@ def is_a(value, kind):
 
 
 def dumps(content):
-    """JSON text of an object, indented."""
+    """Return indented JSON text."""
     return json.dumps(content, indent=2) + "\n"
 
 
@@ -301,7 +302,7 @@ def write_json(path, content):
 
 
 def read_results(path):
-    """The sections of a results.json, dicts; none where there is no such file yet."""
+    """Read the sections of a results.json, dicts; none where there is no such file yet."""
     if not Path(path).exists():
         return {}
     results = read_json(path, "name another results file")

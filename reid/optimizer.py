@@ -1,4 +1,4 @@
-"""How weights move: the optimiser, its learning rate over time, a running mean of the weights."""
+"""The optimizer, its learning rate over time, and the moving average (EMA) of the weights."""
 
 import math
 
@@ -7,29 +7,29 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reid.checkpoint import unwrap
 
-BACKBONE_SHARE = 0.2  # of the head's learning rate: the backbone comes trained, the head does not
+BACKBONE_RATE = 0.2  # of the head's learning rate: the backbone comes trained, the head does not
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 WARM_UP_FROM = 0.1
 
 
 def sgd(net, lr):
-    """Nesterov SGD with the head's and classifier's rate at `lr`, the backbone's at a fifth."""
+    """Make Nesterov SGD: head and classifier at the rate `lr`, the backbone at a fifth of it."""
     head = [p for name, p in net.named_parameters() if is_head(name) and p.requires_grad]
     backbone = [p for name, p in net.named_parameters() if not is_head(name) and p.requires_grad]
     groups = [
-        {"params": backbone, "lr": lr * BACKBONE_SHARE, "full_lr": lr * BACKBONE_SHARE},
+        {"params": backbone, "lr": lr * BACKBONE_RATE, "full_lr": lr * BACKBONE_RATE},
         {"params": head, "lr": lr, "full_lr": lr},
     ]
     return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
 
 
 def is_head(name):
-    """Whether a parameter belongs to the head or the classifier."""
+    """Tell whether a parameter belongs to the head or the classifier."""
     return name.removeprefix("module.").startswith(("model.fc.", "classifier."))
 
 
 def rate_factor(epochs_done, args):
-    """What the learning rate is multiplied with after `epochs_done` (a fraction) epochs."""
+    """Return the factor of the learning rate after `epochs_done` epochs, a float."""
     if args.schedule == "cosine":
         factor = 0.5 + 0.5 * math.cos(math.pi * epochs_done / args.epochs)
     else:
@@ -52,5 +52,5 @@ def set_rate(optimizer, factor):
 
 
 def ema(net, decay):
-    """A copy of the network to hold the exponential mean of its weights and buffers."""
+    """Copy a network to hold the exponential moving average of its weights and buffers."""
     return AveragedModel(unwrap(net), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -1,4 +1,4 @@
-"""The command line: one parser class, the groups of flags that scripts share, typed values.
+"""The command line: a parser class, types of arguments, groups of flags that scripts have.
 
 Imports no torch, so that scripts without a network start at once. Each script keeps its paths as
 constants at its top and passes them in as defaults.
@@ -130,7 +130,8 @@ def add_device_options(parser):
         "--workers",
         type=at_least(0),
         default=2,
-        help="processes that read images, or threads that decode them into memory; 0: none",
+        help="number of processes that read images, or of threads that decode them into memory; 0: "
+        "none",
     )
 
 
@@ -151,8 +152,8 @@ def add_feature_options(parser):
         type=scales,
         default="1",
         metavar="SCALES",
-        help="multi-scale: look at each image in these sizes, e.g. 1,0.9, and take the mean "
-        "direction of their features",
+        help="multi-scale: extract each image at these scales, e.g. 1,0.9, and take the mean "
+        "direction of the features",
     )
 
 
@@ -188,7 +189,10 @@ def add_training_options(parser, data_dir):
     data.add_argument("--height", type=at_least(32), default=HEIGHT, help="image height in pixels")
     data.add_argument("--width", type=at_least(32), default=WIDTH, help="image width in pixels")
     data.add_argument(
-        "--erasing_p", type=fraction, default=0.8, help="chance of random erasing for an image"
+        "--erasing_p",
+        type=fraction,
+        default=0.8,
+        help="probability that an image is erased at random",
     )
 
     network = parser.add_argument_group("network")
@@ -199,8 +203,8 @@ def add_training_options(parser, data_dir):
         "--pretrained",
         default="imagenet",
         metavar="{imagenet,none,FILE}",
-        help="the backbone's start: torchvision's ImageNet weights (downloaded on first use), "
-        "none, or a weights file",
+        help="weights that the backbone starts from: torchvision's ImageNet weights (downloaded on "
+        "first use), none, or a file",
     )
 
     network.add_argument(
@@ -230,12 +234,14 @@ def add_training_options(parser, data_dir):
         default="original",
         help=f"strong: {' '.join(as_flags(STRONG))}, unless given otherwise",
     )
-    recipe.add_argument("--epochs", type=at_least(1), default=130, help="passes over the images")
+    recipe.add_argument(
+        "--epochs", type=at_least(1), default=130, help="number of passes over the images"
+    )
     recipe.add_argument(
         "--batchsize",
         type=at_least(2),
         default=64,
-        help="images in a step, over all processes and GPUs together",
+        help="number of images in a step, over all processes and GPUs together",
     )
     recipe.add_argument(
         "--lr",
@@ -253,25 +259,25 @@ def add_training_options(parser, data_dir):
         "--lr_step",
         type=at_least(1),
         default=40,
-        help="epochs until the rate falls to a tenth, with --schedule step",
+        help="number of epochs after which the rate falls to a tenth, with --schedule step",
     )
     recipe.add_argument(
         "--warm_epoch",
         type=at_least(0),
         default=0,
-        help="first epochs, in which the rate rises from a tenth (Fan et al. 2019)",
+        help="number of first epochs in which the rate rises from a tenth (Fan et al. 2019)",
     )
     recipe.add_argument(
         "--freeze_epochs",
         type=at_least(0),
         default=0,
-        help="first epochs, in which head and classifier alone are trained",
+        help="number of first epochs in which only head and classifier are trained",
     )
     recipe.add_argument(
         "--label_smoothing",
         type=fraction,
         default=0.0,
-        help="share of a real image's target spread over all identities (Szegedy et al. 2016)",
+        help="fraction of a real image's target spread over all identities (Szegedy et al. 2016)",
     )
     recipe.add_argument(
         "--triplet",
@@ -289,14 +295,15 @@ def add_training_options(parser, data_dir):
         "--instances",
         type=at_least(0),
         default=0,
-        help="PK sampling: images of an identity that stand together in a batch, e.g. 4; 0: "
-        "shuffle freely",
+        help="PK sampling: number of images of an identity that stand together in a batch, e.g. 4; "
+        "0: shuffle freely",
     )
     recipe.add_argument(
         "--ema",
         type=decay,
         default=0.0,
-        help="save and validate a running mean of the weights with this decay, e.g. 0.999; 0: off",
+        help="decay of a moving average of the weights, which is then saved and validated, e.g. "
+        "0.999; 0: off",
     )
     recipe.add_argument(
         "--color_jitter",
@@ -308,11 +315,14 @@ def add_training_options(parser, data_dir):
         action="store_true",
         help="torchvision's AutoAugment (Cubuk et al. 2019)",
     )
-    recipe.add_argument("--seed", type=seed, default=0, help="of every random choice")
+    recipe.add_argument("--seed", type=seed, default=0, help="seed of every random choice")
 
     saving = parser.add_argument_group("saving")
     saving.add_argument(
-        "--save_every", type=at_least(1), default=10, help="epochs between net_<epoch>.pth files"
+        "--save_every",
+        type=at_least(1),
+        default=10,
+        help="number of epochs between net_<epoch>.pth files",
     )
     saving.add_argument(
         "--resume",
@@ -331,9 +341,8 @@ def add_speed_options(parser):
         "--cache",
         choices=["auto", "ram", "off"],
         default="auto",
-        help="ram: decode all images once, into each process's memory; auto: where all take up to "
-        "2 GiB; "
-        "off: --workers processes read them anew each epoch",
+        help="ram: decode all images once, into each process's memory; auto: do so where they take "
+        "up to 2 GiB; off: --workers processes read them anew in each epoch",
     )
     group.add_argument(
         "--compile",

@@ -1,4 +1,4 @@
-"""Where a number comes from: the command that made it, the versions, the code's git commit.
+"""The provenance of a number: the command that made it, versions, the code's git commit.
 
 Imports no torch: scoring starts at once.
 """
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "torchvision", "numpy")
 
 
 def provenance():
-    """Where a number comes from: command line, versions and the code's git commit."""
+    """Return command line, versions and the code's git commit, as a dict."""
     return {
         "command": command_line(),
         "versions": {"python": platform.python_version()}
@@ -26,7 +26,7 @@ def provenance():
 
 
 def version(package):
-    """A package's version, with the build where it is loaded (2.15.0+cu132); None without it."""
+    """Return a package's version, with its build where it is loaded (2.15.0+cu132), or None."""
     if package in sys.modules:
         return sys.modules[package].__version__
     try:
@@ -36,7 +36,7 @@ def version(package):
 
 
 def command_line():
-    """The command that is running, as one would type it."""
+    """Return the command that is running, as one would type it."""
     python = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         python = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
@@ -44,7 +44,7 @@ def command_line():
 
 
 def git_commit():
-    """The commit of this code and whether files differ from it; None where git doesn't know it.
+    """Return this code's commit and whether files differ from it; None where git has neither.
 
     An unpacked archive may lie inside of another project's checkout.
     """

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -257,3 +258,15 @@ def test_the_plan_is_the_fastest_that_fits():
     assert ours.make_plan(*size, memory=0.5).block < 1024
     assert ours.make_plan(*size, memory=0.1) is None
     assert not ours.make_plan(11659, 82161, 1024).keep  # 4 GB
+
+
+def test_the_formula_in_the_docstring_is_what_is_computed():
+    code = textwrap.dedent(ours.__doc__.split("\n\n")[2])
+    assert len(code.splitlines()) == 12
+    settings = {"k1": 7, "k2": 3, "lambda_value": 0.3}
+    query, gallery = people(np.random.default_rng(0), 12, 48)
+    names = {"np": np, "F": np.concatenate([query, gallery]).astype(float), "N": 60, "nq": 12}
+    names |= settings
+    exec(code, names)
+    found = np.concatenate(list(rerank(query, gallery, **settings)))
+    np.testing.assert_allclose(found, names["distance"], atol=1e-5)
