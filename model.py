@@ -45,7 +45,13 @@ class ReIDNet(nn.Module):
         if last_stride == 1:  # no weight shows it, so that a weights file would not tell
             self.register_buffer("stride_1", torch.ones(()))
 
-    def forward(self, images, return_features=False, return_both=False, layer=None):
+    def forward(
+        self,
+        images: torch.Tensor,
+        return_features: bool = False,
+        return_both: bool = False,
+        layer: str | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, class_num]; or the features for testing [B, dim(layer)]; or, for losses
         that compare features, both logits and pooled features.
 
@@ -59,19 +65,19 @@ class ReIDNet(nn.Module):
         logits = self.classifier(self.model.fc(pooled))
         return (logits, pooled) if return_both else logits
 
-    def backbone_eval(self):
+    def backbone_eval(self) -> None:
         """Put the backbone in evaluation mode, so that its batch norms stay as they are."""
         for name, part in self.model.named_children():
             if name != "fc":
                 part.eval()
 
-    def eval_layer(self, layer=None):
+    def eval_layer(self, layer: str | None = None) -> str:
         """Return the layer of the features for testing: the named one, or the usual one."""
         if layer not in (None, *LAYERS):
             raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}, or None")
         return layer or ("bottleneck" if self.bnneck else "pool")
 
-    def dim(self, layer=None):
+    def dim(self, layer: str | None = None) -> int:
         """Return how many numbers a feature for testing has."""
         wide = self.bnneck or self.eval_layer(layer) == "pool"
         return self.feature_dim if wide else BOTTLENECK_DIM
@@ -86,7 +92,14 @@ class ft_net(ReIDNet):
 
     feature_dim = 2048
 
-    def __init__(self, class_num, pretrained=None, neck="bottleneck", pooling="avg", last_stride=2):
+    def __init__(
+        self,
+        class_num: int,
+        pretrained: str | None = None,
+        neck: str = "bottleneck",
+        pooling: str = "avg",
+        last_stride: int = 2,
+    ):
         super().__init__()
         self.model = models.resnet50(weights=_imagenet(pretrained, models.ResNet50_Weights))
         self._add_head(class_num, neck, pooling, last_stride)
@@ -96,7 +109,7 @@ class ft_net(ReIDNet):
         if pretrained not in (None, "imagenet"):
             load_backbone(self, pretrained)
 
-    def feature_maps(self, images):
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> [B, 2048, H / 32, W / 32]."""
         net = self.model
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
@@ -108,7 +121,14 @@ class ft_net_dense(ReIDNet):
 
     feature_dim = 1024
 
-    def __init__(self, class_num, pretrained=None, neck="bottleneck", pooling="avg", last_stride=2):
+    def __init__(
+        self,
+        class_num: int,
+        pretrained: str | None = None,
+        neck: str = "bottleneck",
+        pooling: str = "avg",
+        last_stride: int = 2,
+    ):
         super().__init__()
         self.model = models.densenet121(weights=_imagenet(pretrained, models.DenseNet121_Weights))
         # DenseNet's own ImageNet classifier is never used; it stays because the original's files
@@ -118,7 +138,7 @@ class ft_net_dense(ReIDNet):
         if pretrained not in (None, "imagenet"):
             load_backbone(self, pretrained)
 
-    def feature_maps(self, images):
+    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> [B, 1024, H / 32, W / 32].
 
         torchvision's layers in an order that computes the same with less work: a dense layer's
@@ -170,7 +190,7 @@ class GeM(nn.Module):
         return maps.float().clamp(min=self.smallest).pow(self.p).mean(dim=(2, 3)).pow(1 / self.p)
 
 
-def bottleneck(in_dim):
+def bottleneck(in_dim: int) -> nn.Sequential:
     """Build the head between pooled features and classifier: [B, in_dim] -> [B, 512]."""
     linear, norm = nn.Linear(in_dim, BOTTLENECK_DIM), nn.BatchNorm1d(BOTTLENECK_DIM)
     nn.init.kaiming_normal_(linear.weight, mode="fan_out")
@@ -179,14 +199,14 @@ def bottleneck(in_dim):
     return nn.Sequential(linear, norm, nn.LeakyReLU(0.1), nn.Dropout(0.5))
 
 
-def batch_norm_neck(in_dim):
+def batch_norm_neck(in_dim: int) -> nn.Sequential:
     """Build a BNNeck, batch norm whose shift stays 0: [B, in_dim] -> [B, in_dim]."""
     norm = nn.BatchNorm1d(in_dim)
     norm.bias.requires_grad_(False)
     return nn.Sequential(norm)
 
 
-def classifier(class_num, in_dim=BOTTLENECK_DIM, bias=True):
+def classifier(class_num: int, in_dim: int = BOTTLENECK_DIM, bias: bool = True) -> nn.Sequential:
     """Build a linear layer to `class_num` logits, near zero so that training begins even."""
     linear = nn.Linear(in_dim, class_num, bias=bias)
     nn.init.normal_(linear.weight, std=0.001)
@@ -195,7 +215,7 @@ def classifier(class_num, in_dim=BOTTLENECK_DIM, bias=True):
     return nn.Sequential(linear)
 
 
-def options_of(weights):
+def options_of(weights: dict) -> dict:
     """Return the keyword arguments that a network was made with, as its state_dict shows them."""
     return {
         "neck": "bottleneck" if weights["model.fc.0.weight"].dim() == 2 else "bnneck",
@@ -204,7 +224,7 @@ def options_of(weights):
     }
 
 
-def load_backbone(net, path):
+def load_backbone(net: ReIDNet, path: str | Path) -> None:
     """Fill the backbone of `net` from a file: torchvision's weights for it, or a `net_*.pth`.
 
     Head and classifier keep their start values. Raises ValueError where the file is no weights
@@ -237,7 +257,7 @@ def load_backbone(net, path):
     net.model.load_state_dict(weights, strict=False)
 
 
-def read_weights(path):
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the state_dict in a weights file, on the CPU, without a `module.` prefix.
 
     Takes files that hold it beside other things, too, as "state_dict" or "model". Raises

@@ -24,18 +24,27 @@ class RandomErasing:
         2018 code did, so the fill is in normalised units there.
     """
 
-    def __init__(self, probability=0.8, sl=0.02, sh=0.4, r1=0.3, mean=(0.4914, 0.4822, 0.4465)):
+    def __init__(
+        self,
+        probability: float = 0.8,
+        sl: float = 0.02,
+        sh: float = 0.4,
+        r1: float = 0.3,
+        mean: tuple = (0.4914, 0.4822, 0.4465),
+    ):
         self.probability = probability
         self.sl, self.sh, self.r1 = sl, sh, r1
         self.mean = mean
 
-    def __call__(self, images):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return a copy of `images` ([3, H, W] or [B, 3, H, W]) with rectangles erased."""
         if images.dim() == 3:
             return self(images[None])[0]
         return self.erase(images.clone(), self.rectangles(len(images), *images.shape[2:]))
 
-    def rectangles(self, batch, height, width, generator=None):
+    def rectangles(
+        self, batch: int, height: int, width: int, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Draw top, left, height, width in pixels: int [batch, 4] on the CPU; zeros erase nothing.
 
         Area and aspect are drawn uniformly until a rectangle fits into the image. All attempts
@@ -56,7 +65,7 @@ class RandomErasing:
         left = (uniform() * (width - wide + 1)).floor() * erase
         return torch.stack([top, left, tall, wide], dim=1).int()
 
-    def erase(self, images, rectangles):
+    def erase(self, images: torch.Tensor, rectangles: torch.Tensor) -> torch.Tensor:
         """Fill the rectangles of `images` [B, 3, H, W], on any device; returns the images.
 
         On a CPU, where they are channels_last, they are filled in place.

@@ -31,6 +31,7 @@ image itself before all: the same on every device and with every block size.
 
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -55,7 +56,14 @@ LAST = (1 << 31) - 1  # above any index
 ITSELF = 2.0  # an image's similarity to itself in the search: above any other, duplicates too
 
 
-def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
+def re_ranking(
+    q_g_sim: np.ndarray | torch.Tensor,
+    q_q_sim: np.ndarray | torch.Tensor,
+    g_g_sim: np.ndarray | torch.Tensor,
+    k1: int = K1,
+    k2: int = K2,
+    lambda_value: float = LAMBDA,
+) -> np.ndarray:
     """Return re-ranked distances between queries and gallery, float32 [Nq, Ng]; small is near.
 
     q_g_sim [Nq, Ng], q_q_sim [Nq, Nq], g_g_sim [Ng, Ng]: cosine similarities (dot products of
@@ -74,14 +82,14 @@ def re_ranking(q_g_sim, q_q_sim, g_g_sim, k1=K1, k2=K2, lambda_value=LAMBDA):
 
 
 def rerank(
-    query_f,
-    gallery_f,
-    k1=K1,
-    k2=K2,
-    lambda_value=LAMBDA,
-    plan=None,
-    device="cpu",
-):
+    query_f: np.ndarray,
+    gallery_f: np.ndarray,
+    k1: int = K1,
+    k2: int = K2,
+    lambda_value: float = LAMBDA,
+    plan: "Plan | None" = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[np.ndarray]:
     """Yield the re-ranked distances of a few queries at a time: float32 arrays [b, Ng].
 
     query_f [Nq, D], gallery_f [Ng, D]: L2-normalised features.
@@ -270,7 +278,9 @@ def half(k1):
     return round(k1 / 2)  # Python rounds halves to even, as the formula asks
 
 
-def neighbours(similarity, cuts, block):
+def neighbours(
+    similarity: Features | Matrices, cuts: tuple, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Search for the max(cuts) nearest images of each image, and for its least similarity.
 
     An image is among its own neighbours.
@@ -527,7 +537,14 @@ class Plan(NamedTuple):
     memory: float
 
 
-def make_plan(num_query, num_gallery, dim, k1=K1, k2=K2, memory=None):
+def make_plan(
+    num_query: int,
+    num_gallery: int,
+    dim: int,
+    k1: int = K1,
+    k2: int = K2,
+    memory: float | None = None,
+) -> "Plan | None":
     """Return the fastest Plan that needs at most `memory` GB beside the features, or None.
 
     Keeping the similarities of queries and gallery saves a tenth of the time. Where memory isn't
@@ -544,7 +561,9 @@ def make_plan(num_query, num_gallery, dim, k1=K1, k2=K2, memory=None):
     return None
 
 
-def memory_needed(num_query, num_gallery, dim, k1, k2, block, keep):
+def memory_needed(
+    num_query: int, num_gallery: int, dim: int, k1: int, k2: int, block: int, keep: bool
+) -> float:
     """Estimate how many GB `rerank` takes beside the features given to it."""
     size = num_query + num_gallery
     candidates = 2.5 * 8 * (max(boundaries(k1, k2)) + SPARE)

@@ -11,6 +11,7 @@ Generated images lie in <data_dir>/train_new/gen_0000, or in the folder that --g
 Writes the run folder model/<name>/ (weights, options, log, curves).
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from reid import engine, losses
@@ -47,7 +48,7 @@ def get_parser():
     return parser
 
 
-def add_generated_options(parser):
+def add_generated_options(parser: Parser) -> None:
     """Add the flags that choose generated images and what they are taught."""
     group = parser.add_argument_group("generated images")
     group.add_argument(
@@ -114,7 +115,7 @@ def check_rule(args, generated):
             raise UserError(f"--{flag}: there are no generated images; raise --num_generated")
 
 
-def parse(argv=None):
+def parse(argv: list[str] | None = None) -> Namespace:
     """Parse the options, and set the defaults that depend on the label rule.
 
     Raises UserError where generated images would leave no room for others, or never count.

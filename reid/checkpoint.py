@@ -16,6 +16,7 @@ it when the run is resumed.
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from typing import NamedTuple
 from zipfile import ZipFile
 
 import torch
+from torch import nn
 
-from model import ft_net, ft_net_dense, options_of, read_weights
+from model import ReIDNet, ft_net, ft_net_dense, options_of, read_weights
 from reid.errors import UserError
 from reid.files import (
     cannot_write,
@@ -61,11 +63,11 @@ STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 class Run:
     """A run folder, `Run("model/ft_ResNet50")`; nothing is touched until it saves something."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path = Path(path)
 
     @contextmanager
-    def claimed(self):
+    def claimed(self) -> Iterator[None]:
         """Keep other processes out of the folder. Raises UserError where one is in it."""
         missing = [parent for parent in self.path.parents if not parent.exists()]
         try:
@@ -80,7 +82,7 @@ class Run:
                 with suppress(OSError):  # not empty: the run is in it
                     parent.rmdir()
 
-    def start(self, options, facts):
+    def start(self, options: dict, facts: dict) -> None:
         """Make the folder with its opts.json: `options` from the command line, `facts` measured.
 
         Raises UserError where the folder holds a run already.
@@ -96,7 +98,7 @@ class Run:
             raise cannot_write(self.path, error) from error
         write_json(self.file("opts.json"), {"options": options, **facts, **provenance()})
 
-    def abandon(self):
+    def abandon(self) -> None:
         """Take back `start` where training failed before its first epoch was whole."""
         if self.has_weights() or self.has_state():
             return
@@ -104,19 +106,19 @@ class Run:
         with suppress(OSError):  # not empty: something of the user's is in it
             self.path.rmdir()
 
-    def exists(self):
+    def exists(self) -> bool:
         """Tell whether a run was started here."""
         return self.file("opts.json").exists() or self.has_weights() or self.has_state()
 
-    def has_weights(self):
+    def has_weights(self) -> bool:
         """Tell whether there are weights; the original's folders have nothing else."""
         return any(self.path.glob("net_*.pth"))
 
-    def has_state(self):
+    def has_state(self) -> bool:
         """Tell whether an epoch was saved."""
         return self.file(STATE).exists() or self.file(STATE_BEFORE).exists()
 
-    def check_same(self, options, facts):
+    def check_same(self, options: dict, facts: dict) -> None:
         """Raise UserError unless the run was started with these options on the same data."""
         opts = self.opts()
         if "options" not in opts:
@@ -143,11 +145,11 @@ class Run:
                     f"not {options[name]}; repeat its own options (see its opts.json)"
                 )
 
-    def file(self, name):
+    def file(self, name: str) -> Path:
         """Return the path of a file in the run folder."""
         return self.path / name
 
-    def opts(self):
+    def opts(self) -> dict:
         """Read the run's opts.json; empty where there is none, as in a folder of the original."""
         path = self.file("opts.json")
         if not path.exists():
@@ -161,11 +163,11 @@ class Run:
                 raise UserError(f"{path}: its {side} is {options[side]}; {advice}")
         return opts
 
-    def save_weights(self, net, label):
+    def save_weights(self, net: nn.Module, label: str | int) -> None:
         """Write `net_<label>.pth`."""
         save(self.file(f"net_{label}.pth"), plain_state(net))
 
-    def save_state(self, state):
+    def save_state(self, state: dict) -> None:
         """Write what --resume needs: a dict of tensors, state_dicts and plain values.
 
         The one before is kept, as STATE_BEFORE.
@@ -176,7 +178,7 @@ class Run:
                 link(path, temporary)
         save(path, state)
 
-    def load_state(self, device):
+    def load_state(self, device: torch.device) -> dict | None:
         """Load the newest state that can be read; None where no epoch was whole.
 
         Prints a line where an older one had to be taken. Raises UserError where all are damaged.
@@ -208,12 +210,12 @@ class Run:
             return state
         raise UserError(f"{self.path}: its states are damaged, can't resume; start anew")
 
-    def write_log(self, history):
+    def write_log(self, history: list[dict]) -> None:
         """Write log.jsonl: a JSON line for each epoch of `history`."""
         with replacing(self.file("log.jsonl")) as temporary:
             write_text(temporary, "".join(json.dumps(line) + "\n" for line in history))
 
-    def weights_file(self, which_epoch):
+    def weights_file(self, which_epoch: str) -> Path:
         """Return the path of `net_<which_epoch>.pth`; the UserError lists the epochs there are."""
         if not self.path.is_dir():
             raise UserError(f"{self.path}: no such run; name one with --name (and --model_dir)")
@@ -226,12 +228,12 @@ class Run:
         return path
 
 
-def weights_hash(pretrained):
+def weights_hash(pretrained: str) -> str | None:
     """Return the SHA-256 of the file that --pretrained names; None where it names no file."""
     return sha256(pretrained) if Path(pretrained).is_file() else None
 
 
-def build_network(use_dense, class_num, pretrained="none", **options):
+def build_network(use_dense: bool, class_num: int, pretrained: str = "none", **options) -> ReIDNet:
     """Build a network with a backbone from ImageNet ("imagenet"), a file, or random ("none").
 
     options: neck, pooling, last_stride. Raises UserError where the weights can't be had.
@@ -250,7 +252,7 @@ def build_network(use_dense, class_num, pretrained="none", **options):
         ) from error
 
 
-def load_network(path, use_dense=None):
+def load_network(path: str | Path, use_dense: bool | None = None) -> ReIDNet:
     """Load the network in a weights file, whatever its class count, with or without `module.`.
 
     use_dense: whether the caller expects a DenseNet-121; None takes what the file holds.
@@ -283,7 +285,13 @@ class Trained(NamedTuple):
     width: int
 
 
-def load_trained(run, which_epoch="last", use_dense=None, height=None, width=None):
+def load_trained(
+    run: str | Path,
+    which_epoch: str = "last",
+    use_dense: bool | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Trained:
     """Load the network of a run folder, as `Trained`.
 
     use_dense, height, width: in place of what opts.json says; the original's folders have none, and
@@ -298,25 +306,25 @@ def load_trained(run, which_epoch="last", use_dense=None, height=None, width=Non
     return Trained(net, weights, height, width)
 
 
-def unwrap(net):
+def unwrap(net: nn.Module) -> nn.Module:
     """Return the network itself, out of DataParallel or DistributedDataParallel."""
     return net.module if hasattr(net, "module") else net
 
 
-def plain_state(net):
+def plain_state(net: nn.Module) -> dict:
     """Return the state_dict without prefix, in the default memory layout, on the CPU."""
     return {
         name: value.detach().cpu().contiguous() for name, value in unwrap(net).state_dict().items()
     }
 
 
-def save(path, content):
+def save(path: str | Path, content: dict) -> None:
     """Save with torch.save, whole or not at all."""
     with replacing(path) as temporary:
         write(temporary, content)
 
 
-def write(path, content):
+def write(path: str | Path, content: dict) -> None:
     """Save with torch.save. Raises OSError, also where torch raises others."""
     with open(path, "wb") as file:
         try:
@@ -325,6 +333,6 @@ def write(path, content):
             raise (error.__context__ or OSError(0, first_line(error))) from error
 
 
-def first_line(error):
+def first_line(error: Exception) -> str:
     """Return an exception's message, cut to its first line."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

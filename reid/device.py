@@ -3,8 +3,10 @@
 import ctypes
 import platform
 import sys
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from reid.errors import UserError
 
@@ -13,7 +15,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's names for mallopt
 
 
-def choose_device(gpu_ids=None):
+def choose_device(gpu_ids: str | None = None) -> tuple[torch.device, list[int]]:
     """Return the device to compute on and the list of GPUs for DataParallel (empty: none).
 
     gpu_ids: None chooses by itself; "-1" is the CPU, "0" one GPU, "0,1" two.
@@ -40,7 +42,7 @@ def choose_device(gpu_ids=None):
     return torch.device("cuda", ids[0]), ids if len(ids) > 1 else []
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str | None:
     """Return the name of a GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -51,7 +53,7 @@ def device_name(device):
     )
 
 
-def set_up(device):
+def set_up(device: torch.device) -> None:
     """Set the whole process up for speed on the device: in scripts, not in others' programs."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one size
@@ -60,7 +62,7 @@ def set_up(device):
         keep_memory()
 
 
-def to_device(net, device):
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to the device, and set the process up for it.
 
     channels_last is the layout in which convolutions are fastest; results are the same.
@@ -81,7 +83,9 @@ def keep_memory():
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def dtype_for(device, precision="auto", parallel_ids=()):
+def dtype_for(
+    device: torch.device, precision: str = "auto", parallel_ids: Sequence[int] = ()
+) -> torch.dtype | None:
     """Return the dtype to autocast to, or None for plain fp32.
 
     "auto" takes bf16 where the hardware multiplies in it: elsewhere it would only be slower.
@@ -96,7 +100,7 @@ def dtype_for(device, precision="auto", parallel_ids=()):
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def computes_bf16(device):
+def computes_bf16(device: torch.device) -> bool:
     """Tell whether the device has fast bf16 arithmetic."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -106,12 +110,12 @@ def computes_bf16(device):
     return False
 
 
-def autocast(device, dtype):
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Return a context that computes in `dtype` where that is safe; None changes nothing."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def send(tensor, device):
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor to the device; to a GPU without waiting for it."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

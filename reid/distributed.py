@@ -8,6 +8,7 @@ the same seed in all of them.
 
 import inspect
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -32,29 +33,29 @@ class World(NamedTuple):
     gpus: list  # for DataParallel, within one process; else empty
 
     @property
-    def first(self):
+    def first(self) -> bool:
         """Tell whether this process is the one that writes and talks."""
         return self.rank == 0
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Print from one process only."""
         if self.first:
             print(text, flush=True)
 
-    def shard(self, items):
+    def shard(self, items: Sequence) -> Sequence:
         """Return this process's part of a batch or list; parts are even where the length allows."""
         low, high = (len(items) * n // self.size for n in (self.rank, self.rank + 1))
         return items[low:high]
 
-    def sum(self, tensor):
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a tensor over all processes; gradients flow back to each."""
         return AllSum.apply(tensor) if self.size > 1 else tensor
 
-    def gather(self, shard):
+    def gather(self, shard: torch.Tensor) -> torch.Tensor:
         """Return the whole batch [B, ...], of even shards [B / size, ...]; gradients flow back."""
         return self.gather_rows(shard, len(shard) * self.size)
 
-    def gather_rows(self, shard, number):
+    def gather_rows(self, shard: torch.Tensor, number: int) -> torch.Tensor:
         """Return all `number` rows of which each process has its `shard`, on the shard's device."""
         if self.size == 1:
             return shard
@@ -65,7 +66,7 @@ class World(NamedTuple):
         )
         return self.sum(torch.cat([before, shard, after]))
 
-    def collect(self, item):
+    def collect(self, item: object) -> list | None:
         """Return a list of every process's item in the first process, None in the others."""
         if self.size == 1:
             return [item]
@@ -74,7 +75,7 @@ class World(NamedTuple):
         return items
 
     @contextmanager
-    def together(self):
+    def together(self) -> Iterator[None]:
         """Have all processes go on from the end of the block, or all stop with one's error.
 
         The block must not wait for other processes.
@@ -94,7 +95,7 @@ class World(NamedTuple):
             if message is not None:
                 raise UserError(message, agreed=True)
 
-    def agree(self, value):
+    def agree(self, value: object) -> bool:
         """Tell whether all processes have the same value."""
         if self.size == 1:
             return True
@@ -102,13 +103,13 @@ class World(NamedTuple):
         dist.all_gather_object(values, value)
         return all(other == value for other in values)
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait until all processes have come here."""
         if self.size > 1:
             dist.barrier()
 
 
-def join_world(gpu_ids=None):
+def join_world(gpu_ids: str | None = None) -> World:
     """Return the World of this process, joined with the others where torchrun started several.
 
     gpu_ids: as `reid.device.choose_device`; under torchrun, each process takes the GPU of its
@@ -141,13 +142,13 @@ def join_world(gpu_ids=None):
     return World(int(os.environ["RANK"]), size, device, [])
 
 
-def leave_world():
+def leave_world() -> None:
     """Part from the other processes."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def distribute(net, world, split=None):
+def distribute(net: nn.Module, world: World, split: "Split | None" = None) -> nn.Module:
     """Wrap a network so that it trains on a shard of each batch as on the whole batch.
 
     On one process: itself, or as DataParallel over `world.gpus`. split: a `Split`, by which batch
@@ -202,10 +203,10 @@ class AllSum(torch.autograd.Function):
 class Split:
     """The real and the generated images of the batch at hand, for all batch norms to look up."""
 
-    def __init__(self, world):
+    def __init__(self, world: World):
         self.world = world
 
-    def tell(self, generated):
+    def tell(self, generated: torch.Tensor) -> None:
         """Set the batch before each forward pass: [B], 1 where a GAN made the image."""
         self.groups = torch.stack([generated == 0, generated != 0])  # [2, B]
         self.images = self.world.sum(self.groups.sum(1))  # of the whole batch, [2]

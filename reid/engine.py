@@ -2,22 +2,25 @@
 
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from reid.checkpoint import Run, build_network, first_line, unwrap, weights_hash
 from reid.curves import draw_curves
-from reid.dataset import classes_hash, count_classes, fingerprint, manifest
+from reid.dataset import Sample, classes_hash, count_classes, fingerprint, manifest
 from reid.device import autocast, device_name, dtype_for, to_device
-from reid.distributed import Split, distribute, leave_world
+from reid.distributed import Split, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, missing_package
 from reid.files import update_results
-from reid.loading import EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
+from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
 from reid.losses import MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
@@ -27,7 +30,13 @@ CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the
 SHOW_EVERY = 0.5  # seconds between changes of the progress bar
 
 
-def train(args, world, train_samples, val_samples, loss_function):
+def train(
+    args: Namespace,
+    world: World,
+    train_samples: list[Sample],
+    val_samples: list[Sample],
+    loss_function: Callable,
+) -> None:
     """Train a network and fill its run folder.
 
     args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
@@ -39,7 +48,13 @@ def train(args, world, train_samples, val_samples, loss_function):
 
 
 @contextmanager
-def opened(args, world, train_samples, val_samples, loss_function):
+def opened(
+    args: Namespace,
+    world: World,
+    train_samples: list[Sample],
+    val_samples: list[Sample],
+    loss_function: Callable,
+) -> Iterator["Training"]:
     """Check all that can be checked, claim the run folder, and give a `Training` that can `run`.
 
     Arguments as for `train`. The block may do what the loss needs before images are read. Nothing
@@ -88,7 +103,14 @@ def opened(args, world, train_samples, val_samples, loss_function):
         yield training
 
 
-def check(args, world, dtype, train_samples, val_samples, loss_function):
+def check(
+    args: Namespace,
+    world: World,
+    dtype: torch.dtype | None,
+    train_samples: list[Sample],
+    val_samples: list[Sample],
+    loss_function: Callable,
+) -> dict:
     """Return the facts that opts.json holds beside the options.
 
     Raises UserError where images and options don't go together.
@@ -120,7 +142,17 @@ class Training:
     Made by `opened`. history: the lines of log.jsonl, one for each epoch that is done.
     """
 
-    def __init__(self, args, world, net, dtype, loss_function, run=None, facts=None, writer=None):
+    def __init__(
+        self,
+        args: Namespace,
+        world: World,
+        net: nn.Module,
+        dtype: torch.dtype | None,
+        loss_function: Callable,
+        run: Run | None = None,
+        facts: dict | None = None,
+        writer: Callable | None = None,
+    ):
         self.args, self.world, self.dtype = args, world, dtype
         self.loss_function, self.writer = loss_function, writer
         self.run_folder, self.facts = run, facts
@@ -134,7 +166,7 @@ class Training:
         if args.compile:
             self.net.compile()
 
-    def run(self):
+    def run(self) -> None:
         """Read the images, train the epochs that are left, write the run folder after each."""
         args, world, run = self.args, self.world, self.run_folder
         # ============ read the images ============
@@ -163,11 +195,11 @@ class Training:
                 f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
             )
 
-    def averaged(self):
+    def averaged(self) -> nn.Module:
         """Return the network whose weights are saved and validated."""
         return self.ema.module if self.ema else unwrap(self.net)
 
-    def read(self, train_samples, val_samples):
+    def read(self, train_samples: list[Sample], val_samples: list[Sample]) -> None:
         """Set up the batches, decoding the images into memory where they are to be kept there."""
         args, world = self.args, self.world
         size = args.height, args.width
@@ -193,7 +225,7 @@ class Training:
             val_paths, to_validate, args.batchsize, args.workers, world.device, val_images
         )
 
-    def epoch(self, number):
+    def epoch(self, number: int) -> dict:
         """Train for one pass over the images, validate; returns the epoch's line of the log."""
         # Every random choice of an epoch follows from the seed and the epoch's number, so that a
         # resumed run goes on exactly as an unbroken one.
@@ -232,7 +264,9 @@ class Training:
             line |= self.validate()
         return line | {"seconds": round(time.perf_counter() - started, 2)}
 
-    def step(self, batch, epoch=1):
+    def step(
+        self, batch: Batch, epoch: int = 1
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """Learn from a batch.
 
         Returns its mean loss over all processes, and the errors and number of real images in this
@@ -367,7 +401,7 @@ def compares(args):
     return args.triplet > 0 or args.circle > 0
 
 
-def check_split(args, world):
+def check_split(args: Namespace, world: World) -> None:
     """Raise UserError where batch norm would not see real and generated images as it should."""
     for flag in ("split_bn", "gan_batch"):  # of the latter one GPU would get more than others
         if getattr(args, flag) and world.gpus:
@@ -377,7 +411,7 @@ def check_split(args, world):
             )
 
 
-def check_batchsize(args, world, images):
+def check_batchsize(args: Namespace, world: World, images: int) -> None:
     """Raise UserError where batches can't be shared out, or hold too few images for batch norm.
 
     images: number of training images to fill batches from.
@@ -419,7 +453,7 @@ def leaving_clean(run, world):
         raise
 
 
-def best_epoch(history):
+def best_epoch(history: list[dict]) -> int:
     """Return the epoch with the lowest validation error, then loss.
 
     With no images held out, the training loss decides. It is another loss once generated images

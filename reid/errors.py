@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -14,14 +15,14 @@ class UserError(Exception):
     agreed: whether all processes of a torchrun end with this error: the first alone says it.
     """
 
-    def __init__(self, message, agreed=False):
+    def __init__(self, message: object, agreed: bool = False):
         # A loader's process hands its error over as the text of a traceback that ends in this.
         message = str(message).rpartition(f"{__name__}.UserError: ")[2]
         super().__init__(printable(message.strip()))
         self.agreed = agreed
 
 
-def missing_package(who, *names):
+def missing_package(who: object, *names) -> UserError:
     """Return the UserError of a flag or script that needs packages which are not installed."""
     return UserError(f"{who}: needs {' and '.join(names)}; pip install {' '.join(names)}")
 
@@ -34,7 +35,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP, as schedulers and closed terminals send them: ends as Ctrl-C does."""
 
 
-def run(main):
+def run(main: Callable[[], None]) -> None:
     """Run a script's `main` as a process.
 
     Exit code 2 for a UserError and for what the system refuses, 130 for Ctrl-C and SIGTERM.
@@ -65,7 +66,7 @@ def run(main):
     sys.exit(code)
 
 
-def explanation(error):
+def explanation(error: Exception) -> str | None:
     """Return the line for an exception that the system or a package raised; None for our own."""
     lines = str(error).splitlines() or [""]
     text = lines[-1] if lines[0].startswith("Caught ") else lines[0]  # by a loader's process
@@ -96,18 +97,18 @@ def fail(error):
     return 2
 
 
-def say(text):
+def say(text: str) -> None:
     """Print on standard error, as far as anything can be written there."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
-def is_first():
+def is_first() -> bool:
     """Tell whether this is the only process, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def printable(text):
+def printable(text: object) -> str:
     """Escape in a text what would confuse a terminal: line breaks, undecodable bytes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 

@@ -11,9 +11,11 @@ and what measures as it does. (`reid.mat` has the files that features are stored
 """
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,13 +25,14 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
-from reid.checkpoint import load_trained, unwrap
+from reid.checkpoint import Trained, load_trained, unwrap
 from reid.device import autocast, choose_device, dtype_for, send
+from reid.distributed import World
 from reid.errors import UserError
 from reid.files import sha256
 from reid.images import read_image
 from reid.loading import EvalBatches
-from reid.transforms import eval_transform, normalise
+from reid.transforms import EvalTransform, eval_transform, normalise
 
 READERS = 4  # threads that decode images
 FUSIONS = {
@@ -50,7 +53,7 @@ class ImageModel:
 
     batchsize = 32  # images that go through the network at once
 
-    def __call__(self, images, label=None):
+    def __call__(self, images: Sequence | np.ndarray, label: str | None = None) -> np.ndarray:
         """Return the features of images, L2-normalised float32 [N, dim], in their order.
 
         images: a list of uint8 RGB arrays [H, W, 3] of any sizes, or of paths; or one array
@@ -74,7 +77,9 @@ class ImageModel:
             features = self.of_batch([self.to_input(as_picture(*item)) for item in batch])
             yield from zip((number for number, _ in batch), features, strict=True)
 
-    def of_files(self, paths, threads=READERS):
+    def of_files(
+        self, paths: Iterable[str | PathLike], threads: int = READERS
+    ) -> Iterator[tuple[str | PathLike, np.ndarray | UserError]]:
         """Yield (path, its feature) for each path, in order.
 
         In place of a feature comes the UserError of a file that can't be read. The next files are
@@ -87,7 +92,7 @@ class ImageModel:
             for path, image in batch:
                 yield path, image if isinstance(image, UserError) else next(features)
 
-    def read(self, path):
+    def read(self, path: str | PathLike) -> object:
         """Read an image file as one input of the network. Raises UserError where it is damaged."""
         return self.to_input(read_image(path))
 
@@ -111,13 +116,13 @@ class Embedder(ImageModel):
 
     def __init__(
         self,
-        run,
-        which_epoch="last",
-        device=None,
-        precision="auto",
-        layer=None,
-        scales=(1.0,),
-        batchsize=64,
+        run: str | Path,
+        which_epoch: str = "last",
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        layer: str | None = None,
+        scales: tuple[float, ...] = (1.0,),
+        batchsize: int = 64,
     ):
         if batchsize < 1 or not scales or not all(0.1 <= scale <= 10 for scale in scales):
             raise ValueError(f"batchsize {batchsize} is under 1, or scales {scales} not 0.1 to 10")
@@ -132,12 +137,12 @@ class Embedder(ImageModel):
         self.net = net.to(self.device, memory_format=torch.channels_last)
         self.layer = layer
 
-    def to_input(self, image):
+    def to_input(self, image: Image.Image) -> list[np.ndarray]:
         """Resize a PIL image to each scale: list of uint8 [h, w, 3]."""
         return [transform.resize(image) for transform in self.transforms]
 
     @torch.inference_mode()
-    def of_batch(self, batch):
+    def of_batch(self, batch: list) -> np.ndarray:
         """Return the features float32 [B, D] of a list of inputs."""
         scales = []
         for arrays in zip(*batch, strict=True):
@@ -160,7 +165,9 @@ def as_picture(number, image):
     return Image.fromarray(image)
 
 
-def read_ahead(paths, read, threads, ahead):
+def read_ahead(
+    paths: Iterable[str | PathLike], read: Callable, threads: int, ahead: int
+) -> Iterator[tuple[str | PathLike, object]]:
     """Yield (path, `read(path)` or the UserError that it raised), in order.
 
     `ahead` files are read by threads while the caller is busy with earlier ones.
@@ -188,7 +195,18 @@ def read_ahead(paths, read, threads, ahead):
 # --- features of many files, by many processes --------------------------------------------------
 
 
-def extract(net, paths, transforms, world, *, dtype, batchsize, workers, label, layer=None):
+def extract(
+    net: nn.Module,
+    paths: list[Path],
+    transforms: list[EvalTransform],
+    world: World,
+    *,
+    dtype: torch.dtype | None,
+    batchsize: int,
+    workers: int,
+    label: str,
+    layer: str | None = None,
+) -> np.ndarray | None:
     """Return the features of image files, L2-normalised float32 [N, D], in their order.
 
     The processes of `world` (`reid.distributed.World`) share the files; the first one gets the
@@ -209,7 +227,13 @@ def extract(net, paths, transforms, world, *, dtype, batchsize, workers, label, 
 
 
 @torch.inference_mode()
-def extract_batches(net, batches, dtype, label, layer=None):
+def extract_batches(
+    net: nn.Module,
+    batches: EvalBatches,
+    dtype: torch.dtype | None,
+    label: str | bool | None,
+    layer: str | None = None,
+) -> np.ndarray:
     """Return the features of `reid.loading.EvalBatches`, float32 [N, D], in this process.
 
     label: name of the progress bar; empty or False for no bar.
@@ -229,7 +253,9 @@ def extract_batches(net, batches, dtype, label, layer=None):
 # --- the network --------------------------------------------------------------------------------
 
 
-def view_features(net, images, dtype, layer=None):
+def view_features(
+    net: nn.Module, images: torch.Tensor, dtype: torch.dtype | None, layer: str | None = None
+) -> torch.Tensor:
     """Return the features [B, D] of images uint8 [B, H, W, 3].
 
     The features of an image and of its mirror image are added, then L2-normalised.
@@ -240,19 +266,19 @@ def view_features(net, images, dtype, layer=None):
     return F.normalize(both[0] + both[1])
 
 
-def mean_direction(scales):
+def mean_direction(scales: list[np.ndarray]) -> np.ndarray:
     """Return the mean direction of the features of several scales, arrays [N, D] of unit length."""
     if len(scales) == 1:
         return scales[0]
     return F.normalize(sum(map(torch.from_numpy, scales))).numpy()
 
 
-def eval_transforms(trained, scales=(1.0,)):
+def eval_transforms(trained: Trained, scales: tuple[float, ...] = (1.0,)) -> list[EvalTransform]:
     """Return the `EvalTransform`s that test a network (`Trained`) at each scale of the images."""
     return [eval_transform(trained.height, trained.width, scale) for scale in scales]
 
 
-def made_by(trained, layer, scales):
+def made_by(trained: Trained, layer: str | None, scales: tuple[float, ...]) -> dict:
     """Return a dict of what features depend on; those that differ in it can't be compared."""
     return {
         "weights_sha256": sha256(trained.weights),
@@ -263,7 +289,7 @@ def made_by(trained, layer, scales):
     }
 
 
-def fold_for_inference(net, dtype=None):
+def fold_for_inference(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Make a network ready for inference, in place: the same outputs, but for rounding.
 
     Batch norm is folded into the layer before it. dtype: autocast's (`reid.device.dtype_for`);

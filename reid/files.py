@@ -15,6 +15,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -41,7 +42,7 @@ TYPE_NAMES |= {float: "a number", bool: "true or false"}
 
 
 @contextmanager
-def replacing(path):
+def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside the file `path`; at the end of the block it becomes `path`.
 
         with replacing("log.json") as temporary:
@@ -68,7 +69,7 @@ def replacing(path):
 
 
 @contextmanager
-def new_folder(path):
+def new_folder(path: str | Path) -> Iterator[Path]:
     """Give an empty temporary folder; at the end of the block it becomes the new folder `path`.
 
     If the block fails, nothing is left. Raises UserError where `path` can't be made, or another
@@ -98,13 +99,13 @@ def new_folder(path):
                 parent.rmdir()
 
 
-def partial_name(path):
+def partial_name(path: Path) -> Path:
     """Return the name that `path` has while it is written."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
-def locked(path, wait=False):
+def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask for the same from `path` until the block ends.
 
     The lock ends with its process, too, however that ends; over NFS where the server has locks. A
@@ -165,7 +166,7 @@ def holder(lock):
         return "unknown"
 
 
-def link(path, name):
+def link(path: str | Path, name: str | Path) -> None:
     """Give a file another name: a hard link, or a copy where the file system has none."""
     try:
         os.link(os.path.realpath(path), name)  # else of a symbolic link, the link itself
@@ -173,12 +174,12 @@ def link(path, name):
         shutil.copyfile(path, name)
 
 
-def symlink(path, name):
+def symlink(path: str | Path, name: str | Path) -> None:
     """Make `name` a symbolic link to the file that `path` leads to."""
     os.symlink(os.path.realpath(path), name)
 
 
-def check_writable(path):
+def check_writable(path: str | Path) -> None:
     """Raise UserError where the file `path` can't be written: better now than after the work."""
     path = Path(path).absolute()
     try:
@@ -192,12 +193,12 @@ def check_writable(path):
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path, error):
+def cannot_write(path: str | Path, error: OSError) -> UserError:
     """Return the UserError for an OSError met while writing `path`."""
     return UserError(f"{path}: can't be written ({error.strerror or error}); name another place")
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal. Raises UserError where it can't be read."""
     try:
         with open(path, "rb") as file:
@@ -206,14 +207,14 @@ def sha256(path):
         raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from error
 
 
-def write_picture(path, save):
+def write_picture(path: str | Path, save: Callable) -> None:
     """Write a picture, whole or not at all. save: as for `encoded`."""
     content = encoded(save)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def encoded(save):
+def encoded(save: Callable) -> bytes:
     """Return the bytes of the picture that `save(file)` writes.
 
     In memory: Pillow may leave half a picture on a full disk without an error.
@@ -226,7 +227,7 @@ def encoded(save):
 # --- text and JSON ------------------------------------------------------------------------------
 
 
-def read_text(path, advice="check the path"):
+def read_text(path: str | Path, advice: str = "check the path") -> str:
     """Read a text file in UTF-8, or in UTF-16 or UTF-32 where it begins with their mark.
 
     Raises UserError, which ends in `advice`, where there is no such file, or one of no text.
@@ -241,12 +242,12 @@ def read_text(path, advice="check the path"):
         raise UserError(f"{path}: not text in UTF-8; save it as UTF-8") from None
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Write a file in UTF-8."""
     Path(path).write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_json(path, advice, **types):
+def read_json(path: str | Path, advice: str, **types) -> dict:
     """Read the object in a JSON file, as a dict.
 
     types: what the values under these names must be, where they are there. Raises UserError, which
@@ -255,7 +256,7 @@ def read_json(path, advice, **types):
     return parse_json(read_text(path, advice), path, advice, **types)
 
 
-def parse_json(text, source, advice, **types):
+def parse_json(text: str, source: object, advice: str, **types) -> dict:
     """Parse JSON text that comes from `source`, as `read_json` does."""
     try:
         content = json.loads(text)
@@ -266,14 +267,14 @@ def parse_json(text, source, advice, **types):
     return content
 
 
-def check_types(content, source, advice, /, **types):
+def check_types(content, source, advice, /, **types) -> None:
     """Raise UserError where a value of the dict `content` is not of the type of its name."""
     for name, kind in types.items():
         if name in content and not is_a(content[name], kind):
             raise UserError(f"{source}: its {name} is not {TYPE_NAMES[kind]}; {advice}")
 
 
-def demand(content, source, advice, /, **types):
+def demand(content, source, advice, /, **types) -> None:
     """Check types as `check_types` does; a missing value is an error, too."""
     for name in types:
         if name not in content:
@@ -281,7 +282,7 @@ def demand(content, source, advice, /, **types):
     check_types(content, source, advice, **types)
 
 
-def is_a(value, kind):
+def is_a(value: object, kind: type) -> bool:
     """Tell whether a JSON value is of a type; whole numbers count as float, true as bool alone."""
     if isinstance(value, bool):
         return kind is bool
@@ -290,18 +291,18 @@ def is_a(value, kind):
     return isinstance(value, kind)
 
 
-def dumps(content):
+def dumps(content: object) -> str:
     """Return indented JSON text."""
     return json.dumps(content, indent=2) + "\n"
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: object) -> None:
     """Write indented JSON, whole or not at all."""
     with replacing(path) as temporary:
         write_text(temporary, dumps(content))
 
 
-def read_results(path):
+def read_results(path: str | Path) -> dict[str, dict]:
     """Read the sections of a results.json, dicts; none where there is no such file yet."""
     if not Path(path).exists():
         return {}
@@ -312,7 +313,7 @@ def read_results(path):
     return results
 
 
-def update_results(path, section, values):
+def update_results(path: str | Path, section: str, values: dict) -> None:
     """Set one section of a results.json (a dict a script), keeping the others."""
     with replacing(path) as temporary:  # no other process writes between reading and writing
         write_text(temporary, dumps(read_results(path) | {section: values}))

@@ -4,6 +4,7 @@ They are computed once, before training; several processes share the work and co
 Images are seen as in validation, at the size that the finished run was trained on, in fp32.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from reid.checkpoint import Run, load_network
-from reid.dataset import classes_hash, count_classes
+from reid.dataset import Sample, classes_hash, count_classes
 from reid.device import to_device
+from reid.distributed import World
 from reid.errors import UserError, missing_package
 from reid.features import extract
 from reid.files import read_results
@@ -25,7 +27,7 @@ NEED_A_RUN = ("mprl_static", "sls")  # the rules whose targets a finished run de
 STARTS = 10  # of k-means, the best of which counts
 
 
-def label_run(args):
+def label_run(args: Namespace) -> Path:
     """Return the path of the weights of the run that --label_run names: net_last.pth.
 
     Raises UserError where there is none, or its training is not finished.
@@ -48,7 +50,7 @@ class Teacher:
     been trained on. Raises UserError where it was trained on others.
     """
 
-    def __init__(self, args, real, world):
+    def __init__(self, args: Namespace, real: list[Sample], world: World):
         weights = label_run(args)
         net = load_network(weights)
         outputs, class_num = net.classifier[0].out_features, count_classes(real)
@@ -69,7 +71,7 @@ class Teacher:
         self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
 
-    def rank_table(self, generated):
+    def rank_table(self, generated: list[Sample]) -> torch.Tensor:
         """Return, for mprl_static, the ranks of the probabilities it predicts: int32 [N, K].
 
         generated: Samples.
@@ -86,7 +88,7 @@ class Teacher:
                 bar.update(len(batch))
         return world.gather_rows(torch.cat(rows).to(world.device), len(generated))
 
-    def cluster_table(self, real, generated):
+    def cluster_table(self, real: list[Sample], generated: list[Sample]) -> torch.Tensor:
         """Return, for sls, 1 at each identity with an image in the image's cluster: uint8 [N, K].
 
         real, generated: Samples.
@@ -115,7 +117,9 @@ class Teacher:
         )
 
 
-def nearest_centres(real, generated, clusters, seed):
+def nearest_centres(
+    real: np.ndarray, generated: np.ndarray, clusters: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Cluster rows of `real` [R, D] by k-means.
 
     Returns the number of the nearest centre of each row, and of each row of `generated`.

@@ -3,7 +3,9 @@
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,10 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from reid.dataset import Sample
 from reid.device import send
+from reid.distributed import World
+from reid.transforms import EvalTransform, TrainTransform
 
 CACHE_BUDGET = 2 * 1024**3  # bytes of decoded images that --cache auto keeps in memory
 GIGABYTE = 1e9
@@ -38,7 +43,14 @@ class StepSampler(Sampler):
     real ones. With gan_batch an epoch is a pass over the real images.
     """
 
-    def __init__(self, samples, batchsize, world, instances=0, gan_batch=0):
+    def __init__(
+        self,
+        samples: list[Sample],
+        batchsize: int,
+        world: World,
+        instances: int = 0,
+        gan_batch: int = 0,
+    ):
         self.samples, self.world = samples, world
         self.instances, self.gan_batch = instances, gan_batch
         # The numbers of the samples that an epoch is a pass over.
@@ -56,7 +68,7 @@ class StepSampler(Sampler):
     def __len__(self):
         return self.number
 
-    def set_epoch(self, seed):
+    def set_epoch(self, seed: int) -> torch.Generator:
         """Draw the steps of an epoch: `steps`, int64 [len(self), batchsize].
 
         Returns the generator, from which the images' augmentation is drawn next.
@@ -87,7 +99,13 @@ class TrainBatches:
     read images. cache: the images, already read, or None to read them anew in each epoch.
     """
 
-    def __init__(self, sampler, transform, workers, cache):
+    def __init__(
+        self,
+        sampler: StepSampler,
+        transform: TrainTransform,
+        workers: int,
+        cache: list[np.ndarray] | None,
+    ):
         self.sampler, self.transform = sampler, transform
         samples = sampler.samples
         self.generated = torch.tensor([sample.generated for sample in samples])
@@ -99,7 +117,7 @@ class TrainBatches:
             dataset = Decoded([sample.path for sample in samples], transform.read)
             self.loader = worker_loader(dataset, sampler, workers)
 
-    def epoch(self, seed):
+    def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, as `Batch`."""
         generator = self.sampler.set_epoch(seed)
         steps, world = self.sampler.steps, self.sampler.world
@@ -126,7 +144,15 @@ class EvalBatches:
     cache: their arrays, already read, or None to have loader processes read them.
     """
 
-    def __init__(self, paths, transform, batchsize, workers, device, cache=None):
+    def __init__(
+        self,
+        paths: list[Path],
+        transform: EvalTransform,
+        batchsize: int,
+        workers: int,
+        device: torch.device,
+        cache: list[np.ndarray] | None = None,
+    ):
         self.paths, self.batchsize, self.device, self.images = paths, batchsize, device, cache
         if cache is None:
             batches = BatchSampler(range(len(paths)), batchsize, drop_last=False)
@@ -176,7 +202,9 @@ def leave_interrupts(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def read_all(paths, read, threads, mode, label):
+def read_all(
+    paths: list[Path], read: Callable, threads: int, mode: str, label: str
+) -> list[np.ndarray] | None:
     """Read all images into a list of arrays; None where they are to be read anew each epoch.
 
     mode: "off", "ram", or "auto": where they take no more than CACHE_BUDGET, for all of this
@@ -198,7 +226,7 @@ def read_all(paths, read, threads, mode, label):
         pool.shutdown(cancel_futures=True)
 
 
-def size_in_memory(images):
+def size_in_memory(images: list[np.ndarray]) -> float:
     """Return how many gigabytes a list of arrays takes."""
     return sum(image.nbytes for image in images) / GIGABYTE
 

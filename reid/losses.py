@@ -11,6 +11,8 @@ from 1, for losses in which generated images count from some epoch on.
 Over features: `MetricLoss`, which compares the images of a batch.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -20,7 +22,13 @@ TRIPLET_MARGIN = 0.3  # Hermans et al. 2017; Luo et al. 2019
 CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 128  # Sun et al. 2020, section 4.1, for re-ID
 
 
-def cross_entropy(logits, labels, generated, smoothing=0.0, epoch=1):
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    generated: torch.Tensor,
+    smoothing: float = 0.0,
+    epoch: int = 1,
+) -> torch.Tensor:
     """Return the cross-entropy over real images, the baseline's loss."""
     return F.cross_entropy(at_least_fp32(logits), labels, label_smoothing=smoothing)
 
@@ -36,11 +44,25 @@ class LabelRule:
     is 0 up to epoch `start`. extra: number of last outputs of the network that are no identities.
     """
 
-    def __init__(self, name, target, weight=1.0, start=0, extra=0):
+    def __init__(
+        self,
+        name: str,
+        target: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        weight: float = 1.0,
+        start: int = 0,
+        extra: int = 0,
+    ):
         self.__name__ = name
         self.target, self.weight, self.start, self.extra = target, weight, start, extra
 
-    def __call__(self, logits, labels, generated, smoothing=0.0, epoch=1):
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        generated: torch.Tensor,
+        smoothing: float = 0.0,
+        epoch: int = 1,
+    ) -> torch.Tensor:
         logits = at_least_fp32(logits)
         log_p = F.log_softmax(logits, dim=1)
         generated = generated.bool()
@@ -53,7 +75,7 @@ class LabelRule:
         return torch.where(generated, generated_loss, real_loss).mean()
 
 
-def label_rule(name, weight=1.0, start=0):
+def label_rule(name: str, weight: float = 1.0, start: int = 0) -> LabelRule:
     """Return the `LabelRule` of that name.
 
     lsro: uniform (Zheng et al., ICCV 2017). all_in_one: one class more than there are identities
@@ -76,22 +98,22 @@ def label_rule(name, weight=1.0, start=0):
 # --- targets of generated images ----------------------------------------------------------------
 
 
-def uniform(logits, labels):
+def uniform(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the same probability for all classes."""
     return torch.full_like(logits, 1 / logits.shape[1])
 
 
-def last_class(logits, labels):
+def last_class(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the last output, a class of its own for all that is generated."""
     return one_hot(torch.full_like(labels, logits.shape[1] - 1), logits)
 
 
-def most_probable(logits, labels):
+def most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the class that the network holds most probable now."""
     return one_hot(logits.argmax(dim=1), logits)
 
 
-def by_rank(logits, labels):
+def by_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return probabilities in proportion to the rank of those that the network predicts now."""
     return distributions(ranks(logits), logits)
 
@@ -112,7 +134,7 @@ class FixedTargets:
 lsro = LabelRule("lsro", uniform)
 
 
-def ranks(logits):
+def ranks(logits: torch.Tensor) -> torch.Tensor:
     """Rank the classes: int64 [B, K], 1 for the least probable, K for the most.
 
     Of two equal ones the lower class number has the lower rank.
@@ -131,7 +153,7 @@ def one_hot(classes, like):
     return torch.zeros_like(like).scatter_(1, classes[:, None], 1)
 
 
-def at_least_fp32(x):
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     """Convert a tensor to fp32 unless it is fp64: bf16 has not the digits for a loss."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -148,7 +170,7 @@ class MetricLoss:
     Both come from pytorch-metric-learning. features: [B, D]; the others as above.
     """
 
-    def __init__(self, triplet=0.0, circle=0.0):
+    def __init__(self, triplet: float = 0.0, circle: float = 0.0):
         try:
             from pytorch_metric_learning import distances, losses, miners
         except ImportError as error:
@@ -160,7 +182,9 @@ class MetricLoss:
         self.circle = losses.CircleLoss(m=CIRCLE_MARGIN, gamma=CIRCLE_SCALE)
         self.weights = triplet, circle
 
-    def __call__(self, features, labels, generated):
+    def __call__(
+        self, features: torch.Tensor, labels: torch.Tensor, generated: torch.Tensor
+    ) -> torch.Tensor:
         real = generated == 0
         features, labels = at_least_fp32(features)[real], labels[real]
         triplet, circle = self.weights

@@ -1,8 +1,10 @@
 """The optimizer, its learning rate over time, and the moving average (EMA) of the weights."""
 
 import math
+from argparse import Namespace
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reid.checkpoint import unwrap
@@ -12,7 +14,7 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 WARM_UP_FROM = 0.1
 
 
-def sgd(net, lr):
+def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
     """Make Nesterov SGD: head and classifier at the rate `lr`, the backbone at a fifth of it."""
     head = [p for name, p in net.named_parameters() if is_head(name) and p.requires_grad]
     backbone = [p for name, p in net.named_parameters() if not is_head(name) and p.requires_grad]
@@ -23,12 +25,12 @@ def sgd(net, lr):
     return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
 
 
-def is_head(name):
+def is_head(name: str) -> bool:
     """Tell whether a parameter belongs to the head or the classifier."""
     return name.removeprefix("module.").startswith(("model.fc.", "classifier."))
 
 
-def rate_factor(epochs_done, args):
+def rate_factor(epochs_done: float, args: Namespace) -> float:
     """Return the factor of the learning rate after `epochs_done` epochs, a float."""
     if args.schedule == "cosine":
         factor = 0.5 + 0.5 * math.cos(math.pi * epochs_done / args.epochs)
@@ -39,18 +41,18 @@ def rate_factor(epochs_done, args):
     return factor
 
 
-def freeze_backbone(optimizer):
+def freeze_backbone(optimizer: torch.optim.Optimizer) -> None:
     """Leave the backbone as it is in the next step: neither weights nor momentum move."""
     for parameter in optimizer.param_groups[0]["params"]:
         parameter.grad = None
 
 
-def set_rate(optimizer, factor):
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give each group its full rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_lr"] * factor
 
 
-def ema(net, decay):
+def ema(net: nn.Module, decay: float) -> AveragedModel:
     """Copy a network to hold the exponential moving average of its weights and buffers."""
     return AveragedModel(unwrap(net), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

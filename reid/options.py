@@ -5,6 +5,7 @@ constants at its top and passes them in as defaults.
 """
 
 import argparse
+from collections.abc import Callable
 
 from reid.errors import UserError
 
@@ -25,7 +26,7 @@ STRONG = {
 class Parser(argparse.ArgumentParser):
     """An argparse parser with defaults in its help, no abbreviations, and errors of one line."""
 
-    def __init__(self, description):
+    def __init__(self, description: str):
         super().__init__(
             description=description, allow_abbrev=False, formatter_class=HelpWithDefaults
         )
@@ -58,7 +59,13 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 # --- argument types -----------------------------------------------------------------------------
 
 
-def number(kind=float, least=None, most=None, above=None, below=None):
+def number(
+    kind: type = float,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], int | float]:
     """Return an argument type: a finite number of `kind` within bounds."""
 
     def parse(text):
@@ -79,7 +86,7 @@ def number(kind=float, least=None, most=None, above=None, below=None):
     return parse
 
 
-def at_least(smallest, kind=int):
+def at_least(smallest: float, kind: type = int) -> Callable[[str], int | float]:
     """Return an argument type: a number of `kind` that is `smallest` or more."""
     return number(kind, least=smallest)
 
@@ -92,7 +99,7 @@ positive = number(above=0)
 cosine = number(least=-1, most=1)
 
 
-def run_name(text):
+def run_name(text: str) -> str:
     """Parse an argument: the name of a folder in another."""
     name = text.rstrip("/")
     if name in ("", ".", ".."):
@@ -100,7 +107,7 @@ def run_name(text):
     return name
 
 
-def scales(text):
+def scales(text: str) -> tuple[float, ...]:
     """Parse an argument: the scales of an image, with commas, e.g. 1,0.9."""
     values = tuple(float(word) for word in text.split(","))
     if not all(0.1 <= scale <= 10 for scale in values):
@@ -111,7 +118,7 @@ def scales(text):
 # --- groups of flags ----------------------------------------------------------------------------
 
 
-def add_device_options(parser):
+def add_device_options(parser: Parser) -> None:
     """Add `--gpu_ids --precision --workers`: the device, and how it computes."""
     group = parser.add_argument_group("device")
     group.add_argument(
@@ -135,7 +142,7 @@ def add_device_options(parser):
     )
 
 
-def add_run_options(parser, name, model_dir):
+def add_run_options(parser: Parser, name: str, model_dir: str) -> None:
     """Add `--name --model_dir`: the run folder."""
     group = parser.add_argument_group("run")
     group.add_argument(
@@ -144,7 +151,7 @@ def add_run_options(parser, name, model_dir):
     group.add_argument("--model_dir", default=model_dir, help="folder that holds the runs")
 
 
-def add_feature_options(parser):
+def add_feature_options(parser: Parser) -> None:
     """Add `--which_epoch --which_layer --ms`: the weights of a run, and the kind of features."""
     group = add_layer_options(parser)
     group.add_argument(
@@ -157,7 +164,7 @@ def add_feature_options(parser):
     )
 
 
-def add_layer_options(parser):
+def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
     """Add `--which_epoch --which_layer`: the weights and the layer. Returns the group."""
     group = parser.add_argument_group("features")
     group.add_argument(
@@ -173,7 +180,7 @@ def add_layer_options(parser):
     return group
 
 
-def add_training_options(parser, data_dir):
+def add_training_options(parser: Parser, data_dir: str) -> None:
     """Add the flags that train_baseline.py and train_lsro.py have in common."""
     # Flags of train_lsro.py alone.
     parser.set_defaults(gan_batch=None, split_bn=False, gan_start=0)
@@ -334,7 +341,7 @@ def add_training_options(parser, data_dir):
     )
 
 
-def add_speed_options(parser):
+def add_speed_options(parser: Parser) -> None:
     """Add `--cache --compile`: the speed of training."""
     group = parser.add_argument_group("speed")
     group.add_argument(
@@ -351,14 +358,14 @@ def add_speed_options(parser):
     )
 
 
-def parse_training(parser, argv):
+def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
     """Parse the options of a training script; --recipe strong sets what the user did not."""
     if parser.parse_args(argv).recipe == "strong":
         parser.set_defaults(**STRONG)
     return parser.parse_args(argv)
 
 
-def network_name(use_dense):
+def network_name(use_dense: bool) -> str:
     """Return the key of `NETWORKS` that --use_dense stands for."""
     return "densenet121" if use_dense else "resnet50"
 

@@ -4,6 +4,7 @@
 images with their nearest training images; both call `draw_sheet`, as search.py does.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from reid.errors import UserError
 from reid.files import write_picture
 from reid.images import read_image
-from reid.metrics import Relevance
+from reid.mat import EvalSets
+from reid.metrics import Relevance, Scores
 
 WIDTH, HEIGHT, FRAME, GAP, TEXT = 64, 128, 4, 6, 18  # pixels
 GOOD, WRONG, PLAIN, JUNK, GENERATED = "#2e9e44", "#d62828", "#444444", "#bbbbbb", "#1d6fb8"
@@ -34,7 +36,7 @@ class Row(NamedTuple):
     tiles: list
 
 
-def draw_sheet(rows, path, columns=1):
+def draw_sheet(rows: list[Row], path: str | Path, columns: int = 1) -> None:
     """Draw `Row`s into a JPEG, `columns` of them side by side."""
     width = max(len(row.tiles) for row in rows) * TILE + 3 * GAP
     lines = -(-len(rows) // columns)
@@ -51,7 +53,7 @@ def draw_sheet(rows, path, columns=1):
     write_picture(path, lambda file: sheet.save(file, format="jpeg", quality=92))
 
 
-def draw_rankings(queries, scores, sets, path):
+def draw_rankings(queries: Sequence[int], scores: Scores, sets: EvalSets, path: str | Path) -> None:
     """Draw a row for each of `queries` (indices): the query, then `scores.top`.
 
     Good images have a green frame, wrong ones a red one; junk is grey and has no rank.
@@ -76,7 +78,7 @@ def ranking(query, scores, sets, relevance):
     return Row(title(query, scores, sets.query), tiles)
 
 
-def draw_neighbours(groups, path):
+def draw_neighbours(groups: list[tuple], path: str | Path) -> None:
     """Draw generated images, framed blue, each beside its nearest training images.
 
     groups: list of (path of the generated image, paths of the training images, nearest first,
@@ -116,7 +118,7 @@ def load(data_dir, name):
     return fitted(read_image(path))
 
 
-def fitted(picture):
+def fitted(picture: Image.Image) -> Image.Image:
     """Return a picture in a tile's size, undistorted, on grey."""
     scale = min(WIDTH / picture.width, HEIGHT / picture.height)
     size = [max(round(scale * side), 1) for side in picture.size]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy")
 
 
-def provenance():
+def provenance() -> dict:
     """Return command line, versions and the code's git commit, as a dict."""
     return {
         "command": command_line(),
@@ -25,7 +25,7 @@ def provenance():
     }
 
 
-def version(package):
+def version(package: str) -> str | None:
     """Return a package's version, with its build where it is loaded (2.15.0+cu132), or None."""
     if package in sys.modules:
         return sys.modules[package].__version__
@@ -35,7 +35,7 @@ def version(package):
         return None
 
 
-def command_line():
+def command_line() -> str:
     """Return the command that is running, as one would type it."""
     python = ["python"]
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -43,7 +43,7 @@ def command_line():
     return shlex.join([*python, Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def git_commit():
+def git_commit() -> dict | None:
     """Return this code's commit and whether files differ from it; None where git has neither.
 
     An unpacked archive may lie inside of another project's checkout.

@@ -16,6 +16,7 @@ and that is less work), so this is its resize, within 1/255. What is random is d
 a whole epoch at once (`draw`): the same on every device and for any number of processes.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class Augmentation(NamedTuple):
     erased: torch.Tensor  # int [N, 4], see RandomErasing.rectangles
     seed: torch.Tensor  # int64 [N], of the random colours
 
-    def part(self, part):
+    def part(self, part: slice | torch.Tensor) -> "Augmentation":
         """Return the choices for some of the images."""
         return Augmentation(*(getattr(self, name)[part] for name in self._fields))
 
@@ -56,7 +57,14 @@ class TrainTransform:
     vary. auto_augment: whether torchvision's AutoAugment (Cubuk et al. 2019) is applied.
     """
 
-    def __init__(self, height, width, erasing_p, color_jitter=False, auto_augment=False):
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        erasing_p: float,
+        color_jitter: bool = False,
+        auto_augment: bool = False,
+    ):
         self.height, self.width = height, width
         self.full_height, self.full_width = enlarged(height, width)
         self.erasing = RandomErasing(erasing_p)
@@ -64,7 +72,7 @@ class TrainTransform:
         colours += [v2.AutoAugment()] if auto_augment else []
         self.colours = v2.Compose(colours) if colours else None
 
-    def draw(self, number, generator):
+    def draw(self, number: int, generator: torch.Generator) -> Augmentation:
         """Draw the `Augmentation` of `number` images."""
 
         def integers(high, **kind):
@@ -78,7 +86,7 @@ class TrainTransform:
             seed=integers(2**31),
         )
 
-    def read(self, path):
+    def read(self, path: str | Path) -> np.ndarray:
         """Decode an image and resize its width: uint8 [h, 9/8 width, 3].
 
         h is as in the file; of an image that gets lower, the height is resized here, too.
@@ -87,7 +95,9 @@ class TrainTransform:
         size = self.full_width, min(image.height, self.full_height)
         return to_array(image.resize(size, Image.Resampling.BICUBIC))
 
-    def crop(self, images, augmentation, device=CPU):
+    def crop(
+        self, images: list[np.ndarray], augmentation: Augmentation, device: torch.device = CPU
+    ) -> torch.Tensor:
         """Crop, flip and resize what `read` returned: uint8 [B, height, width, 3] on the device.
 
         Columns are cropped as the images are put together. The height is resized on a GPU, or by
@@ -112,7 +122,7 @@ class TrainTransform:
         rows = [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
         return torch.stack(rows).to(device)
 
-    def finish(self, images, augmentation):
+    def finish(self, images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
         """Make cropped images on the device the network's input: float32 [B, 3, height, width]."""
         if self.colours:
             images = torch.stack(
@@ -133,19 +143,19 @@ class TrainTransform:
 class EvalTransform:
     """The transform of images to validate or test on: nothing is random."""
 
-    def __init__(self, height, width):
+    def __init__(self, height: int, width: int):
         self.height, self.width = height, width
 
-    def read(self, path):
+    def read(self, path: str | Path) -> np.ndarray:
         """Decode and resize an image: uint8 [height, width, 3]."""
         return self.resize(read_image(path))
 
-    def resize(self, image):
+    def resize(self, image: Image.Image) -> np.ndarray:
         """Resize a PIL image: uint8 [height, width, 3]."""
         return to_array(image.resize((self.width, self.height), Image.Resampling.BICUBIC))
 
 
-def eval_transform(height, width, scale=1.0):
+def eval_transform(height: int, width: int, scale: float = 1.0) -> EvalTransform:
     """Return the transform for testing: the size that training crops from, times `scale`."""
     height, width = (round(scale * size) for size in enlarged(height, width))
     if min(height, width) < SMALLEST:
@@ -156,12 +166,12 @@ def eval_transform(height, width, scale=1.0):
     return EvalTransform(height, width)
 
 
-def enlarged(height, width):
+def enlarged(height: int, width: int) -> tuple[int, int]:
     """Return the size that training crops from: 256 x 128 gives 288 x 144."""
     return height * 9 // 8, width * 9 // 8
 
 
-def to_array(image):
+def to_array(image: Image.Image) -> np.ndarray:
     """Return the pixels of a PIL image: uint8 [H, W, 3]."""
     return np.asarray(image).copy()
 
@@ -179,7 +189,7 @@ def resize_height(images, height, in_floats=False):
     return maps.permute(0, 2, 3, 1)
 
 
-def normalise(images):
+def normalise(images: torch.Tensor) -> torch.Tensor:
     """Normalise uint8 [B, H, W, 3] by ImageNet's mean and deviation.
 
     Returns float32 [B, 3, H, W], channels_last in memory.

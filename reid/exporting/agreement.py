@@ -1,10 +1,15 @@
 """The comparison of an exported file with PyTorch: the same features, the same rankings, scores."""
 
+from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from reid.checkpoint import Trained
+from reid.dataset import EvalImage
 from reid.exporting.network import input_size, network_input
 from reid.features import ImageModel, view_features
 from reid.mat import feature_set
@@ -23,13 +28,13 @@ class Eager(ImageModel):
     trained: `reid.checkpoint.Trained`; layer: see `model.ReIDNet.forward`.
     """
 
-    def __init__(self, trained, layer):
+    def __init__(self, trained: Trained, layer: str | None):
         self.net, self.layer = trained.net.eval(), layer
         self.dim = trained.net.dim(layer)
         self.to_input = eval_transform(trained.height, trained.width).resize
 
     @torch.inference_mode()
-    def of_batch(self, batch):
+    def of_batch(self, batch: list[np.ndarray]) -> np.ndarray:
         """Return the features float32 [B, D] of resized images, a list of uint8 [H, W, 3]."""
         images = torch.from_numpy(np.stack(batch))
         return view_features(self.net, images, None, self.layer).numpy()
@@ -41,16 +46,16 @@ class File(ImageModel):
     compute: function of an input array [N, ...] to features [N, D]; facts: the file's `metadata`.
     """
 
-    def __init__(self, compute, facts):
+    def __init__(self, compute: Callable, facts: dict):
         self.compute, self.dim = compute, int(facts["dim"])
         self.inside = facts["preprocess"] == "inside"
         self.resize = EvalTransform(*input_size(facts)).resize
 
-    def to_input(self, image):
+    def to_input(self, image: Image.Image) -> np.ndarray:
         """Convert a PIL image to uint8 [h, w, 3]; resized, unless the network does that."""
         return to_array(image) if self.inside else self.resize(image)
 
-    def of_batch(self, batch):
+    def of_batch(self, batch: list[np.ndarray]) -> np.ndarray:
         """Return the features float32 [B, D] of a list of inputs."""
         if self.inside:  # images of one size at a time
             groups = (np.stack(list(some)) for _, some in groupby(batch, key=np.shape))
@@ -58,13 +63,13 @@ class File(ImageModel):
         return self.compute(network_input(batch))
 
 
-def spread_out(entries, count):
+def spread_out(entries: list, count: int) -> list:
     """Return `count` items of a list, evenly spaced; all where there are not more."""
     count = min(count, len(entries))
     return [entries[n * len(entries) // count] for n in range(count)]
 
 
-def agreement(expected, exported, queries, tie):
+def agreement(expected: np.ndarray, exported: np.ndarray, queries: int, tie: float) -> dict:
     """Measure how far features [N, D] agree with the expected ones; returns a dict.
 
     The first `queries` rows are queries, which rank the others. A pair of gallery images counts as
@@ -92,12 +97,14 @@ def agreement(expected, exported, queries, tie):
     }
 
 
-def agrees(measured):
+def agrees(measured: dict) -> bool:
     """Tell whether an `agreement` is what fp32 must reach. False where a feature is no number."""
     return measured["cosine_min"] > LEAST_COSINE and measured["swapped_pairs"] == 0
 
 
-def accuracy(model, query, gallery, data_dir, label):
+def accuracy(
+    model: ImageModel, query: list[EvalImage], gallery: list[EvalImage], data_dir: Path, label: str
+) -> dict:
     """Return Rank@1 and mAP of a model on lists of `reid.dataset.EvalImage`, as a dict."""
     sets = []
     for name, entries in (("query", query), ("gallery", gallery)):

@@ -8,6 +8,7 @@ are the forms that x86's VNNI instructions multiply. The head after pooling stay
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import (
@@ -27,7 +28,7 @@ OPERATORS = ("Conv", "Relu", "MaxPool", "Concat", "Add")
 POOLING = "ReduceMean"  # of feature maps: the first one in a graph
 
 
-def as_convolutions(net):
+def as_convolutions(net: nn.Module) -> nn.Module:
     """Put convolutions of single channels in place of norms and average pooling, in place.
 
     Norms that stand before a ReLU, DenseNet's, can't be folded; in fp32 between integer
@@ -67,7 +68,7 @@ def single_channels(weight, bias, stride=1):
     return layer.requires_grad_(False)
 
 
-def quantised(model, images):
+def quantised(model: onnx.ModelProto, images: list[np.ndarray]) -> onnx.ModelProto:
     """Quantise an fp32 ModelProto to int8.
 
     images: resized training images uint8 [H, W, 3] to take the activations' ranges from.

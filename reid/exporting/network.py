@@ -9,13 +9,16 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from reid.checkpoint import Trained
 from reid.features import fold_for_inference
 from reid.files import sha256
 from reid.provenance import provenance, version
@@ -35,7 +38,13 @@ class FeatureExtractor(nn.Module):
     normalised.
     """
 
-    def __init__(self, net, layer, half=False, size=None):
+    def __init__(
+        self,
+        net: nn.Module,
+        layer: str | None,
+        half: bool = False,
+        size: tuple[int, int] | None = None,
+    ):
         super().__init__()
         self.net, self.layer = fold_for_inference(without_the_rest(net, layer)), layer
         self.preprocessing = Preprocessing(*size) if size else nn.Identity()
@@ -56,7 +65,7 @@ class FeatureExtractor(nn.Module):
 class Preprocessing(nn.Module):
     """Resizing as Pillow does it, and normalising: uint8 [N, h, w, 3] to float32 [N, 3, H, W]."""
 
-    def __init__(self, height, width):
+    def __init__(self, height: int, width: int):
         super().__init__()
         self.size = height, width
 
@@ -64,7 +73,7 @@ class Preprocessing(nn.Module):
         return normalise(resized(images, *self.size))
 
 
-def resized(images, height, width):
+def resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Resize uint8 [N, h, w, 3] to [N, height, width, 3], within 1/255 of Pillow's result.
 
     In Pillow's order, see `reid.transforms`. An `if` would tie the exported file to one order.
@@ -113,7 +122,9 @@ def without_the_rest(net, layer):
     return net
 
 
-def metadata(trained, run, layer, precision, preprocess):
+def metadata(
+    trained: Trained, run: str, layer: str | None, precision: str, preprocess: str
+) -> dict[str, str]:
     """Return the facts that a file states about itself: a dict of strings, lists as JSON.
 
     trained: `reid.checkpoint.Trained`; run: the run's name.
@@ -150,18 +161,18 @@ def metadata(trained, run, layer, precision, preprocess):
     }
 
 
-def feature_extractor(trained, facts):
+def feature_extractor(trained: Trained, facts: dict) -> FeatureExtractor:
     """Build the FeatureExtractor that `metadata` describes, of a `reid.checkpoint.Trained`."""
     size = input_size(facts) if facts["preprocess"] == "inside" else None
     return FeatureExtractor(trained.net, facts["layer"], facts["precision"] == "fp16", size)
 
 
-def input_size(facts):
+def input_size(facts: dict) -> tuple[int, int]:
     """Return the height and width of the images in the network."""
     return int(facts["height"]), int(facts["width"])
 
 
-def example(facts):
+def example(facts: dict) -> tuple[torch.Tensor, dict]:
     """Return two images to trace a network with, and the dimensions that may vary."""
     batch = torch.export.Dim("batch")
     if facts["preprocess"] == "inside":
@@ -170,7 +181,7 @@ def example(facts):
     return torch.zeros(2, 3, *input_size(facts)), {0: batch}
 
 
-def torch_file(trained, facts):
+def torch_file(trained: Trained, facts: dict) -> bytes:
     """Return the bytes of a .pt2 file (torch.export).
 
     trained: `reid.checkpoint.Trained`, whose network is changed; facts: its `metadata`.
@@ -186,7 +197,7 @@ def torch_file(trained, facts):
 
 
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Silence what exporters log about their own workings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -198,12 +209,12 @@ def quiet():
         logging.disable(before)
 
 
-def network_input(arrays):
+def network_input(arrays: list[np.ndarray]) -> np.ndarray:
     """Stack resized images uint8 [H, W, 3] and normalise them: float32 [B, 3, H, W]."""
     return normalise(torch.from_numpy(np.stack(arrays))).contiguous().numpy()
 
 
-def torch_compute(path):
+def torch_compute(path: str | Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     """Load a .pt2 file: returns its network as a function of arrays, and its facts."""
     extra = {METADATA: ""}
     with quiet(), open(path, "rb") as file:

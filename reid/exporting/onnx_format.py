@@ -1,9 +1,14 @@
 """The ONNX format: a network's graph, with the resizing of images before it where asked for."""
 
 import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
+from reid.checkpoint import Trained
 from reid.errors import missing_package
 from reid.exporting.network import (
     INPUT,
@@ -29,7 +34,7 @@ from reid.exporting.int8 import as_convolutions, quantised
 OPSET = 18  # the first whose Resize knows antialiasing; ONNX Runtime 1.14 and newer read it
 
 
-def onnx_file(trained, facts, calibration=()):
+def onnx_file(trained: Trained, facts: dict, calibration: Sequence[np.ndarray] = ()) -> bytes:
     """Return the bytes of an ONNX file.
 
     trained: `reid.checkpoint.Trained`, whose network is changed; facts: its `metadata`.
@@ -48,7 +53,7 @@ def onnx_file(trained, facts, calibration=()):
     return model.SerializeToString()
 
 
-def onnx_model(module, facts):
+def onnx_model(module: nn.Module, facts: dict) -> onnx.ModelProto:
     """Return the ModelProto of a torch module that takes the images of `metadata`."""
     images, varying = example(facts)
     with quiet(), torch.no_grad():
@@ -76,7 +81,9 @@ def joined(first, second):
     return compose.merge_models(first, second, io_map=[(f"preprocessing_{OUTPUT}", INPUT)])
 
 
-def onnx_compute(path, threads=None):
+def onnx_compute(
+    path: str | Path, threads: int | None = None
+) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
     """Load an ONNX file on the CPU: returns its network as a function of arrays, and its facts.
 
     threads: None takes all cores.
