@@ -2,12 +2,11 @@
 
     python changeIndex.py --data_dir data/Market-1501-v15.09.15/pytorch
 
-From train, train_all and val makes train_new, train_all_new and val_new, whose folders are class
-numbers, and class_index.json ({"0002": 0, ...}). All come from one sorted list of identities, so
+Makes train_new, train_all_new and val_new from train, train_all and val, with folders named after
+classes, and class_index.json ({"0002": 0, ...}). All come from one sorted list of identities, so
 that a number means the same person everywhere.
 
-Images are linked as prepare.py does it: hard links, copies where the file system has none, and
-symbolic links of symbolic links.
+Images become hard links, or copies where the file system has none; symbolic links stay such links.
 """
 
 from pathlib import Path
@@ -18,7 +17,7 @@ from reid.files import link, new_folder, symlink, write_json
 from reid.images import is_hidden, is_image
 from reid.options import Parser
 
-DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
+DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # made by prepare.py
 SPLITS = ("train", "train_all", "val")
 INDEX_FILE = "class_index.json"
 
@@ -51,37 +50,38 @@ def main(argv=None):
 
 
 def class_index(identities):
-    """{identity: class}, classes counted from 0 in the numerical order of the identities."""
-    ordered = sorted(identities, key=lambda name: (int(name), name))
-    return {identity: number for number, identity in enumerate(ordered)}
-
-
-def class_folder(number):
-    """Name of a class's folder, padded so that names sort as numbers do."""
-    return f"{number:04d}"
+    """Return {identity: class}, classes counted from 0 in the numerical order of identities."""
+    return {identity: number for number, identity in enumerate(sorted(identities, key=int))}
 
 
 def renumber(folders, target, index):
-    """Link identity folders into the new folder `target`, each named after its class."""
-    copies = {
-        Path(class_folder(index[folder.name]), path.name): path
+    """Link identity folders into the new folder `target`, each named after its class.
+
+    Raises UserError where `target` is there and holds other images; generated ones don't count.
+    """
+    sources = {
+        Path(f"{index[folder.name]:04d}", path.name): path
         for folder in folders
         for path in list_images(folder)
     }
     if target.exists():
-        there = {path.relative_to(target) for path in target.glob("*/*") if is_image(path)}
-        others = {path for path in there if is_hidden(path.parts[0])}  # of resizeImage.py at work
-        there -= others | {path for path in there if path.parts[0] == GENERATED_FOLDER}
-        if there != set(copies):
+        present = {
+            path.relative_to(target)
+            for path in target.glob("*/*")
+            if is_image(path)
+            and path.parent.name != GENERATED_FOLDER
+            and not is_hidden(path.parent.name)  # resizeImage.py may be writing there
+        }
+        if present != sources.keys():
             raise UserError(f"{target}: holds something else; delete it and run this again")
         print(f"{target}: already there and complete")
         return
     with new_folder(target) as temporary:
-        for relative, source in copies.items():
+        for relative, source in sources.items():
             (temporary / relative.parent).mkdir(exist_ok=True)
-            place = symlink if source.is_symlink() else link
-            place(source, temporary / relative)
-    print(f"{target}: {len(copies)} images of {len(folders)} classes")
+            put = symlink if source.is_symlink() else link
+            put(source, temporary / relative)
+    print(f"{target}: {len(sources)} images of {len(folders)} classes")
 
 
 if __name__ == "__main__":

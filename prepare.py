@@ -10,17 +10,17 @@ Makes <download_path>/pytorch/ with a folder for each identity in
     train_all     all training images
     train, val    the same, but the first image of each identity is held out in val
     query, gallery
-    multi-query   where Market-1501's gt_bbox is there: all images of the queries' identities
+    multi-query   only with Market-1501's gt_bbox: all its images of the queries' identities
 
-Takes Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17, VeRi-776, and your own photos in folders
-<id>/<photos>, for which identities.json says which number is who. Without training images, only
-query and gallery are made, to test on.
+Reads Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17, VeRi-776, and your own photos in folders
+<id>/<photos>, whose numbers identities.json lists. Without training images, only query and gallery
+are made, for testing.
 
-The table at the end counts as ids only people: of Market-1501 neither junk (-1) nor distractors
-(0). Where a split is not as large as published, a warning says so.
+The table at the end counts only people as ids: neither junk (-1) nor distractors (0) of
+Market-1501. A warning names the splits that are not as large as published.
 
-Images are hard links: the same files under another name, so they take no room, and who edits one
-edits the original. Where the file system has none they are copied; see --copy and --symlink.
+Images are hard links: the same files under another name, so they take no space, and editing one
+edits the original. Where the file system has no links they are copied; see --copy and --symlink.
 """
 
 import shutil
@@ -49,7 +49,7 @@ from reid.options import Parser, rate, seed
 DOWNLOAD_PATH = "data/Market-1501-v15.09.15"  # the unpacked dataset
 SAVE_PATH = None  # None: <download_path>/pytorch
 DATASETS = (*layouts.SIGNS, "folder")
-NAMED = 3  # photos left out that are named
+NAMED = 3  # number of files left out that are named
 PUBLISHED_AS = {"train_all": "train", "query": "query", "gallery": "gallery"}
 
 
@@ -69,54 +69,52 @@ def get_parser():
     parser.add_argument(
         "--dataset",
         choices=DATASETS,
-        help="which one; folder: your own photos, <id>/<photos> (default: seen from what lies "
-        "there)",
+        help="the dataset; folder: your own photos, <id>/<photos> (default: recognised by its "
+        "files)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "--copy",
         action="store_true",
-        help="copy the images; a hard link, as made otherwise, is the same file: editing it edits "
-        "the original",
+        help="copy the images, so that editing one leaves the original alone; else they are hard "
+        "links, which are the same files",
     )
     how.add_argument("--symlink", action="store_true", help="make symbolic links to the images")
     parser.add_argument(
         "--variant",
         choices=cuhk03.VARIANTS,
         default="detected",
-        help="of cuhk03-np: boxes of a detector, or drawn by hand; a --download_path that ends in "
-        "one of these words goes before",
+        help="cuhk03-np's boxes: found by a detector, or drawn by hand; a --download_path that "
+        "ends in one of these words decides instead",
     )
 
     own = parser.add_argument_group("your own photos (--dataset folder)")
     own.add_argument(
         "--id_regex",
-        help="regular expression, searched in a photo's path below --download_path (below train, "
-        "query or gallery where these are there); its first group, or the group called id, is the "
-        "identity (default: the first folder of the path is)",
+        help="regular expression that finds the identity in a photo's path below --download_path "
+        "(or below its train, query or gallery): the group called id, else the first group "
+        "(default: the first folder of the path is the identity)",
     )
     cameras = own.add_mutually_exclusive_group()
     cameras.add_argument(
         "--camera_regex",
-        help="the same for the camera: digits, or any text; searched in the path below the <id> "
-        "folder, with --id_regex in the same as that; the group may be called camera (default: "
-        "none, then --no_camera must be given)",
+        help="the same for the camera, digits or any text: the group called camera, else the "
+        "first group, in the path below the <id> folder, or with --id_regex in the path that it "
+        "sees (default: none; then give --no_camera)",
     )
     cameras.add_argument(
         "--no_camera",
         action="store_true",
-        help="the photos have no cameras: queries count as camera 1 and the gallery as camera 2, "
-        "so that every gallery photo of a query's identity is a right answer, but for copies of "
-        "the query",
+        help="the photos have no cameras: queries get camera 1 and the gallery camera 2, so that "
+        "every gallery photo of a query's identity is a right answer, except copies of the query",
     )
     own.add_argument(
         "--test_fraction",
         type=rate,
         default=0.5,
-        help="fraction of the identities for testing, where there are no folders train, query and "
-        "gallery",
+        help="fraction of the identities for testing, where there are no folders query and gallery",
     )
-    own.add_argument("--seed", type=seed, default=0, help="which identities these are")
+    own.add_argument("--seed", type=seed, default=0, help="seed that draws these identities")
     return parser
 
 
@@ -132,30 +130,31 @@ def main(argv=None):
     check_flags(dataset, args)
     splits, identities, left_out = find_images(dataset, root, args)
     if dataset == "folder":
-        some = splits["query"][0]
-        print(f"for example, {some.source} is {some.name}: number of the person, c and the camera")
+        one = splits["query"][0]
+        print(f"for example, {one.source} is {one.name}: number of the person, c and the camera")
     check(root, splits)
-    if target.exists() and not is_empty(target):
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not is_empty:
         check_complete(target, splits, identities)
         print(f"{target}: already there and complete")
         if args.copy or args.symlink:
             flag = "--copy" if args.copy else "--symlink"
             print(f"{flag}: changes nothing of it; delete it first", file=sys.stderr)
     else:
-        place = shutil.copyfile if args.copy else symlink if args.symlink else link
-        make(target, splits, identities, place)
+        put = shutil.copyfile if args.copy else symlink if args.symlink else link
+        make(target, splits, identities, put)
         print(f"{target}: made")
     name = published_name(dataset, root, args)
-    zero_is_someone = dataset in ("msmt17", "folder")
-    summarise(splits, name, zero_is_someone)
-    if dataset != "msmt17":  # which counts training and testing people each from 0
-        warn_of_known_people(splits, zero_is_someone)
+    zero_is_person = dataset in ("msmt17", "folder")
+    summarise(splits, name, zero_is_person)
+    if dataset != "msmt17":  # it numbers the people of training and of testing each from 0
+        warn_of_known_people(splits, zero_is_person)
     warn_of_single_images(splits)
     say_left_out(left_out)
 
 
 def check_flags(dataset, args):
-    """Raise UserError for flags that another dataset has."""
+    """Raise UserError for flags that only own photos have, where the dataset is another."""
     for name in ("id_regex", "camera_regex", "no_camera"):
         if dataset != "folder" and getattr(args, name):
             raise UserError(
@@ -164,9 +163,10 @@ def check_flags(dataset, args):
 
 
 def find_images(dataset, root, args):
-    """Return the images to prepare, {split: [RawImage, ...]}, and what is left out, in words.
+    """Return the images to prepare, {split: [RawImage, ...]}, identities, and files left out.
 
-    Between them, for one's own photos, the numbers of identities and cameras; else None.
+    identities: the content of identities.json for own photos, else None. The files left out are a
+    line of text each, also of own photos only.
     """
     identities, left_out = None, []
     if dataset == "folder":
@@ -184,29 +184,18 @@ def find_images(dataset, root, args):
         raw = layouts.market_splits(root)
     splits = {}
     if train := raw.pop("train", None):
-        validation = first_of_each_identity(train)
-        held_out = {image.name for image in validation}
-        splits["train_all"] = train
-        splits["train"] = [image for image in train if image.name not in held_out]
-        splits["val"] = validation
+        firsts, others = layouts.hold_out_first(train)
+        splits = {"train_all": train, "train": others, "val": firsts}
     return splits | raw, identities, left_out
 
 
-def first_of_each_identity(images):
-    """The first image, in the given order, of each identity."""
-    first = {}
-    for image in images:
-        first.setdefault(image.identity, image)
-    return list(first.values())
-
-
-def relative(split, image):
-    """Where in the prepared folder an image goes."""
+def prepared_path(split, image):
+    """Return the path of an image in the prepared folder."""
     return Path(split, image.identity, image.name)
 
 
 def check(root, splits):
-    """Raise UserError where the images can't be what they are called."""
+    """Raise UserError where the images and their names can't be right."""
     for split, images in splits.items():
         check_spelling(f"{root}: {split}", {image.identity for image in images})
         seen = set()
@@ -220,7 +209,7 @@ def check(root, splits):
         split: [
             EvalImage(image.source, *parse_name(image.name))
             for image in images
-            if isinstance(image.source, Path)  # those in a larger file are the publisher's own
+            if isinstance(image.source, Path)  # images within cuhk-03.mat have no path
         ]
         for split, images in splits.items()
     }
@@ -229,49 +218,40 @@ def check(root, splits):
 
 
 def say_left_out(messages):
-    """Say on standard error how many photos are left out, and which ones first."""
+    """Say on standard error how many files are left out, and name the first."""
     if messages:
         named = "; ".join(map(printable, messages[:NAMED]))
         more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
         print(f"warning: {len(messages)} left out: {named}{more}", file=sys.stderr)
 
 
-def is_empty(folder):
-    """Whether this is a folder with nothing in it."""
-    return folder.is_dir() and not any(folder.iterdir())
-
-
 def check_complete(target, splits, identities):
     """Raise UserError unless `target` holds exactly the files to prepare."""
-    wanted = {relative(split, image) for split, images in splits.items() for image in images}
-    there = {
+    wanted = {prepared_path(split, image) for split, images in splits.items() for image in images}
+    present = {
         path.relative_to(target)
         for split in splits
         for path in target.glob(f"{split}/*/*")
         if is_image(path)
     }
-    if there != wanted or read_identities(target) != identities:
+    path = target / IDENTITIES_FILE
+    stored = read_json(path, f"delete {target}") if path.exists() else None
+    if present != wanted or stored != identities:
         raise UserError(
             f"{target}: holds something else, or was made of other images or with other flags; "
             "delete it or name another --save_path"
         )
 
 
-def read_identities(target):
-    """The contents of identities.json; None where there is none."""
-    path = target / IDENTITIES_FILE
-    return read_json(path, f"delete {target}") if path.exists() else None
+def make(target, splits, identities, put):
+    """Make the new folder `target`; each image is decoded once, to see that it can be.
 
-
-def make(target, splits, identities, place):
-    """Make the new folder `target`; each image is decoded once.
-
-    place: gives an image file (first argument) its place (second).
+    put: a function that links or copies the file of its first argument to its second.
     """
-    targets = defaultdict(list)  # a training image goes to two places
+    targets = defaultdict(list)  # a training image goes to two splits
     for split, images in splits.items():
         for image in images:
-            targets[image.source].append(relative(split, image))
+            targets[image.source].append(prepared_path(split, image))
 
     with new_folder(target) as folder:
         for parent in {path.parent for paths in targets.values() for path in paths}:
@@ -281,7 +261,7 @@ def make(target, splits, identities, place):
         with ThreadPoolExecutor() as pool:
             try:
                 jobs = [
-                    pool.submit(place_checked, source, [folder / path for path in paths], place)
+                    pool.submit(put_checked, source, [folder / path for path in paths], put)
                     for source, paths in targets.items()
                 ]
                 for job in tqdm(jobs, desc="prepare", unit="image", disable=None):
@@ -291,20 +271,20 @@ def make(target, splits, identities, place):
                 raise
 
 
-def place_checked(source, targets, place):
-    """Put an image in its places. Raises UserError where it can't be read."""
+def put_checked(source, targets, put):
+    """Put an image at all its targets. Raises UserError where it can't be read."""
     if isinstance(source, Path):
         read_image(source)
         for target in targets:
-            place(source, target)
-    else:  # within a larger file
+            put(source, target)
+    else:  # stored within a larger file
         source.save(targets[0])
         for target in targets[1:]:
             link(targets[0], target)
 
 
 def published_name(dataset, root, args):
-    """What the published counts are filed under; None for a rendered set."""
+    """Return the dataset's key in PUBLISHED; None for a rendered set."""
     if (root / STAND_IN).exists():
         return None
     if dataset == "cuhk03-np":
@@ -312,20 +292,20 @@ def published_name(dataset, root, args):
     return dataset
 
 
-def summarise(splits, name, zero_is_someone):
-    """Print how large the splits are, beside the published counts of the dataset `name`.
+def summarise(splits, name, zero_is_person):
+    """Print the sizes of the splits, beside those published for the dataset `name`.
 
-    Where they differ a line on standard error says so.
+    A line on standard error names the splits where they differ.
     """
     published = PUBLISHED.get(name, {})
     print(f"{'split':11} {'ids':>6} {'images':>7} {'cameras':>7}")
     different = []
     for split, images in splits.items():
-        counts = layouts.count(images, zero_is_someone)
+        counts = layouts.count(images, zero_is_person)
         line = f"{split:11} {counts.ids:6} {counts.images:7} {counts.cameras:7}"
         expected = published.get(PUBLISHED_AS.get(split))
         if expected:
-            line += f"  published: {written(expected)}"
+            line += f"  published: {expected}"
             if any(e not in (None, c) for e, c in zip(expected, counts, strict=True)):
                 different.append(split)
         print(line)
@@ -337,11 +317,11 @@ def summarise(splits, name, zero_is_someone):
         )
 
 
-def warn_of_known_people(splits, zero_is_someone):
-    """Say on standard error which people are in training and in testing."""
+def warn_of_known_people(splits, zero_is_person):
+    """Say on standard error how many people are in training and in testing, and name the first."""
     trained = {int(image.identity) for image in splits.get("train_all", [])}
     tested = {int(image.identity) for image in [*splits["query"], *splits["gallery"]]}
-    both = sorted((trained & tested) - (set() if zero_is_someone else {0}))
+    both = sorted((trained & tested) - (set() if zero_is_person else {0}))
     if both:
         print(
             f"warning: {len(both)} identities are in training and in testing, {both[0]} the first: "
@@ -351,7 +331,7 @@ def warn_of_known_people(splits, zero_is_someone):
 
 
 def warn_of_single_images(splits):
-    """Say on standard error where val has the only image of an identity."""
+    """Say on standard error how many identities have their only image in val."""
     if "train" not in splits:
         print("warning: no training images: for testing only", file=sys.stderr)
         return
@@ -363,12 +343,6 @@ def warn_of_single_images(splits):
             "train; train with --train_all",
             file=sys.stderr,
         )
-
-
-def written(counts):
-    """Published counts in words; "?": not known."""
-    ids, images, cameras = ("?" if number is None else number for number in counts)
-    return f"{ids} ids, {images} images, {cameras} cameras"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python synthetic_market.py --output_dir data/synthetic_market --scale demo --seed 0
 
-Market-1501 may not be redistributed, so this draws a set of its shape to try a pipeline and compare
-methods on. `reid/rendering/people.py` makes the people, `scenes.py` the cameras; this script
-decides who passes where, and writes the files. A seed gives the same files byte for byte, whatever
-the number of workers. Scores on it say which method is better here, not how good it is on
-photographs.
+Market-1501 may not be redistributed, so this draws a set of its shape for trying out the pipeline
+and comparing methods. `reid/rendering/people.py` makes the people, `scenes.py` the cameras; this
+script decides who passes which camera, and writes the files. A seed gives the same files byte for
+byte, whatever the number of workers. Scores on the set tell which method is better on it, not how
+good a method is on photographs.
 """
 
 import functools
@@ -30,7 +30,7 @@ from reid.rendering.people import (
     BAG,
     COLOURS,
     PASSERS_BY,
-    PLAN,
+    SCHEDULE,
     SHOT,
     TRACKLET,
     make_gait,
@@ -60,7 +60,7 @@ SCALE = "demo"
 SEED = 0
 WORKERS = os.cpu_count() or 1
 
-VERSION = 1  # to be raised when the pictures change: an old set is then not taken for a new one
+VERSION = 1  # raise it when the pictures change, so that an old set isn't taken for a new one
 MARKER = "synthetic_market.json"  # written last: a folder that has it is complete
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query", "gt_bbox")
 MAX_ID = 1501  # Market's; training and test ids are drawn from 1..MAX_ID
@@ -68,7 +68,7 @@ MAX_ID = 1501  # Market's; training and test ids are drawn from 1..MAX_ID
 
 @dataclass(frozen=True)
 class Scale:
-    """How much to render; `gallery_images` counts distractors and junk as well."""
+    """The size of a set; `gallery_images` counts distractors and junk as well."""
 
     train_ids: int
     train_images: int
@@ -92,11 +92,11 @@ def get_parser():
         "--scale",
         default=SCALE,
         choices=SCALES,
-        help="how many pictures: a few thousand, or as many as Market-1501",
+        help="number of pictures: a few thousand, or as many as Market-1501",
     )
-    parser.add_argument("--seed", type=seed, default=SEED, help="another seed, other people")
+    parser.add_argument("--seed", type=seed, default=SEED, help="each seed draws other people")
     parser.add_argument(
-        "--workers", type=at_least(0), default=WORKERS, help="processes; 0: only this one"
+        "--workers", type=at_least(0), default=WORKERS, help="processes that draw; 0: only this one"
     )
     return parser
 
@@ -115,31 +115,31 @@ def main(argv=None):
 
 
 def already_there(folder, about):
-    """True if `folder` holds this very set, False if it is free; anything else is an error."""
+    """Tell whether `folder` holds this very set; raise UserError where it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     files = {name: len(list((folder / name).glob("*.jpg"))) for name in FOLDERS}
     try:
-        found = read_json(folder / MARKER, "")
+        stored = read_json(folder / MARKER, "")
     except UserError:
-        found = {}
-    if not (about | {"counts": files}).items() <= found.items():
+        stored = {}
+    if not (about | {"counts": files}).items() <= stored.items():
         raise UserError(f"--output_dir {folder}: holds something else; delete it or name another")
     return True
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: which frame of the tracklet, drawn with which kind of box, stored where."""
+    """One picture of a tracklet: its frame, its kind of box, and its files."""
 
     frame: int
-    box: str  # hand (tight, centred), detector (neither), junk (misses the person)
+    box: str  # hand (tight and centred), detector (neither), junk (misses the person)
     paths: tuple  # relative to the dataset's folder
 
 
 @dataclass(frozen=True)
 class Tracklet:
-    """A person (the number of a random stream) passing a camera (from 0)."""
+    """A person, by the number of a random stream, who passes a camera, counted from 0."""
 
     person: int
     camera: int
@@ -147,29 +147,32 @@ class Tracklet:
 
 
 def apportion(total, weights, least, most):
-    """Split `total` into whole shares about proportional to `weights`, within bounds: [n] int."""
+    """Split `total` into whole numbers about proportional to `weights` [n], within bounds: int [n].
+
+    Raises ValueError where the bounds don't allow it.
+    """
     if not least * len(weights) <= total <= most * len(weights):
-        raise ValueError(f"{total} can't be split into {len(weights)} shares of {least}..{most}")
-    low, high = 0.0, most / weights.min()  # scale the weights until the clipped shares add up
+        raise ValueError(f"{total} can't be split into {len(weights)} parts of {least}..{most}")
+    low, high = 0.0, most / weights.min()  # scale the weights until the clipped parts add up
     for _ in range(100):
         middle = (low + high) / 2
-        shares = np.clip(weights * middle, least, most)
-        low, high = (middle, high) if shares.sum() < total else (low, middle)
-    whole = np.floor(shares + 1e-6).astype(int)
+        parts = np.clip(weights * middle, least, most)
+        low, high = (middle, high) if parts.sum() < total else (low, middle)
+    whole = np.floor(parts + 1e-6).astype(int)
     rest = total - whole.sum()
-    whole[np.argsort(whole - shares, kind="stable")[:rest]] += 1
+    whole[np.argsort(whole - parts, kind="stable")[:rest]] += 1
     return whole
 
 
-def plan(scale, seed):
+def schedule(scale, seed):
     """Decide on every picture without drawing one: a list of `Tracklet`."""
-    rng = stream(seed, PLAN)
+    rng = stream(seed, SCHEDULE)
     popularity = np.array([c.popularity for c in CAMERAS], float)
     popularity /= popularity.sum()
     used, tracklets = set(), []
 
     def file_names(label, camera, count):
-        """`count` file names of a sequence in order of time, the box's number left open."""
+        """Draw `count` file names of a sequence, in order of time, the box's number left open."""
         while True:
             start, sequence = rng.integers(1, 120000), rng.integers(1, 7)
             frames = start + np.cumsum(rng.integers(3, 50, count))
@@ -178,23 +181,27 @@ def plan(scale, seed):
                 used.update(names)
                 return names
 
-    def boxed(folder, name):
+    def detected(folder, name):
+        """Draw the number of a detector's box and return the path of its file."""
         return f"{folder}/{name.format(rng.integers(1, 7))}"
 
     def tracklets_of(ids, pairs, images, spare):
-        """(id, camera, names): `pairs` tracklets that share `images`, and `spare` more in each."""
+        """Draw `pairs` tracklets, yielding (id, camera, file names).
+
+        There are `images` names in all, and `spare` more in each tracklet.
+        """
         counts = apportion(pairs, rng.uniform(0.5, 1.5, len(ids)), 2, len(CAMERAS))
         cameras = [sorted(rng.choice(len(CAMERAS), n, replace=False, p=popularity)) for n in counts]
-        where = [(int(i), int(c)) for i, cs in zip(ids, cameras, strict=True) for c in cs]
-        weights = rng.lognormal(0, 0.7, pairs) * popularity[[c for _, c in where]]
-        for (i, c), length in zip(where, apportion(images, weights, 1, 60), strict=True):
+        visits = [(int(i), int(c)) for i, cs in zip(ids, cameras, strict=True) for c in cs]
+        weights = rng.lognormal(0, 0.7, pairs) * popularity[[c for _, c in visits]]
+        for (i, c), length in zip(visits, apportion(images, weights, 1, 60), strict=True):
             yield i, c, file_names(f"{i:04d}", c, length + spare)
 
     ids = rng.choice(np.arange(1, MAX_ID + 1), scale.train_ids + scale.test_ids, replace=False)
     train_ids, test_ids = np.sort(ids[: scale.train_ids]), np.sort(ids[scale.train_ids :])
     pairs = min(round(scale.train_ids * 4.5), scale.train_images)
     for person, camera, names in tracklets_of(train_ids, pairs, scale.train_images, 0):
-        paths = [(boxed("bounding_box_train", name),) for name in names]
+        paths = [(detected("bounding_box_train", name),) for name in names]
         shots = tuple(Shot(frame, "detector", path) for frame, path in enumerate(paths))
         tracklets.append(Tracklet(person, camera, shots))
 
@@ -206,22 +213,24 @@ def plan(scale, seed):
             folders = ("gt_bbox", "query") if frame == query else ("gt_bbox",)
             shots.append(Shot(frame, "hand", tuple(f"{folder}/{hand}" for folder in folders)))
             if frame != query:
-                shots.append(Shot(frame, "detector", (boxed("bounding_box_test", name),)))
+                shots.append(Shot(frame, "detector", (detected("bounding_box_test", name),)))
         tracklets.append(Tracklet(person, camera, tuple(shots)))
 
     for label, box, total in (("0000", "detector", scale.distractors), ("-1", "junk", scale.junk)):
         while total:
             camera = int(rng.choice(len(CAMERAS), p=popularity))
             names = file_names(label, camera, min(total, int(rng.integers(1, 5))))
-            paths = [(boxed("bounding_box_test", name),) for name in names]
+            paths = [(detected("bounding_box_test", name),) for name in names]
             shots = tuple(Shot(frame, box, path) for frame, path in enumerate(paths))
-            tracklets.append(Tracklet(MAX_ID + 1 + len(tracklets), camera, shots))  # met only here
+            # such a person appears in no other tracklet
+            tracklets.append(Tracklet(MAX_ID + 1 + len(tracklets), camera, shots))
             total -= len(names)
     return tracklets
 
 
 # fmt: off
-JUNK = (  # (right, down, zoom) of a bad box, in body heights: halves, legs, head, mostly background
+# (right, down, zoom) of a bad box, in body heights: halves, legs, head, mostly background
+JUNK = (
     (0, 0.5, 1), (0, -0.5, 1), (0.36, 0, 1), (-0.36, 0, 1), (0.9, 0, 1), (0, 0.25, 0.5),
     (0, -0.25, 0.5), (0.1, 0, 2.2),
 )
@@ -229,9 +238,9 @@ JUNK = (  # (right, down, zoom) of a bad box, in body heights: halves, legs, hea
 
 
 def choose_box(points, camera, kind, habit, rng):
-    """The crop around a body: (left, top, width, height) in picture metres.
+    """Choose the box around a body: (left, top, width, height) in picture metres.
 
-    `habit` is the (right, down, zoom) by which the detector errs in this tracklet.
+    habit: (right, down, zoom), the detector's usual error in this tracklet.
     """
     x, y, _ = project(points[::5], camera)
     left, right, top, bottom = x.min(), x.max(), y.min(), y.max()
@@ -249,7 +258,7 @@ def choose_box(points, camera, kind, habit, rng):
 
 
 def render_tracklet(tracklet, seed):
-    """Draw the shots of a tracklet one by one: (shot, image)."""
+    """Draw the shots of a tracklet, yielding (shot, image)."""
     camera, person = CAMERAS[tracklet.camera], make_person(seed, tracklet.person)
     key = (tracklet.person, tracklet.camera)
     rng = stream(seed, TRACKLET, *key)
@@ -260,7 +269,7 @@ def render_tracklet(tracklet, seed):
     pace = math.sin(gait.yaw) * gait.stride * 6
     mood = np.float32(rng.uniform(0.8, 1.15) * rng.uniform(0.95, 1.05, 3))  # weather
     habit = rng.normal((0, 0, 1.03), (0.04, 0.03, 0.06))
-    if rng.random() < 0.1:  # a tracklet without head or feet
+    if rng.random() < 0.1:  # a tracklet whose boxes cut off head or feet
         habit += (0, rng.choice([-0.2, 0.2]), -0.15)
     neighbour = None
     if rng.random() < 0.2:
@@ -268,7 +277,7 @@ def render_tracklet(tracklet, seed):
         his_gait = make_gait(rng, camera, neighbour.who)
         away = rng.choice([-1, 1], 3) * rng.uniform((0.4, 0, 0.5), (0.75, 0, 1.2))
     obstacle = pick(rng, {"none": 8, "bicycle": 1, "pole": 0.8})
-    place = int(rng.choice([rng.uniform(4, 24), rng.uniform(40, 60)]))
+    obstacle_x = int(rng.choice([rng.uniform(4, 24), rng.uniform(40, 60)]))
     paint = COLOURS[pick(rng, BAG)]
 
     for shot in tracklet.shots:
@@ -288,15 +297,15 @@ def render_tracklet(tracklet, seed):
         for _, *body in sorted(bodies, key=lambda body: body[0]):
             picture = over(picture, draw_body(*body, camera, box))
         if obstacle != "none":
-            picture = over(picture, draw_obstacle(obstacle, paint, place))
+            picture = over(picture, draw_obstacle(obstacle, paint, obstacle_x))
         yield shot, develop(picture, camera, mood, rng)
 
 
 def save_tracklets(seed, folder, tracklets):
-    """Render and write some tracklets of one person; returns the number of files."""
+    """Render and write some tracklets of one person; return the number of files."""
     files, parent = 0, multiprocessing.parent_process()
     for tracklet in tracklets:
-        if parent and not parent.is_alive():  # killed: the next process makes the same files
+        if parent and not parent.is_alive():  # killed; the next run may write the same files
             raise SystemExit
         for shot, picture in render_tracklet(tracklet, seed):
             for path in shot.paths:
@@ -306,13 +315,13 @@ def save_tracklets(seed, folder, tracklets):
 
 
 def save_jpeg(path, picture, quality):
-    """Write a Pillow image."""
+    """Write a Pillow image as a JPEG."""
     path.write_bytes(encoded(lambda file: picture.save(file, "JPEG", quality=quality)))
 
 
 def render(folder, scale, seed, workers):
-    """Render a set of the size `scale` into an empty folder; returns {subfolder: files}."""
-    tracklets = plan(scale, seed)
+    """Render a set of the size `scale` into an empty folder; return {subfolder: files}."""
+    tracklets = schedule(scale, seed)
     for name in FOLDERS:
         Path(folder, name).mkdir()
     counts = Counter(path.split("/")[0] for t in tracklets for s in t.shots for path in s.paths)
@@ -323,11 +332,11 @@ def render(folder, scale, seed, workers):
             for task in tasks:
                 bar.update(save(task))
         else:
-            # spawn everywhere: the same on every system, and workers start with one thread each
+            # spawn is the same on every system, and workers start with one thread each
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             context = multiprocessing.get_context("spawn")
-            deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-            with context.Pool(workers, signal.signal, deaf) as pool:
+            ignore = (signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
+            with context.Pool(workers, signal.signal, ignore) as pool:
                 for files in pool.imap_unordered(save, tasks):
                     bar.update(files)
     save_jpeg(Path(folder, "contact_sheet.jpg"), contact_sheet(tracklets, folder), 92)
@@ -335,7 +344,7 @@ def render(folder, scale, seed, workers):
 
 
 def contact_sheet(tracklets, folder, rows=8):
-    """The queries of people seen by most cameras: a row an identity, a column a camera."""
+    """Draw queries of the people whom most cameras saw: a row per identity, a column per camera."""
     seen = defaultdict(dict)
     for tracklet in tracklets:
         for path in itertools.chain.from_iterable(shot.paths for shot in tracklet.shots):

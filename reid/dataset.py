@@ -1,7 +1,7 @@
-"""What is on disk: file names to identity and camera, the folders of a split, their images.
+"""Prepared datasets on disk: the splits' folders, their images, identity and camera in a file name.
 
 A prepared dataset is the `pytorch` folder of prepare.py: `<split>/<id>/<image>`. For training,
-changeIndex.py adds `train_new`, `train_all_new` and `val_new`, whose folders are class numbers.
+changeIndex.py adds `train_new`, `train_all_new` and `val_new`, with folders named after classes.
 
 Imports no torch, so that prepare.py and changeIndex.py start at once.
 """
@@ -17,24 +17,27 @@ from typing import NamedTuple
 from reid.errors import UserError
 from reid.files import sha256
 from reid.images import is_hidden, is_image
-from reid.images import read_image as read_image  # other programs have it from here
 
 GENERATED_FOLDER = "gen_0000"
-GENERATED_LABEL = -1  # a marker: a generated image has no identity, and no loss may read this one
+GENERATED_LABEL = -1  # a marker: generated images have no identity, and no loss may read it
 
 # Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png,
 # VeRi 0001_c001_00016450_0.jpg, whose identities are also written v0001
 CAMERA_AFTER_C = re.compile(r"v?(?P<id>-?\d+)_c(?P<camera>\d+)")
 # MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera, date, time of day
 CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_\d{4}(morning|noon|afternoon)_")
-LARGEST_LABEL = 2**53  # identities and cameras above it are not exact in MATLAB's numbers
-IDENTITIES_FILE = "identities.json"  # of one's own photos, prepared: names and numbers
+EXAMPLES = {
+    CAMERA_AFTER_C: "0002_c1s1_000451_03.jpg (id 2, camera 1)",
+    CAMERA_THIRD: "0000_000_01_0303morning_0015_0.jpg (id 0, camera 1)",
+}
+LARGEST_LABEL = 2**53  # MATLAB's numbers can't tell larger identities and cameras apart
+IDENTITIES_FILE = "identities.json"  # the names and numbers of people in prepared own photos
 NO_IMAGE = "is no image, by its name"
-FEW_CAMERAS = 8  # that many are credible in a dataset of any size
+FEW_CAMERAS = 8  # a number of cameras that is credible in a dataset of any size
 
 
 class Sample(NamedTuple):
-    """A training image: where it is, its class, and whether a GAN made it (1) or not (0)."""
+    """A training image: its path, its class, and 1 if a GAN made it, else 0."""
 
     path: Path
     label: int
@@ -42,7 +45,7 @@ class Sample(NamedTuple):
 
 
 class EvalImage(NamedTuple):
-    """A query or gallery image: where it is, who is on it, which camera took it."""
+    """A query or gallery image: its path, the person on it, the camera that took it."""
 
     path: Path
     identity: int
@@ -50,12 +53,12 @@ class EvalImage(NamedTuple):
 
 
 def parse_name(path, patterns=(CAMERA_AFTER_C, CAMERA_THIRD)):
-    """Identity and camera in an image's name; `-1` is a junk box, `0` a distractor.
+    """Return the identity and the camera in an image's name; `-1` is junk, `0` a distractor.
 
         parse_name("query/0002_c1s1_000451_03.jpg")  # (2, 1)
 
-    Knows the patterns of Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17 and VeRi, of which no name
-    fits two; `/` and `\\` both separate paths. Raises UserError for other names.
+    Knows the names of Market-1501, DukeMTMC-reID, CUHK03-NP, MSMT17 and VeRi; no name fits both
+    patterns. `/` and `\\` both separate paths. Raises UserError for other names.
     """
     name = re.split(r"[/\\]", str(path))[-1]
     match = next(filter(None, (pattern.match(name) for pattern in patterns)), None)
@@ -70,14 +73,8 @@ def parse_name(path, patterns=(CAMERA_AFTER_C, CAMERA_THIRD)):
     return identity, camera
 
 
-EXAMPLES = {
-    CAMERA_AFTER_C: "0002_c1s1_000451_03.jpg (id 2, camera 1)",
-    CAMERA_THIRD: "0000_000_01_0303morning_0015_0.jpg (id 0, camera 1)",
-}
-
-
 def list_images(folder):
-    """The images directly in `folder`, sorted by name. Raises UserError where there are none."""
+    """Return the images directly in `folder`, sorted by name. Raises UserError without any."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -88,10 +85,11 @@ def list_images(folder):
 
 
 def walk_images(root, left_out, skip=None):
-    """Yield the path of each image under a folder, as text; adds what is passed over to `left_out`.
+    """Yield the path of each image under a folder, as text.
 
-    That is files that are no images, broken links, and folders that are links or can't be listed;
-    hidden ones don't count. skip: tells of a folder's path whether to pass it over without a word.
+    left_out: a list that gets a line for each file that is no image, each broken link, and each
+    folder that is a link or can't be listed; hidden files and folders get none.
+    skip: a function of a folder's path, true where the folder is to be left out without a line.
     """
 
     def unlisted(error):
@@ -119,28 +117,31 @@ def walk_images(root, left_out, skip=None):
 
 
 def is_prepared(folder):
-    """Whether a folder is what prepare.py made, of training images or of one's own photos."""
+    """Tell whether prepare.py made a folder, from training images or from own photos."""
     return any(os.path.exists(os.path.join(folder, n)) for n in ("train_all", IDENTITIES_FILE))
 
 
 def identity_folders(split):
-    """The folders `<id>` of a split, sorted by identity, then by name; generated images left out.
+    """Return the folders `<id>` of a split, sorted by identity, but not that of generated images.
 
-    Raises UserError where the split is missing, empty, or has a folder not named after an id, or
-    two that are named after one.
+    Raises UserError where the split is missing or empty, or has a folder that is not named after an
+    identity, or two that are named after the same one.
     """
     split = Path(split)
     if not split.is_dir():
         raise UserError(f"{split}: no such folder; make it with {maker(split)}")
-    folders = [f for f in split.iterdir() if f.is_dir() and f.name != GENERATED_FOLDER]
-    folders = [f for f in folders if not is_hidden(f.name)]
+    folders = [
+        folder
+        for folder in split.iterdir()
+        if folder.is_dir() and folder.name != GENERATED_FOLDER and not is_hidden(folder.name)
+    ]
     for folder in folders:
         if not re.fullmatch(r"-?[0-9]+", folder.name) or len(folder.name) > len(str(LARGEST_LABEL)):
             raise UserError(f"{folder}: not named after an identity; take it out of {split}")
     if not folders:
         raise UserError(f"{split}: empty; make it again with {maker(split)}")
     check_spelling(split, [folder.name for folder in folders])
-    return sorted(folders, key=lambda f: (int(f.name), f.name))
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def check_spelling(where, names):
@@ -155,12 +156,12 @@ def check_spelling(where, names):
 
 
 def maker(split):
-    """The script that makes a split."""
+    """Return the name of the script that makes a split."""
     return "changeIndex.py" if split.name.endswith("_new") else "prepare.py"
 
 
 def labelled_images(split):
-    """Samples of `train_new`, `train_all_new` or `val_new`: the folder's name is the class."""
+    """Return the Samples of `train_new`, `train_all_new` or `val_new`: folders name the classes."""
     return [
         Sample(path, int(folder.name))
         for folder in identity_folders(split)
@@ -169,7 +170,7 @@ def labelled_images(split):
 
 
 def eval_images(split):
-    """EvalImages of `query`, `gallery` or `multi-query`, read from the files' names."""
+    """Return the EvalImages of `query`, `gallery` or `multi-query`, from the files' names."""
     return [
         EvalImage(path, *parse_name(path))
         for folder in identity_folders(split)
@@ -178,9 +179,10 @@ def eval_images(split):
 
 
 def check_cameras(where, images):
-    """Raise UserError where there are so many cameras that these must be something else.
+    """Raise UserError where EvalImages have so many cameras that these must be something else.
 
-    images: EvalImages. Numbers of frames, taken for cameras, would switch the junk rule off.
+    Numbers of frames, read as cameras, would switch off the rule that makes gallery images of the
+    query's identity and camera junk.
     """
     cameras = {image.camera for image in images}
     if len(cameras) > max(FEW_CAMERAS, len(images) / 2):
@@ -194,13 +196,11 @@ def check_cameras(where, images):
 
 
 def check_copies(queries, gallery):
-    """Raise UserError where a gallery image is a copy of a query that the junk rule would keep.
+    """Raise UserError where a gallery image is a copy of a query, and not junk for it.
 
-    queries, gallery: EvalImages. Finding itself says nothing about a network.
+    queries, gallery: EvalImages. A query that finds itself says nothing about a network.
     """
-    twins = copies([image.path for image in queries], [image.path for image in gallery])
-    for number, other in twins:
-        query, image = queries[number], gallery[other]
+    for query, image in copies(queries, gallery):
         if image.identity != -1 and query[1:] != image[1:]:
             raise UserError(
                 f"{query.path} (id {query.identity}, camera {query.camera}) and {image.path} (id "
@@ -208,23 +208,27 @@ def check_copies(queries, gallery):
             )
 
 
-def copies(paths, others):
-    """Pairs of numbers of files that have the same content, (of `paths`, of `others`)."""
-    sizes = {path.stat().st_size for path in paths} & {path.stat().st_size for path in others}
-    found = defaultdict(list)
-    for number, path in enumerate(paths):
-        if path.stat().st_size in sizes:
-            found[sha256(path)].append(number)
-    for other, path in enumerate(others):
-        if path.stat().st_size in sizes:
-            for number in found.get(sha256(path), ()):
-                yield number, other
+def copies(images, others):
+    """Yield pairs of one of `images` and one of `others` whose files have the same content.
+
+    All have a `path`. Only files whose size occurs on both sides are read.
+    """
+    sizes = {i.path.stat().st_size for i in images} & {i.path.stat().st_size for i in others}
+    by_hash = defaultdict(list)
+    for image in images:
+        if image.path.stat().st_size in sizes:
+            by_hash[sha256(image.path)].append(image)
+    for other in others:
+        if other.path.stat().st_size in sizes:
+            for image in by_hash.get(sha256(other.path), ()):
+                yield image, other
 
 
 def training_splits(data_dir, train_all):
-    """Real images to train on and to validate on: two lists of Samples, the second maybe empty.
+    """Return the real images for training and for validation: two lists of Samples.
 
-    By default the first image of each identity is held out (`val_new`); with `train_all` none is.
+    The first image of each identity is held out for validation (`val_new`); with `train_all` none
+    is, and the second list is empty.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
@@ -235,7 +239,7 @@ def training_splits(data_dir, train_all):
 
 
 def count_classes(samples):
-    """Number of classes K. Raises UserError where the labels are not 0..K-1, naming the gap."""
+    """Return the number of classes K. Raises UserError where the labels are not 0..K-1."""
     labels = {sample.label for sample in samples}
     if min(labels) < 0:
         folder = next(sample.path.parent for sample in samples if sample.label < 0)
@@ -248,21 +252,21 @@ def count_classes(samples):
 
 
 def generated_images(gen_dir, number=None, seed=0):
-    """Samples of `number` generated images in `gen_dir`, chosen by the seed (None: all of them)."""
+    """Return Samples of `number` generated images in `gen_dir`, drawn by the seed (None: all)."""
     if number == 0:
         return []
     images = list_images(gen_dir)
-    if number is not None and number > len(images):
-        raise UserError(
-            f"--num_generated {number}: only {len(images)} images in {gen_dir}; generate more"
-        )
     if number is not None:
+        if number > len(images):
+            raise UserError(
+                f"--num_generated {number}: only {len(images)} images in {gen_dir}; generate more"
+            )
         images = sorted(random.Random(seed).sample(images, number))
     return [Sample(path, GENERATED_LABEL, generated=1) for path in images]
 
 
 def fingerprint(samples):
-    """What a run was trained on: number of images and a hash of their names, sizes and labels."""
+    """Return the number of Samples and a hash of their files' names and sizes, and their labels."""
     try:
         lines = sorted(f"{s.label} {s.path.name} {s.path.stat().st_size}" for s in samples)
     except OSError as error:  # a broken link
@@ -274,13 +278,13 @@ def fingerprint(samples):
 
 
 def classes_hash(samples):
-    """A hash of which class is which identity, by the names of the real images."""
+    """Return a hash of the pairs of class and identity, as the names of the real images say."""
     pairs = {(s.label, s.path.name.split("_")[0]) for s in samples if not s.generated}
     return hashlib.sha256(os.fsencode(str(sorted(pairs)))).hexdigest()
 
 
 def manifest(samples):
-    """Fingerprint of the manifest.json beside the generated images; None where there is none."""
+    """Return path and hash of the manifest.json beside the generated images; None without one."""
     folder = next((sample.path.parent for sample in samples if sample.generated), None)
     path = folder and folder / "manifest.json"
     if not path or not path.exists():

@@ -1,7 +1,7 @@
-"""Any image file to an upright RGB image, or one line that says why not.
+"""Read an image file as an upright RGB image, or say in one line why it can't be read.
 
-DCGAN-tensorflow/images.py is a copy of this file, so that either house can be taken alone; a test
-compares the two.
+DCGAN-tensorflow/images.py is a copy of this file, so that either program works without the other;
+a test compares the two.
 """
 
 import os
@@ -14,10 +14,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from reid.errors import UserError
 
-# Formats of Pillow's that hold no picture, or need another program to make one.
+# Formats that Pillow opens but that hold no picture, or need another program to draw it.
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 BOMB_FILTER = ("error", None, Image.DecompressionBombWarning, None, 0)
-# What makes an image upright, by its EXIF orientation.
+# The operation that makes an image upright, by its EXIF orientation.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,36 +27,37 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# How Matroska and WebM, MPEG (program and elementary stream), Flash, Windows Media, Ogg begin.
+# The first bytes of Matroska and WebM, MPEG (program and elementary stream), Flash, Windows Media,
+# and Ogg.
 VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"0&\xb2u", b"OggS")
 STILL_BRANDS = {b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"crx "}
 VIDEO_SUFFIXES = set(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .3gp".split())
 
 
 def is_image(path):
-    """Whether a file is called an image, and is not one that a system adds (`is_hidden`)."""
+    """Tell whether a file's name is that of an image, and not hidden."""
     return Path(path).suffix.lower() in readable_suffixes() and not is_hidden(Path(path).name)
 
 
 def is_hidden(name):
-    """Whether a file or folder is hidden, or the one that macOS adds to ZIP files."""
+    """Tell whether a file or folder is hidden, or the one that macOS adds to ZIP files."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 @cache
 def readable_suffixes():
-    """The suffixes, in lower case, of all formats that Pillow decodes by itself."""
+    """Return the suffixes, in lower case, of all formats that Pillow decodes by itself."""
     Image.init()
     formats = {*Image.OPEN, "MPO"} - NO_PICTURES  # Pillow opens MPO as JPEG
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
 def read_image(path):
-    """A decoded RGB image, turned upright where its EXIF data say how.
+    """Return the decoded RGB image of a file, turned upright by its EXIF orientation.
 
-    Of pictures of more than 8 bits the whole range is kept, transparency is left out, of several
-    frames the first is taken. Raises UserError naming a file that is damaged, no image, or of more
-    pixels than Pillow's limit (then without decoding it).
+    More than 8 bits are scaled to 8, transparency is dropped, and the first of several frames is
+    taken. Raises UserError where the file is missing, damaged or no image, or has more pixels than
+    Pillow's limit (then without decoding it).
     """
     refuse_bombs()
     try:
@@ -77,7 +78,7 @@ def read_image(path):
 def refuse_bombs():
     """Make Pillow's warning of too many pixels an error.
 
-    For the whole process, and for good: warning filters are no thread's own, and
+    This holds for the whole process from then on: threads share their warning filters, and
     `warnings.catch_warnings` in one thread may undo what another has set.
     """
     if BOMB_FILTER not in warnings.filters:
@@ -85,20 +86,21 @@ def refuse_bombs():
 
 
 def to_rgb(image):
-    """A Pillow image of any mode as RGB."""
+    """Convert a Pillow image of any mode to RGB."""
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
         image.load()
         return to_8_bits(image).convert("RGB")
     if "transparency" in image.info and image.mode == "P":
-        return image.convert("RGBA").convert("RGB")  # Pillow would advise so, on standard error
+        return image.convert("RGBA").convert("RGB")  # else Pillow warns, and advises this
     return image.convert("RGB")
 
 
 def to_8_bits(image):
-    """A grey image of more than 8 bits as one of 8, by the range that its values are in.
+    """Scale a grey image of more than 8 bits to 8 bits, from the range that holds its values.
 
-    That is 0 to 65535 for integers; 0 to 1, 255 or 65535, the first that holds all, for floats.
-    Other values are stretched to all of 0 to 255. Raises ValueError where they aren't finite.
+    The range is 0 to 65535 for integers, and the first of 0 to 1, 255 or 65535 that holds them all
+    for floats. Values in none of these are stretched: the highest becomes 255, and 0 or the lowest
+    below it becomes 0. Raises ValueError where they aren't finite.
     """
     tops = (1, 255, 65535) if image.mode == "F" else (65535,)
     image = image.convert("F")
@@ -111,15 +113,15 @@ def to_8_bits(image):
 
 
 def orientation(image):
-    """The EXIF orientation of a loaded image, 1 to 8; 1 also where it can't be read."""
+    """Return the EXIF orientation of a loaded image, 1 to 8; 1 also where it can't be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged data about an image are no damaged image
+    except Exception:  # the image itself may be whole though its EXIF data are damaged
         return 1
 
 
 def why_unreadable(path, error):
-    """What to say of a file at whose reading Pillow raised `error`."""
+    """Return why a file can't be read, and what to do: `error` was raised while reading it."""
     if os.path.isdir(path):
         return "is a folder; name an image"
     if os.path.exists(path) and not os.path.isfile(path):
@@ -138,7 +140,7 @@ def why_unreadable(path, error):
 
 
 def is_video(path):
-    """Whether a file that isn't an image begins like a video, or is called one."""
+    """Tell whether a file that is no image has the first bytes or the suffix of a video."""
     try:
         with open(path, "rb") as file:
             start = file.read(377)

@@ -86,7 +86,7 @@ def test_more_cameras_than_credible():
 
 
 def test_a_picture_that_is_query_and_gallery(tmp_path):
-    """Of one identity and camera, and as junk, it is removed; else it would find itself."""
+    """Copies of the query's identity and camera, and junk, count nothing; others are refused."""
     a, b, c = (save_image(tmp_path / f"{n}.png", seed=n > 0) for n in range(3))
     queries = [EvalImage(a, 1, 1), EvalImage(b, 2, 1)]
     check_copies(queries, [EvalImage(c, 2, 1)])

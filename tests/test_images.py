@@ -82,9 +82,9 @@ def test_choices_cover_what_may_be_drawn():
     number = 40_000
     choices = transforms.TrainTransform(64, 32, 0.5).draw(number, torch.Generator().manual_seed(0))
     for drawn, positions in [(choices.top, 9), (choices.left, 5)]:
-        shares = torch.bincount(drawn, minlength=positions) / number
-        assert len(shares) == positions
-        assert (shares - 1 / positions).abs().max() < 0.01
+        rates = torch.bincount(drawn, minlength=positions) / number
+        assert len(rates) == positions
+        assert (rates - 1 / positions).abs().max() < 0.01
     assert choices.flip.float().mean() == pytest.approx(0.5, abs=0.01)
     assert (choices.erased[:, 2] > 0).float().mean() == pytest.approx(0.5, abs=0.01)
     together = torch.stack([choices.top, choices.left, choices.flip]).float()
@@ -193,9 +193,9 @@ def test_erasing_statistics():
     rng = np.random.default_rng(0)
     naive = []
     while len(naive) < 5_000:
-        share, ratio = rng.uniform(0.02, 0.4), rng.uniform(0.3, 1 / 0.3)
-        h = round(np.sqrt(share * height * width * ratio))
-        w = round(np.sqrt(share * height * width / ratio))
+        fraction, ratio = rng.uniform(0.02, 0.4), rng.uniform(0.3, 1 / 0.3)
+        h = round(np.sqrt(fraction * height * width * ratio))
+        w = round(np.sqrt(fraction * height * width / ratio))
         if h < height and w < width:
             naive.append(h * w / (height * width))
     assert area.mean() == pytest.approx(np.mean(naive), abs=0.004)

@@ -256,7 +256,7 @@ def test_cuhk03_variants(tmp_path, capsys):
     assert prepared(tmp_path, "--dataset", "cuhk03-np", "--variant", "labeled") == (6, True)
 
 
-# Camera pair, person, view, place in the ten of its cell; empty places are counted.
+# Camera pair, person, view, number among the person's ten; missing images are counted.
 RELEASE = {
     "1_001_1_01.png": (1, "train"),
     "1_001_1_02.png": (1, "train"),
@@ -266,7 +266,7 @@ RELEASE = {
     "2_001_1_01.png": (3, "train"),
     "2_001_2_10.png": (3, "train"),
 }
-CELLS = {(0, 0): [0, 1, 5], (0, 1): [2, 7], (1, 0): [0, 9]}  # (pair, person): places in its ten
+PRESENT = {(0, 0): [0, 1, 5], (0, 1): [2, 7], (1, 0): [0, 9]}  # (pair, person): images of the ten
 
 
 def protocol(root, variant="detected", **changes):
@@ -284,7 +284,7 @@ def protocol(root, variant="detected", **changes):
 
 
 def release(path, variant="detected", damaged=False):
-    """Write a cuhk-03.mat of RELEASE; returns {name: pixels [H, W, 3]}."""
+    """Write a cuhk-03.mat of RELEASE; return {name: pixels [H, W, 3]}."""
     rng = np.random.default_rng(0)
     pixels = {name: rng.integers(0, 256, (6, 4, 3), dtype=np.uint8) for name in RELEASE}
     left = iter(pixels.values())
@@ -292,13 +292,13 @@ def release(path, variant="detected", damaged=False):
         empty = file.create_dataset("empty", data=np.zeros(2, np.uint64))  # as MATLAB has it
         pairs = []
         for pair in range(5):
-            cell = np.full((2 if pair < 2 else 1, 10), empty.ref, dtype=h5py.ref_dtype)
-            for person in range(len(cell)):
-                for place in CELLS.get((pair, person), []):
+            shots = np.full((2 if pair < 2 else 1, 10), empty.ref, dtype=h5py.ref_dtype)
+            for person in range(len(shots)):
+                for number in PRESENT.get((pair, person), []):
                     image = np.zeros((6, 4, 3), np.float64) if damaged else next(left)
-                    stored = file.create_dataset(f"image{pair}_{person}_{place}", data=image.T)
-                    cell[person, place] = stored.ref
-            pairs.append(file.create_dataset(f"pair{pair}", data=cell.T, dtype=h5py.ref_dtype).ref)
+                    stored = file.create_dataset(f"image{pair}_{person}_{number}", data=image.T)
+                    shots[person, number] = stored.ref
+            pairs.append(file.create_dataset(f"pair{pair}", data=shots.T, dtype=h5py.ref_dtype).ref)
         file.create_dataset(variant, data=np.array([pairs], h5py.ref_dtype), dtype=h5py.ref_dtype)
     return pixels
 
@@ -316,10 +316,10 @@ RELEASED = {
 }
 
 
-@pytest.mark.parametrize("place", ["images_labeled", "labeled/images_labeled"])
-def test_cuhk03_protocol_with_a_folder_of_images(place, tmp_path):
+@pytest.mark.parametrize("folder", ["images_labeled", "labeled/images_labeled"])
+def test_cuhk03_protocol_with_a_folder_of_images(folder, tmp_path):
     protocol(tmp_path, "labeled")
-    save_all(tmp_path / place, RELEASE)
+    save_all(tmp_path / folder, RELEASE)
     call(prepare.main, "--download_path", tmp_path, "--variant", "labeled")
     for split, expected in RELEASED.items():
         assert names(tmp_path / "pytorch" / split) == expected
@@ -415,14 +415,14 @@ def test_own_photos(tmp_path, capsys):
     call(prepare.main, "--download_path", root, *REGEX)  # though `pytorch` lies among the folders
     assert "already there and complete" in capsys.readouterr().out
     call(changeIndex.main, "--data_dir", made)
-    deep = ("--save_path", root / "other" / "place")
+    deep = ("--save_path", root / "other" / "folder")
     for _ in range(2):
         call(prepare.main, "--download_path", root, *REGEX, *deep)
-    assert names(root / "other" / "place" / "train_all") == names(made / "train_all")
+    assert names(root / "other" / "folder" / "train_all") == names(made / "train_all")
 
 
 def good_ones(made):
-    """How many gallery images are right answers to each query."""
+    """Return the number of gallery images that are right answers to each query."""
     gallery = eval_images(made / "gallery")
     return [
         sum(g.identity == q.identity and g.camera != q.camera for g in gallery)
@@ -464,7 +464,7 @@ def test_own_photos_of_a_test_identity(tmp_path):
     assert min(good_ones(made)) >= 1
 
 
-def test_own_photos_share_and_seed(tmp_path):
+def test_own_photos_fraction_and_seed(tmp_path):
     photos = {f"p{n}": ["c1.jpg", "c2.jpg"] for n in range(10)} | {"alice": ["c1.jpg", "c2.jpg"]}
     own(tmp_path / "photos", photos)
 
@@ -589,7 +589,7 @@ def test_images_are_hard_links(tmp_path):
 
 
 def test_a_raw_symbolic_link_is_followed(tmp_path):
-    """A link to a relative place leads nowhere from another folder."""
+    """A link to a relative path leads nowhere from another folder."""
     raw, made = first_pair(market(tmp_path))
     raw.rename(tmp_path / "bounding_box_train" / "original")
     raw.symlink_to("original")
@@ -869,7 +869,7 @@ def test_copies_without_cameras_are_junk(tmp_path):
 
 
 def test_copies_with_cameras_are_left_out(tmp_path, capsys):
-    """Of one person. Of two, or in a dataset with its own names, they are an error."""
+    """Copies show one person; where they show two, or in another dataset, they are an error."""
     root = own(tmp_path / "photos", {i: ["cam1.jpg", "cam2.jpg", "cam3.jpg"] for i in "abcd"})
     for folder in "abcd":
         shutil.copy(root / folder / "cam1.jpg", root / folder / "cam2.jpg")

@@ -23,16 +23,16 @@ SCRIPT = Path(market.__file__)
 
 
 def split(path):
-    """A path or name -> (id, camera)."""
+    """Return (id, camera) of a path or name."""
     match = NAME.fullmatch(Path(path).name)
     assert match, path
     return int(match[1]), int(match[2])
 
 
-def planned(scale, seed=0):
-    """All the files of a plan: {folder: [path, ...]}."""
+def scheduled(scale, seed=0):
+    """Return all the files of a schedule: {folder: [path, ...]}."""
     folders = {name: [] for name in market.FOLDERS}
-    for tracklet in market.plan(scale, seed):
+    for tracklet in market.schedule(scale, seed):
         for shot in tracklet.shots:
             for path in shot.paths:
                 folders[path.split("/")[0]].append(path)
@@ -60,7 +60,7 @@ def tiny_demo(monkeypatch):
 
 
 def check_rules(folders, scale):
-    """What holds for every set, by the names alone."""
+    """Check what holds for every set, by the names alone."""
     everything = [path for paths in folders.values() for path in paths]
     assert len(set(everything)) == len(everything)
     train = Counter(split(path)[0] for path in folders["bounding_box_train"])
@@ -91,17 +91,17 @@ def check_rules(folders, scale):
     assert {split(name)[0] for name in hand} == ids
 
 
-def test_market1501_plan_has_the_exact_counts():
+def test_market1501_schedule_has_the_exact_counts():
     scale = market.SCALES["market1501"]
     assert scale == market.Scale(751, 12936, 750, 3368, 19732, 2798, 3819)
-    folders = planned(scale)
+    folders = scheduled(scale)
     check_rules(folders, scale)
     cameras = {split(path)[1] for paths in folders.values() for path in paths}
     assert cameras == set(range(1, 7))
 
 
-def test_demo_plan_mixes_ids_the_way_market_does():
-    folders = planned(market.SCALES["demo"])
+def test_demo_schedule_mixes_ids_the_way_market_does():
+    folders = scheduled(market.SCALES["demo"])
     check_rules(folders, market.SCALES["demo"])
     train = {split(path)[0] for path in folders["bounding_box_train"]}
     test = {split(path)[0] for path in folders["query"]}
@@ -111,16 +111,16 @@ def test_demo_plan_mixes_ids_the_way_market_does():
 
 
 def test_strangers_are_never_met_twice():
-    tracklets = market.plan(market.SCALES["demo"], 0)
+    tracklets = market.schedule(market.SCALES["demo"], 0)
     strangers = [t.person for t in tracklets if split(t.shots[0].paths[0])[0] < 1]
     real = {t.person for t in tracklets} - set(strangers)
     assert strangers and len(set(strangers)) == len(strangers)
     assert max(real) <= market.MAX_ID < min(strangers)
 
 
-def test_rendered_files_are_the_planned_ones(rendered):
+def test_rendered_files_are_the_scheduled_ones(rendered):
     folder, counts = rendered
-    folders = planned(TINY, seed=3)
+    folders = scheduled(TINY, seed=3)
     check_rules(folders, TINY)
     assert counts == {name: len(paths) for name, paths in folders.items()}
     on_disk = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
@@ -163,7 +163,7 @@ def test_a_person_looks_alike_in_two_frames_and_unlike_another(rendered):
                 return np.asarray(picture, float)[36:60, 24:40].mean((0, 1))
 
     def people():
-        return [t for t in market.plan(market.SCALES["demo"], 0) if t.shots[0].box == "hand"]
+        return [t for t in market.schedule(market.SCALES["demo"], 0) if t.shots[0].box == "hand"]
 
     same_camera = [t for t in people() if t.camera == 0 and len(t.shots) > 4][:8]
     first = [colour(t, 0) for t in same_camera]
@@ -176,9 +176,9 @@ def test_a_person_looks_alike_in_two_frames_and_unlike_another(rendered):
 @pytest.mark.parametrize(("total", "least", "most"), [(20, 2, 6), (60, 2, 6), (47, 1, 60)])
 def test_apportion_keeps_the_total_and_the_bounds(total, least, most):
     weights = np.random.default_rng(0).lognormal(0, 1.5, 10)
-    shares = market.apportion(total, weights, least, most)
-    assert shares.sum() == total
-    assert least <= shares.min() and shares.max() <= most
+    parts = market.apportion(total, weights, least, most)
+    assert parts.sum() == total
+    assert least <= parts.min() and parts.max() <= most
 
 
 def test_apportion_refuses_the_impossible():

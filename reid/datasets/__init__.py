@@ -1,1 +1,1 @@
-"""Raw datasets as prepare.py finds them: their layouts, CUHK03's forms, one's own photos."""
+"""Raw datasets that prepare.py reads: the common layouts, CUHK03's forms, own photos."""

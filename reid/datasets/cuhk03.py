@@ -1,12 +1,12 @@
-"""CUHK03 in its new protocol (CUHK03-NP; Zhong et al. 2017), in any of its forms.
+"""CUHK03 with its new protocol (CUHK03-NP; Zhong et al. 2017), in any of its forms.
 
     {detected,labeled}/{bounding_box_train,bounding_box_test,query}    as Market-1501
     cuhk03_new_protocol_config_{detected,labeled}.mat                  the protocol, with either
         images_{detected,labeled}/1_001_1_01.png                       a folder of images
         cuhk-03.mat                                                    or the release itself
 
-An image's name is camera pair, person in it, view (1 or 2), place among the person's ten. As usual
-in this protocol, the view is the camera: there are two.
+An image's name has the camera pair, the person in it, the view (1 or 2), and the image's number of
+the person's ten. As usual in this protocol, the view is the camera: there are two.
 """
 
 import re
@@ -26,16 +26,16 @@ SPLITS = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
 
 @dataclass(eq=False)
 class StoredImage:
-    """An image in cuhk-03.mat. file: h5py.File; reference: to a uint8 array [3, W, H] in it."""
+    """An image in cuhk-03.mat: an h5py.File and a reference to a uint8 array [3, W, H] in it."""
 
     file: object
     reference: object
     name: str
 
     def save(self, path):
-        """Write it. Raises UserError where it is no image."""
+        """Write the image as a PNG. Raises UserError where it is no image."""
         try:
-            # MATLAB stores columns first: seen from here, the axes are turned round.
+            # MATLAB stores columns first, so h5py gives the axes in reverse order.
             image = Image.fromarray(np.ascontiguousarray(self.file[self.reference][()].T))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.file.filename}: {self.name} is no image ({error})") from error
@@ -43,18 +43,18 @@ class StoredImage:
 
 
 def choose_variant(root, variant):
-    """The variant that a folder is named after, else the one asked for."""
+    """Return the variant that the folder `root` is named after, else `variant`."""
     name = root.resolve().name
     return name if name in VARIANTS and has_folders(root) else variant
 
 
 def has_folders(root):
-    """Whether the form with Market-1501's folders lies here."""
+    """Tell whether `root` holds the form with Market-1501's folders."""
     return (root / MARKET_FOLDERS["train"]).is_dir()
 
 
 def splits_of(root, variant):
-    """The images of a variant: {split: [RawImage, ...]}, sorted by name."""
+    """Return the images of a variant, {split: [RawImage, ...]}, sorted by name."""
     if has_folders(root):
         return folder_splits(root, MARKET_FOLDERS)
     config = root / f"cuhk03_new_protocol_config_{variant}.mat"
@@ -77,17 +77,17 @@ def splits_of(root, variant):
 
 
 def read_protocol(path):
-    """(split, name, label) of each image that the protocol uses.
+    """Return (split, name, label) of each image that the protocol uses.
 
-    Raises UserError where the file is not what it should be.
+    Raises UserError where the file is no such protocol.
     """
     from scipy.io import loadmat
 
     try:
         content = loadmat(path)
-        names = [str(np.squeeze(cell)) for cell in content["filelist"].ravel()]
+        names = [str(np.squeeze(name)) for name in content["filelist"].ravel()]
         labels = content["labels"].ravel().astype(int).tolist()
-        places = {split: content[key].ravel().astype(int) for split, key in SPLITS.items()}
+        members = {split: content[key].ravel().astype(int) for split, key in SPLITS.items()}
     except Exception as error:  # scipy raises many kinds for damaged files
         raise UserError(f"{path}: can't be read as CUHK03's protocol ({error})") from error
     wrong = next((name for name in names if not NAME.fullmatch(name)), None)
@@ -95,37 +95,37 @@ def read_protocol(path):
         raise UserError(f"{path}: filelist has {wrong}; expected names like 1_001_1_01.png")
     if len(labels) != len(names):
         raise UserError(f"{path}: {len(names)} names, but {len(labels)} labels")
-    for split, numbers in places.items():
+    for split, numbers in members.items():
         if not numbers.size or numbers.min() < 1 or numbers.max() > len(names):
             raise UserError(f"{path}: {SPLITS[split]} is not within 1 to {len(names)}")
     return [
         (split, names[number - 1], labels[number - 1])  # MATLAB counts from 1
-        for split, numbers in places.items()
+        for split, numbers in members.items()
         for number in numbers
     ]
 
 
 def find_images(root, variant):
-    """{name: file or StoredImage} of a variant, from a folder or from cuhk-03.mat."""
-    places = [root, root / variant, root / "cuhk03_release"]
-    for place in places:
-        folder = place / f"images_{variant}"
-        if folder.is_dir():
-            return {path.name: path for path in folder.glob("*.png")}
-    for place in places:
-        if (place / "cuhk-03.mat").is_file():
-            return read_release(place / "cuhk-03.mat", variant)
+    """Return {name: path or StoredImage} of a variant, from a folder or from cuhk-03.mat."""
+    folders = [root, root / variant, root / "cuhk03_release"]
+    for folder in folders:
+        images = folder / f"images_{variant}"
+        if images.is_dir():
+            return {path.name: path for path in images.glob("*.png")}
+    for folder in folders:
+        if (folder / "cuhk-03.mat").is_file():
+            return read_release(folder / "cuhk-03.mat", variant)
     raise UserError(
         f"{root}: no images_{variant} and no cuhk-03.mat; put one there, beside the protocol"
     )
 
 
 def read_release(path, variant):
-    """{name: StoredImage} of cuhk-03.mat, which is MATLAB v7.3: HDF5.
+    """Return {name: StoredImage} of cuhk-03.mat, a file of MATLAB v7.3, which is HDF5.
 
-    `detected` and `labeled` are cells of five camera pairs, those are cells [persons, 10] of
-    images, the first five of view 1, the others of view 2. Missing images are empty, and counted in
-    the names: 1_001_2_06.png is the first of view 2.
+    `detected` and `labeled` hold five camera pairs, each an array [persons, 10] of images: the
+    first five of view 1, the others of view 2. Missing images are empty, but count in the names:
+    1_001_2_06.png is the first of view 2. Raises UserError where the file is no such release.
     """
     try:
         import h5py
@@ -134,12 +134,12 @@ def read_release(path, variant):
     images = {}
     try:
         file = h5py.File(path)
-        for pair, cell in enumerate(file[variant][()].ravel(), 1):
-            for person, shots in enumerate(file[cell][()].T, 1):
-                for place, shot in enumerate(shots, 1):
+        for pair, persons in enumerate(file[variant][()].ravel(), 1):
+            for person, shots in enumerate(file[persons][()].T, 1):
+                for number, shot in enumerate(shots, 1):
                     if file[shot].ndim == 3:
-                        view = 1 if place <= 5 else 2
-                        name = f"{pair}_{person:03d}_{view}_{place:02d}.png"
+                        view = 1 if number <= 5 else 2
+                        name = f"{pair}_{person:03d}_{view}_{number:02d}.png"
                         images[name] = StoredImage(file, shot, name)
     except Exception as error:  # h5py raises many kinds for damaged files
         raise UserError(f"{path}: can't be read as CUHK03's release ({error})") from error

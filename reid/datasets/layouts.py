@@ -1,8 +1,8 @@
 """The layouts of raw datasets, and their published sizes.
 
 Each layout has a function that lists the images of each split, `{split: [RawImage, ...]}`: train,
-query, gallery and, for Market-1501, multi-query, each sorted by name. prepare.py makes the folders.
-CUHK03-NP and one's own photos have files of their own, cuhk03.py and own_photos.py.
+query, gallery and, for Market-1501, multi-query, each sorted by name. CUHK03-NP and own photos have
+theirs in cuhk03.py and own_photos.py.
 """
 
 import os
@@ -17,10 +17,10 @@ from reid.images import is_hidden, is_image
 
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 VERI_FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}
-# MSMT17's first and second version.
+# The names in MSMT17's first and second version.
 MSMT17_FOLDERS = {"train": ("train", "mask_train_v2"), "test": ("test", "mask_test_v2")}
 
-# Any of these tells a dataset.
+# A dataset is recognised by any of these files and folders.
 SIGNS = {
     "market1501": ("bounding_box_train", "bounding_box_test"),
     "duke": ("bounding_box_train", "bounding_box_test"),
@@ -34,22 +34,22 @@ SIGNS = {
     "msmt17": ("list_train.txt", "list_query.txt", "list_gallery.txt", "mask_train_v2"),
     "veri": ("image_train", "image_test"),
 }
-# Three have the same folders; these are their images' names.
+# Three datasets have the same folders; their images' names tell them apart.
 MARKET_NAMES = {
     "market1501": r"-?\d+_c\d+s\d+_",
     "duke": r"\d+_c\d+_f\d+",
     "cuhk03-np": r"\d+_c\d_\d+(_\d+)*\.png$",
 }
-DEPTH = 3  # floors below the named folder that are searched for a dataset
-SAMPLE = 100  # images whose names are read to tell whose they are
-STAND_IN = "synthetic_market.json"  # in a rendered set, which is as large as one likes
+DEPTH = 3  # levels of folders below the named one in which a dataset is looked for
+SAMPLE = 100  # images whose names are read to tell a dataset from own photos
+STAND_IN = "synthetic_market.json"  # marks a rendered set, whose size is not the published one
 
 
 class RawImage(NamedTuple):
-    """An image of a prepared dataset.
+    """An image of a raw dataset, and its names in the prepared one.
 
-    source: its file, or an object whose `save(path)` writes it.
-    identity, name: the folder and the file name that it gets; digits, and a name for parse_name.
+    source: its path, or an object whose `save(path)` writes it.
+    identity: the name of its folder, digits. name: its file name, as parse_name reads it.
     """
 
     source: object
@@ -58,14 +58,18 @@ class RawImage(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How large a split is; None: not known."""
+    """The size of a split; None where a number is not known."""
 
     ids: int | None
     images: int | None
     cameras: int | None
 
+    def __str__(self):
+        ids, images, cameras = ("?" if number is None else number for number in self)
+        return f"{ids} ids, {images} images, {cameras} cameras"
 
-# Identities are people (or vehicles): Market-1501's gallery has the labels -1 and 0 besides.
+
+# Identities are people or vehicles, without the labels -1 and 0 in Market-1501's gallery.
 # Zheng et al. 2015 (Market-1501), Zheng et al. 2017 (Duke), Zhong et al. 2017 (CUHK03-NP),
 # Wei et al. 2018 (MSMT17), Liu et al. 2016 and the release's own readme (VeRi-776).
 PUBLISHED = {
@@ -103,29 +107,29 @@ PUBLISHED = {
 
 
 def find(source, dataset=None):
-    """Which dataset, and where it lies: `source` itself, or a folder in it: (name, folder).
+    """Return the name of a dataset and its folder: `source` itself, or one up to DEPTH below it.
 
-    dataset: its name where it is known. Raises UserError where none is there, or several.
+    dataset: its name where it is known. Raises UserError where there is none, or more than one.
     """
-    here = guess(source, dataset)  # what the user says goes, where it can be
-    if here:
-        return here, source
-    floor = folders_in(source)
+    name = guess(source, dataset)  # a dataset that is named may look like another
+    if name:
+        return name, source
+    folders = folders_in(source)
     for _ in range(DEPTH):
-        there = [(guess(folder), folder) for folder in floor]
-        there = [(name, folder) for name, folder in there if name and dataset in (None, name)]
-        if len(there) > 1:
-            several = " and ".join(f"{path.relative_to(source)} ({name})" for name, path in there)
-            raise UserError(f"{source}: holds {several}; name one of these with --download_path")
-        if there:
-            return there[0]
-        floor = [below for folder in floor for below in folders_in(folder)]
+        guesses = [(guess(folder), folder) for folder in folders]
+        datasets = [(name, path) for name, path in guesses if name and dataset in (None, name)]
+        if len(datasets) > 1:
+            names = " and ".join(f"{path.relative_to(source)} ({name})" for name, path in datasets)
+            raise UserError(f"{source}: holds {names}; name one of these with --download_path")
+        if datasets:
+            return datasets[0]
+        folders = [below for folder in folders for below in folders_in(folder)]
     if dataset:
-        return dataset, source  # listing its images will say what is missing
+        return dataset, source  # listing its images tells the user what is missing
     paths = islice(walk_images(source, [], skip=is_prepared), SAMPLE)
     names = [os.path.basename(path) for path in paths]
     if names:
-        check_nobodys(source, names)
+        check_own(source, names)
         return "folder", source
     raise UserError(
         f"{source / 'bounding_box_train'}: no such folder, and no other dataset here. Looked for "
@@ -136,16 +140,16 @@ def find(source, dataset=None):
 
 
 def folders_in(folder):
-    """The folders that may hold a dataset, by name; not those with a folder for each identity."""
+    """Return the folders in `folder` that may hold a dataset, by name; identities' may not."""
     try:
-        found = sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
-    except OSError:  # may not be listed
+        folders = sorted(f for f in folder.iterdir() if f.is_dir() and not is_hidden(f.name))
+    except OSError:  # it can't be listed
         return []
-    return [f for f in found if not re.fullmatch(r"-?\d+", f.name)]
+    return [f for f in folders if not re.fullmatch(r"-?\d+", f.name)]
 
 
-def check_nobodys(source, names):
-    """Raise UserError where most of the images are called as a dataset's are."""
+def check_own(source, names):
+    """Raise UserError where most of the file names are like those of a dataset, not own photos'."""
     patterns = {**MARKET_NAMES, "msmt17": CAMERA_THIRD.pattern, "veri": r"v?\d+_c\d{3}_\d{8}_\d"}
     for dataset, pattern in patterns.items():
         if 2 * sum(bool(re.match(pattern, name)) for name in names) > len(names):
@@ -157,21 +161,21 @@ def check_nobodys(source, names):
 
 
 def guess(folder, dataset=None):
-    """Which dataset lies directly in `folder`, None where none does; only `dataset` if given."""
+    """Return the name of the dataset directly in `folder`, or None; where given, only `dataset`."""
     if dataset == "folder":
         return dataset
-    fitting = [
+    names = [
         name
         for name in ([dataset] if dataset else SIGNS)
         if any((folder / sign).exists() for sign in SIGNS[name])
     ]
-    if len(fitting) > 1:
-        return by_names(folder / MARKET_FOLDERS["train"])
-    return fitting[0] if fitting else None
+    if len(names) > 1:
+        return guess_by_name(folder / MARKET_FOLDERS["train"])
+    return names[0] if names else None
 
 
-def by_names(folder):
-    """Which of the datasets with Market-1501's folders, by the name of its first image."""
+def guess_by_name(folder):
+    """Tell datasets with Market-1501's folders apart, by the name of the first training image."""
     images = sorted(path for path in folder.glob("*") if is_image(path))
     for dataset, pattern in MARKET_NAMES.items():
         if images and re.match(pattern, images[0].name):
@@ -180,38 +184,39 @@ def by_names(folder):
 
 
 def market_splits(root):
-    """The images of Market-1501, or of another dataset with its folders and names."""
+    """Return the images of Market-1501, or of another dataset with its folders and names."""
     splits = folder_splits(root, MARKET_FOLDERS)
     if (root / "gt_bbox").is_dir():
-        asked = {image.identity for image in splits["query"]}
+        queried = {image.identity for image in splits["query"]}
         boxes = images_in(root / "gt_bbox")
-        splits["multi-query"] = [image for image in boxes if image.identity in asked]
+        splits["multi-query"] = [image for image in boxes if image.identity in queried]
     return splits
 
 
 def folder_splits(root, folders):
-    """The images of a dataset with a folder for each split: `folders` is {split: name}.
+    """Return the images of a dataset with a folder for each split: `folders` is {split: name}.
 
-    With no folder but query and gallery it is for testing alone.
+    Only train may be missing, for testing alone. Raises UserError where another folder is.
     """
-    there = {split for split, folder in folders.items() if (root / folder).is_dir()}
-    wanted = there if there == {"query", "gallery"} else folders.keys()
-    return {split: images_in(root / folders[split]) for split in folders if split in wanted}
+    splits = [split for split, folder in folders.items() if (root / folder).is_dir()]
+    if splits != ["query", "gallery"]:
+        splits = folders  # listing them tells the user which folder is missing
+    return {split: images_in(root / folders[split]) for split in splits}
 
 
 def images_in(folder):
-    """The images directly in a folder; they keep their names."""
+    """Return the images directly in a folder; they keep their names."""
     return [RawImage(path, identity_name(path), path.name) for path in list_images(folder)]
 
 
 def identity_name(path):
-    """The identity as the file's name writes it, leading zeros kept: "0002"."""
-    parse_name(path)
+    """Return the identity as the file's name spells it, with leading zeros: "0002"."""
+    parse_name(path)  # raises UserError for other names
     return path.name.split("_")[0].removeprefix("v")
 
 
 def msmt17_splits(root):
-    """The images of MSMT17, version 1 or 2, as its lists say; list_train and list_val train."""
+    """Return the images in MSMT17's lists, version 1 or 2; those of list_val train as well."""
     lists = {"train": ("train", "val"), "query": ("query",), "gallery": ("gallery",)}
     return {
         split: sorted(
@@ -227,7 +232,7 @@ def msmt17_splits(root):
 
 
 def msmt17_folder(root, split):
-    """Where the images of a split lie."""
+    """Return the folder of a split's images."""
     names = MSMT17_FOLDERS["train" if split == "train" else "test"]
     for name in names:
         if (root / name).is_dir():
@@ -236,7 +241,7 @@ def msmt17_folder(root, split):
 
 
 def read_list(path, folder):
-    """The images of a list with a line "path id" for each, paths relative to `folder`.
+    """Return the images of a list with a line "path id" for each, paths relative to `folder`.
 
     Raises UserError with the line's number where a file is missing, or its name has another id.
     """
@@ -262,12 +267,16 @@ def read_list(path, folder):
     return images
 
 
-def count(images, zero_is_someone):
-    """Counts of a split. Junk (-1) is nobody, and so are distractors (0), but in MSMT17."""
+def count(images, zero_is_person):
+    """Return the Counts of a split. Junk (-1) is no identity; 0 is one only if `zero_is_person`."""
     parsed = [parse_name(image.name) for image in images]
-    nobody = {-1} if zero_is_someone else {-1, 0}
-    return Counts(
-        len({identity for identity, _ in parsed} - nobody),
-        len(images),
-        len({camera for _, camera in parsed}),
-    )
+    identities = {identity for identity, _ in parsed} - ({-1} if zero_is_person else {-1, 0})
+    return Counts(len(identities), len(images), len({camera for _, camera in parsed}))
+
+
+def hold_out_first(images):
+    """Return the first image of each identity, and the others; both keep their order."""
+    firsts = {}
+    for image in images:
+        firsts.setdefault(image.identity, image)
+    return list(firsts.values()), [i for i in images if firsts[i.identity] is not i]

@@ -1,6 +1,6 @@
-"""One's own photos as a dataset: `<id>/<photos>`, whatever the folders and files are called.
+"""Own photos as a dataset: `<id>/<photos>`, whatever the folders and files are called.
 
-Identities get numbers, cameras are found in the paths, and where there are no folders query and
+Identities get numbers, and cameras are read from the paths. Where there are no folders query and
 gallery, a fraction of the identities is for testing.
 """
 
@@ -14,24 +14,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reid.dataset import check_spelling, copies, is_prepared, walk_images
-from reid.datasets.layouts import RawImage
+from reid.datasets.layouts import RawImage, hold_out_first
 from reid.errors import UserError, printable
 from reid.files import sha256
 from reid.images import is_hidden
 
 SPLITS = ("train", "query", "gallery")
-# Folders of datasets, which are nobody.
+# Names of a dataset's parts, which can't be a person's folder.
 NO_PERSONS = {*SPLITS, "test", "val", "valid", "validation", "probe", "training", "testing"}
-DIGITS = re.compile("[0-9]{1,9}")  # a name that is a number; longer ones are names
-NAME_BYTES = 100  # of a photo's own name that are kept: 255 is the most for a file's whole name
-# Without cameras nothing is junk, since queries and gallery seem to be from two; likewise the first
-# training photo of an identity, which goes to val, and the others. Only copies of a photo share its
-# camera, which is one of their own.
+DIGITS = re.compile("[0-9]{1,9}")  # a name that is a number; longer ones are mere names
+NAME_BYTES = 100  # how much of a photo's own name is kept: a whole file name has 255 at most
+# Photos without cameras get these: queries one, the gallery another, so that nothing is junk; and
+# likewise the first training photo of each identity, which goes to val, and the others. A photo and
+# its copies get one that only they have, so that they are junk for one another.
 QUERY_CAMERA, GALLERY_CAMERA, FIRST_OF_COPIES = 1, 2, 3
 
 
 class Photo(NamedTuple):
-    """path: its file; identity, camera: their names; below: the path that these are found in."""
+    """A photo: its path, identity and camera by name, and the part of its path with the camera."""
 
     path: Path
     identity: str
@@ -40,9 +40,9 @@ class Photo(NamedTuple):
 
 
 class Finder(NamedTuple):
-    """How identity and camera are found in a photo's path: compiled expressions, or None.
+    """The expressions that find identity and camera in a photo's path.
 
-    identity: None takes the name of the first folder. camera: None where photos have none.
+    identity: None where the first folder's name is the identity. camera: None without cameras.
     """
 
     identity: re.Pattern | None
@@ -50,10 +50,10 @@ class Finder(NamedTuple):
 
 
 def splits_of(root, finder, test_fraction, seed):
-    """What to prepare of the photos under a folder.
+    """Return the images, names and left-out files of the photos under a folder.
 
-    Returns {split: [RawImage, ...]}, {"identities": {name: number}, "cameras": {name: number}}, and
-    a list of what is left out, in words. Without cameras the second of the numbers is empty.
+    These are {split: [RawImage, ...]}, {"identities": {name: number}, "cameras": {name: number}}
+    (no cameras with --no_camera), and a line for each file or folder that is left out.
     """
     left_out = []
     if has_splits(root, finder):
@@ -62,38 +62,43 @@ def splits_of(root, finder, test_fraction, seed):
             for split in SPLITS
             if (root / split).is_dir()
         }
-        others = [f for f in sorted(root.iterdir()) if f.is_dir() and f.name not in SPLITS]
-        others = [f for f in others if not is_hidden(f.name) and not is_prepared(f)]
-        left_out += [f"{folder}: is not train, query or gallery" for folder in others]
+        left_out += [
+            f"{folder}: is not train, query or gallery"
+            for folder in sorted(root.iterdir())
+            if folder.is_dir() and folder.name not in SPLITS
+            if not is_hidden(folder.name) and not is_prepared(folder)
+        ]
     else:
         splits = divide(find_photos(root, finder, left_out), test_fraction, seed, left_out)
     photos = list(itertools.chain(*splits.values()))
     warn_of_two_people(photos)
     identities = number_names({photo.identity for photo in photos})
     check_spelling(root, [name for name in identities if DIGITS.fullmatch(name)])
-    if finder.camera:  # without, made_up_cameras() does it
-        splits["gallery"] = without_copies(splits["query"], splits["gallery"], left_out)
-    names = number_names({photo.camera for photo in photos} - {None})
-    cameras = {photo.path: names.get(photo.camera) for photo in photos}
-    if not names:
-        first, others = split_by_shot(splits.get("train", []))
-        cameras |= made_up_cameras(first, others)
+    if finder.camera:
+        pairs = copies(splits["query"], splits["gallery"])
+        pairs = [(query, photo) for query, photo in pairs if query.identity == photo.identity]
+        splits["gallery"] = without_copies(splits["gallery"], pairs, left_out)
+        numbers = number_names({photo.camera for photo in photos})
+        cameras = {photo.path: numbers[photo.camera] for photo in photos}
+    else:
+        numbers = {}
+        cameras = made_up_cameras(*hold_out_first(splits.get("train", [])))
         cameras |= made_up_cameras(splits["query"], splits["gallery"])
     renamed = {}
     for split, photos in splits.items():
-        counter = defaultdict(itertools.count)
+        counters = defaultdict(lambda: itertools.count(1))
         renamed[split] = []
         for photo in photos:
-            number = identities[photo.identity]
-            shot = next(counter[number]) + 1
-            name = f"{number:04d}_c{cameras[photo.path]}_{shot:04d}{short_name(photo.path)}"
-            renamed[split].append(RawImage(photo.path, f"{number:04d}", name))
+            identity = f"{identities[photo.identity]:04d}"
+            shot = next(counters[identity])
+            name = f"{identity}_c{cameras[photo.path]}_{shot:04d}{short_name(photo.path)}"
+            renamed[split].append(RawImage(photo.path, identity, name))
         renamed[split].sort(key=lambda image: image.name)
-    return renamed, {"identities": identities, "cameras": names}, left_out
+    return renamed, {"identities": identities, "cameras": numbers}, left_out
 
 
 def make_finder(id_regex, camera_regex, no_camera):
-    """The Finder that the flags ask for."""
+    """Return the Finder for the flags. Raises UserError where they name no camera."""
     if camera_regex is None and not no_camera:
         raise UserError(
             "--dataset folder: give --camera_regex, which finds the camera in the photos' paths, "
@@ -106,7 +111,7 @@ def make_finder(id_regex, camera_regex, no_camera):
 
 
 def expression(flag, text):
-    """A regular expression with a group. Raises UserError for others."""
+    """Compile a flag's regular expression. Raises UserError for one without a group."""
     try:
         pattern = re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
@@ -118,30 +123,33 @@ def expression(flag, text):
     return pattern
 
 
-def found_name(pattern, group, below):
-    """What an expression finds in a path: its group of that name, else its first; or None."""
+def match_name(pattern, group, below):
+    """Return what an expression's group of this name, else its first, finds in a path; or None."""
     match = pattern.search(below)
     name = match and plain(match[group if group in pattern.groupindex else 1] or "")
     return str(int(name)) if name and DIGITS.fullmatch(name) else name  # 01 and 1 are one
 
 
 def has_splits(root, finder):
-    """Whether there are query and gallery. Raises UserError where one of them is missing.
+    """Tell whether there are query and gallery. Raises UserError where one of them is missing.
 
-    With --id_regex one folder may be called so and mean something else, as GRID's gallery does.
+    With --id_regex a single folder of these names may mean something else, as GRID's gallery does.
     """
-    there = [split for split in SPLITS if (root / split).is_dir()]
-    missing = [split for split in ("query", "gallery") if split not in there]
-    if len(there) > bool(finder.identity) and missing:
-        raise UserError(f"{root / missing[0]}: no such folder, though there is {root / there[0]}")
+    present = [split for split in SPLITS if (root / split).is_dir()]
+    missing = [split for split in ("query", "gallery") if split not in present]
+    if len(present) > (1 if finder.identity else 0) and missing:
+        raise UserError(f"{root / missing[0]}: no such folder, though there is {root / present[0]}")
     return not missing
 
 
 def find_photos(folder, finder, left_out):
-    """The photos under a folder, sorted by identity, then by path; adds others to `left_out`."""
+    """Return the photos under a folder, sorted by identity, then by path.
+
+    Adds a line to `left_out` for each other file. Raises UserError where there are none.
+    """
     paths = map(Path, walk_images(folder, left_out, skip=is_prepared))
-    found = [photo_at(path, path.relative_to(folder), finder, left_out) for path in paths]
-    photos = [photo for photo in found if photo]
+    photos = [read_photo(path, path.relative_to(folder), finder, left_out) for path in paths]
+    photos = [photo for photo in photos if photo]
     if not photos and finder.identity:
         raise UserError(
             f"{folder}: --id_regex {finder.identity.pattern} finds no identity in any image's path"
@@ -157,7 +165,7 @@ def find_photos(folder, finder, left_out):
 
 
 def check_homes(folder, identities):
-    """Raise UserError where a folder in `folder` is empty, or can't be called after a person."""
+    """Raise UserError where a folder in `folder` has no images, or no person's name."""
     for home in sorted(home for home in folder.iterdir() if home.is_dir()):
         name = plain(home.name)
         if is_hidden(home.name) or home.is_symlink() or holds_prepared(home):
@@ -173,10 +181,14 @@ def check_homes(folder, identities):
             raise UserError(f"{home}: no images in it; take it out")
 
 
-def photo_at(path, below, finder, left_out):
-    """The Photo of a file, `below` its path under the folder; None where it has no identity."""
+def read_photo(path, below, finder, left_out):
+    """Return the Photo of a file; None, and a line in `left_out`, where it has no identity.
+
+    below: the file's path relative to the folder of photos. Raises UserError without a camera.
+    """
     if finder.identity:
-        identity, below = found_name(finder.identity, "id", below.as_posix()), below.as_posix()
+        below = below.as_posix()
+        identity = match_name(finder.identity, "id", below)
         if not identity:
             left_out.append(f"{path}: --id_regex finds no identity in {below}")
             return None
@@ -187,7 +199,7 @@ def photo_at(path, below, finder, left_out):
         identity, below = plain(below.parts[0]), Path(*below.parts[1:]).as_posix()
     if not finder.camera:
         return Photo(path, identity, below, None)
-    camera = found_name(finder.camera, "camera", below)
+    camera = match_name(finder.camera, "camera", below)
     if not camera:
         raise UserError(
             f"{path}: --camera_regex {finder.camera.pattern} finds no camera in {below}"
@@ -196,52 +208,48 @@ def photo_at(path, below, finder, left_out):
 
 
 def plain(name):
-    """A name in Unicode's usual form: macOS writes letters and their accents apart."""
+    """Return a name in Unicode's usual form: macOS writes letters and their accents apart."""
     return unicodedata.normalize("NFC", name)
 
 
 def holds_prepared(folder):
-    """Whether a folder is what prepare.py made, or holds it: it may lie beside the identities."""
+    """Tell whether prepare.py made a folder or one in it: it may lie beside the identities."""
     return is_prepared(folder) or any(is_prepared(below) for below in folder.glob("*/"))
 
 
 def warn_of_two_people(photos):
-    """Say on standard error how many pictures are photos of two identities, and the first."""
-    sizes = Counter(photo.path.stat().st_size for photo in photos)
-    first, pairs = {}, []
-    for photo in photos:
-        if sizes[photo.path.stat().st_size] > 1:
-            other = first.setdefault(sha256(photo.path), photo)
-            if other.identity != photo.identity:
-                pairs.append(f"{printable(other.path)} and {printable(photo.path)}")
+    """Say on standard error how many pictures are of two identities, and name the first."""
+    pairs = [(first, photo) for first, photo in repeats(photos) if first.identity != photo.identity]
     if pairs:
+        first, photo = pairs[0]
         print(
-            f"warning: {len(pairs)} pictures are of two identities: {pairs[0]} are the same; merge "
-            "these, or delete one",
+            f"warning: {len(pairs)} pictures are of two identities: {printable(first.path)} and "
+            f"{printable(photo.path)} are the same; merge these, or delete one",
             file=sys.stderr,
         )
 
 
-def split_by_shot(photos):
-    """The first photo of each identity, and the others."""
-    first = {}
+def repeats(photos):
+    """Yield pairs of a photo and a later one with the same content, always the first such photo."""
+    sizes = Counter(photo.path.stat().st_size for photo in photos)
+    firsts = {}
     for photo in photos:
-        first.setdefault(photo.identity, photo)
-    paths = {photo.path for photo in first.values()}
-    return list(first.values()), [photo for photo in photos if photo.path not in paths]
+        if sizes[photo.path.stat().st_size] > 1:
+            first = firsts.setdefault(sha256(photo.path), photo)
+            if first is not photo:
+                yield first, photo
 
 
-def made_up_cameras(asking, others):
-    """{path: camera} for photos without: QUERY_CAMERA for those asking, GALLERY_CAMERA for others.
+def made_up_cameras(queries, gallery):
+    """Return {path: camera} for photos without cameras: QUERY_CAMERA or GALLERY_CAMERA.
 
-    But a photo and its copies, of one identity, get a camera of their own: they are junk for one
-    another, for who finds a copy has found nothing.
+    But a photo and its copies, of one identity, get a camera that only they have, which makes them
+    junk for one another: finding a copy is no achievement.
     """
-    cameras = {photo.path: QUERY_CAMERA for photo in asking}
-    cameras |= {photo.path: GALLERY_CAMERA for photo in others}
+    cameras = {photo.path: QUERY_CAMERA for photo in queries}
+    cameras |= {photo.path: GALLERY_CAMERA for photo in gallery}
     free = defaultdict(lambda: itertools.count(FIRST_OF_COPIES))
-    for number, other in copies([photo.path for photo in asking], [p.path for p in others]):
-        photo, copy = asking[number], others[other]
+    for photo, copy in copies(queries, gallery):
         if photo.identity == copy.identity:
             own = max(cameras[photo.path], cameras[copy.path])
             if own < FIRST_OF_COPIES:
@@ -250,30 +258,19 @@ def made_up_cameras(asking, others):
     return cameras
 
 
-def without_copies(queries, photos, left_out):
-    """The photos that are no copies of a query of their identity, which would find itself."""
-    twins = {}
-    for number, other in copies([query.path for query in queries], [p.path for p in photos]):
-        if queries[number].identity == photos[other].identity:
-            twins[other] = queries[number].path
-    left_out += [f"{photos[n].path}: is the same picture as {twin}" for n, twin in twins.items()]
-    return [photo for number, photo in enumerate(photos) if number not in twins]
-
-
-def distinct(photos, left_out):
-    """The photos without copies of others: these show the person no second time."""
-    sizes = Counter(photo.path.stat().st_size for photo in photos)
-    first = {}
-    for photo in photos:
-        alone = sizes[photo.path.stat().st_size] == 1
-        content = photo.path if alone else sha256(photo.path)
-        if first.setdefault(content, photo) is not photo:
-            left_out.append(f"{photo.path}: is the same picture as {first[content].path}")
-    return list(first.values())
+def without_copies(photos, pairs, left_out):
+    """Return the photos that are not the copy in a pair (photo, copy), and list those left out."""
+    originals = {copy.path: photo.path for photo, copy in pairs}
+    left_out += [f"{copy}: is the same picture as {path}" for copy, path in originals.items()]
+    return [photo for photo in photos if photo.path not in originals]
 
 
 def divide(photos, test_fraction, seed, left_out):
-    """Train, query and gallery: a fraction of the identities, chosen by the seed, for testing."""
+    """Divide photos into train, query and gallery: {split: [Photo, ...]}.
+
+    A fraction of the identities, drawn by the seed, is for testing. Raises UserError where there
+    are too few identities, or none of these gives a query.
+    """
     by_identity = defaultdict(list)
     for photo in photos:
         by_identity[photo.identity].append(photo)
@@ -285,7 +282,8 @@ def divide(photos, test_fraction, seed, left_out):
     splits = {split: [] for split in SPLITS}
     for name in names:
         if name in tested:
-            different = distinct(by_identity[name], left_out)
+            own = by_identity[name]
+            different = without_copies(own, repeats(own), left_out)
             queries = choose_queries(different)
             splits["query"] += queries
             splits["gallery"] += [photo for photo in different if photo not in queries]
@@ -300,7 +298,11 @@ def divide(photos, test_fraction, seed, left_out):
 
 
 def choose_queries(photos):
-    """The first photo of each camera, as far as every query keeps a good one in the gallery."""
+    """Choose queries among an identity's photos: the first photo of each camera.
+
+    It is left in the gallery where a query would lose its last right answer there, that is a photo
+    of another camera, or any photo where there are no cameras.
+    """
     firsts = {}
     for photo in photos:
         firsts.setdefault(photo.camera, photo)
@@ -308,18 +310,16 @@ def choose_queries(photos):
     for _, first in sorted(firsts.items(), key=lambda item: item[0] or ""):
         chosen = [*queries, first]
         gallery = [photo for photo in photos if photo not in chosen]
-        if all(any(is_good(query, photo) for photo in gallery) for query in chosen):
+        if all(
+            any(query.camera is None or query.camera != photo.camera for photo in gallery)
+            for query in chosen
+        ):
             queries = chosen
     return queries
 
 
-def is_good(query, photo):
-    """Whether finding this photo of the same identity counts: another camera, where known."""
-    return query.camera is None or query.camera != photo.camera
-
-
 def number_names(names):
-    """{name: number}. Digits keep theirs; other names get free ones from 1, in sorted order."""
+    """Return {name: number}: digits keep theirs, other names get free ones from 1, in order."""
     numbers = {name: int(name) for name in names if DIGITS.fullmatch(name)}
     taken = set(numbers.values())
     free = (number for number in itertools.count(1) if number not in taken)
@@ -328,6 +328,6 @@ def number_names(names):
 
 
 def short_name(path):
-    """A photo's own name, with `_` before it: cut short, and without what shells stumble over."""
+    """Return `_` and a photo's own name, cut short and without characters special to shells."""
     stem = re.sub(r"[^\w.-]+", "_", path.stem).encode()[:NAME_BYTES].decode(errors="ignore")
     return f"_{stem}{path.suffix}"

@@ -1,1 +1,1 @@
-"""The rendered stand-in for Market-1501: its people and its cameras. Imports nothing of ours."""
+"""The rendered stand-in for Market-1501: its people and cameras. Imports nothing else of reid/."""

@@ -1,8 +1,8 @@
 """The people of the rendered stand-in: who they are, their bodies, how they walk.
 
-A person is a cloud of surface points on tubes between joints: the identity colours and fattens
-them, the walk poses them. Every random choice has a stream of its own, so that the order of drawing
-can't matter.
+A person is a cloud of surface points on tubes between joints: the identity gives them colour and
+width, the walk their pose. Every person, tracklet and picture has its own random stream, so that
+the order of drawing can't matter.
 """
 
 import functools
@@ -12,29 +12,29 @@ from dataclasses import dataclass
 import numpy as np
 
 SPACING = 0.0064  # between surface points, in body heights: about 1.5 supersampled pixels
-PASSERS_BY = 40  # people who only ever stand in the way
-IDENTITY, PLAN, TRACKLET, SHOT, SCENE = range(5)  # first key of each random stream
+PASSERS_BY = 40  # people who only stand in the way of others
+IDENTITY, SCHEDULE, TRACKLET, SHOT, SCENE = range(5)  # first key of each random stream
 
 
 def stream(seed, *key):
-    """A random generator for each thing drawn, so that the order of drawing can't matter."""
+    """Make the random generator of whatever has this key."""
     return np.random.default_rng([seed, *key])
 
 
 def pick(rng, table):
-    """One key of `table` {key: weight}."""
+    """Draw one key of `table` {key: weight}."""
     weights = np.array(list(table.values()), float)
     return list(table)[rng.choice(len(table), p=weights / weights.sum())]
 
 
 def unit(vectors):
-    """Vectors [..., 3], each made one long."""
+    """Scale vectors [..., 3] to length 1."""
     vectors = np.asarray(vectors, float)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 # fmt: off
-COLOURS = {  # few, and shared by all clothes: people agree in the main colours
+COLOURS = {  # few, and the same for all clothes, so that many people wear the same main colours
     "white": (232, 230, 224), "grey": (128, 130, 134), "black": (30, 30, 34),
     "navy": (36, 46, 88), "blue": (62, 104, 176), "denim": (92, 116, 150),
     "red": (176, 40, 44), "pink": (224, 140, 160), "yellow": (222, 184, 62),
@@ -61,7 +61,7 @@ LOWER_EDGE = {"trousers": (0.04, 0.06), "shorts": (0.25, 0.36), "skirt": (0.2, 0
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same about a person. Colours are RGB [3] in [0, 1]."""
+    """The looks that stay the same about a person. Colours are RGB [3] in [0, 1]."""
 
     height: float  # metres; every other length is in body heights
     girth: float
@@ -75,7 +75,7 @@ class Identity:
     accent: np.ndarray
     pattern: str
     period: float  # of stripes
-    sleeve: float  # part of the arm that it covers
+    sleeve: float  # the fraction of the arm that it covers
     sleeve_accent: bool
     hem: float  # height of the lower edge of the upper clothing
     lower: np.ndarray
@@ -125,7 +125,8 @@ def make_identity(rng):
 
 
 # fmt: off
-BODY = {  # part: (length, ((place along it, half-width, half-depth), ...), round caps of the ends)
+# part: (length, ((position along it, half-width, half-depth), ...), lengths of the round end caps)
+BODY = {
     "torso": (0.355, ((0, .092, .072), (.3, .085, .064), (.62, .097, .070), (.8, .101, .062),
                       (.9, .090, .052), (.96, .062, .042), (1, .034, .032)), (0, 0)),
     "hips": (0.12, ((0, .070, .055), (.5, .087, .066), (1, .076, .056)), (.02, 0)),
@@ -155,8 +156,8 @@ STOUT = {"torso", "hips", "arm", "forearm", "thigh", "shin", "skirt"}  # wider w
 class Part:
     """Surface points of a tube between two joints.
 
-    `coef` [N, 4] times a posed frame (start, axis, side, front) [4, 3] gives the points; `normal`
-    [N, 3] times its unit (axis, side, front) the outward normals; `colour` [N, 3] in [0, 1].
+    `coef` [N, 4] times a pose (start, axis, side, front) [4, 3] gives the points; `normal` [N, 3]
+    times the pose's unit (axis, side, front) the outward normals; `colour` [N, 3] is in [0, 1].
     """
 
     joint: str
@@ -166,10 +167,10 @@ class Part:
 
 
 def tube(joint, shape, thick, colour, keep=None):
-    """Sample a `Part` from a shape of `BODY`, its cross-sections scaled by `thick`.
+    """Sample a `Part` from a shape as in `BODY`, its cross-sections scaled by `thick`.
 
-    `colour(u, front)` gives RGB [N, 3] and `keep(u, front)` a mask [N], u being the place along the
-    axis from 0 to 1 and front the angle from the body's front (pi: back; positive: its left).
+    `colour(u, front)` gives RGB [N, 3] and `keep(u, front)` a mask [N]. u is the position along the
+    axis, 0 to 1; front is the angle from the body's front (pi: back; positive: its left).
     """
     length, profile, (low, high) = shape
     knots, wide, deep = np.array(profile, float).T
@@ -197,12 +198,12 @@ def tube(joint, shape, thick, colour, keep=None):
 
 
 def blend(mask, one, other):
-    """RGB [N, 3]: `one` where `mask` [N], else `other`; each [3] or [N, 3]."""
+    """Choose RGB [N, 3]: `one` where `mask` [N] is true, else `other`; each [3] or [N, 3]."""
     return np.where(mask[:, None], one, other)
 
 
 def torso_colour(who, u, front):
-    """Shirt or jacket, with the straps of a bag."""
+    """Colour a shirt or jacket, with the straps of a bag: RGB [N, 3]."""
     side = abs(front)
     y, arc = u * 0.355 / who.period, front * 0.09 / who.period  # in periods of the stripes
     across, down = y % 1 < 0.4, arc % 1 < 0.4
@@ -227,7 +228,7 @@ def torso_colour(who, u, front):
 
 
 def arm_colour(who, u, start):
-    """Sleeve and skin of an upper arm (start 0) or forearm (0.5), from the shoulder down."""
+    """Colour sleeve and skin of an upper arm (start 0) or a forearm (start 0.5): RGB [N, 3]."""
     rgb = who.accent if who.sleeve_accent or who.pattern == "blocks" else who.upper
     if who.pattern in ("hoops", "checks"):
         rgb = blend((u * 0.17 / who.period) % 1 < 0.45, who.accent, rgb)
@@ -235,7 +236,7 @@ def arm_colour(who, u, start):
 
 
 def leg_colour(who, u, front, top):
-    """Trouser leg, skin and boot from the height `top` down."""
+    """Colour trouser leg, skin and boot from the height `top` down: RGB [N, 3]."""
     y, rgb = top - 0.24 * u, who.lower
     if who.lower_pattern == "sidestripe":
         rgb = blend(abs(abs(front) - math.pi / 2) < 0.45, who.accent, rgb)
@@ -246,7 +247,7 @@ def leg_colour(who, u, front, top):
 
 
 def head_colour(who, u, front):
-    """Skin with a hint of eyes, brows and mouth."""
+    """Colour skin with a hint of eyes, brows and mouth: RGB [N, 3]."""
     eyes = ((u - 0.52) / 0.05) ** 2 + ((abs(front) - 0.42) / 0.16) ** 2 < 1
     brows = (abs(u - 0.63) < 0.03) & (abs(abs(front) - 0.42) < 0.25)
     mouth = (abs(u - 0.2) < 0.035) & (abs(front) < 0.3)
@@ -255,13 +256,13 @@ def head_colour(who, u, front):
 
 
 def hair_line(who, front):
-    """How far down the head hair reaches: high in front, lower at the sides and the back."""
+    """Return the lower edge of the hair [N], 0 to 1 up the head: high in front, lower elsewhere."""
     back = {"long": -1, "bob": 0.05, "buzz": 0.5, "short": 0.45}.get(who.hair_style, 0.35)
     return np.select([abs(front) < 0.8, abs(front) < 1.6], [0.72, back + 0.1], back)
 
 
 def build_body(who):
-    """The whole person: a list of `Part`."""
+    """Build the whole person: a list of `Part`."""
     parts = []
 
     def add(joint, colour, keep=None, shape=None, thick=1.0):
@@ -308,7 +309,7 @@ def build_body(who):
 
 @dataclass
 class Person:
-    """An identity and its body; `colours` [N, 3] of all the points of its parts."""
+    """An identity and its body; `colours` [N, 3] are those of all its parts' points."""
 
     who: Identity
     parts: list
@@ -317,7 +318,7 @@ class Person:
 
 @functools.lru_cache(maxsize=PASSERS_BY + 2)
 def make_person(seed, number):
-    """The person of a random stream; passers-by are numbered from -PASSERS_BY to -1."""
+    """Make the person of this number; passers-by are numbered from -PASSERS_BY to -1."""
     who = make_identity(stream(seed, IDENTITY, number + PASSERS_BY))
     parts = build_body(who)
     return Person(who, parts, np.concatenate([part.colour for part in parts]))
@@ -325,7 +326,7 @@ def make_person(seed, number):
 
 @dataclass(frozen=True)
 class Gait:
-    """How somebody walks through a tracklet: angles in radians, yaw 0 faces the camera."""
+    """A person's walk through a tracklet: angles in radians, yaw 0 faces the camera."""
 
     yaw: float
     phase: float
@@ -336,7 +337,7 @@ class Gait:
 
 
 def make_gait(rng, camera, who):
-    """Draw a walk; people follow the camera's paths, more or less."""
+    """Draw a walk that more or less follows one of the camera's paths."""
     yaw = math.radians(rng.choice(camera.headings) + rng.normal(0, 22))
     stride = rng.uniform(0.02, 0.1) if rng.random() < 0.15 else rng.uniform(0.3, 0.55)
     stride *= 0.55 if who.lower_kind in ("skirt", "dress") else 1.0
@@ -345,15 +346,18 @@ def make_gait(rng, camera, who):
 
 
 def bone(start, length, angle, out=0.0):
-    """Start and end [2, 3] of a bone that hangs from `start`, swung forward by `angle`."""
+    """Return start and end [2, 3] of a bone that hangs from `start`, swung forward by `angle`.
+
+    out: how far the end lies towards the person's left.
+    """
     end = np.array([out, -length * math.cos(angle), length * math.sin(angle)])
     return np.array([start, start + end])
 
 
 def skeleton(who, gait, phase):
-    """Where the parts of a walking body start and end: {joint: [2, 3]}.
+    """Return the start and end of a walking body's parts: {joint: [2, 3]}, in body heights.
 
-    In body heights: x to the person's left, y up from the ground, z forward.
+    The axes: x to the person's left, y up from the ground, z forward.
     """
     bones = {}
     for limb, sign in (("L", 1), ("R", -1)):
@@ -401,9 +405,10 @@ def skeleton(who, gait, phase):
 
 
 def pose_body(person, gait, frame):
-    """Stand a person in the world: points [N, 3] in metres, unit normals [N, 3].
+    """Pose a person in the world: points [N, 3] in metres, unit normals [N, 3].
 
-    The world: x to the right of the picture, y up, z towards the camera; the person at the origin.
+    The world's axes: x to the right of the picture, y up, z towards the camera; the person stands
+    at the origin.
     """
     bones = skeleton(person.who, gait, gait.phase + frame * gait.step)
     ends = np.array([bones[part.joint] for part in person.parts])
@@ -411,12 +416,12 @@ def pose_body(person, gait, frame):
     along = unit(axis)
     side = unit(np.array([1.0, 0, 0]) - along * along[:, :1])
     front = np.cross(side, along)
-    front[along[:, 1] < -0.3] *= -1  # limbs hang down, yet have their front in front
+    front[along[:, 1] < -0.3] *= -1  # limbs point down, which would turn their front to the back
     yaw = gait.yaw + 0.04 * math.sin(frame * 1.7)
     cos, sin = math.cos(yaw), math.sin(yaw)
     turn = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
-    place = np.stack([ends[:, 0], axis, side, front], 1) @ turn * person.who.height
-    basis = np.stack([along, side, front], 1) @ turn
-    posed = list(zip(person.parts, place.astype(np.float32), basis.astype(np.float32), strict=True))
-    points = np.concatenate([part.coef @ m for part, m, _ in posed])
-    return points, np.concatenate([part.normal @ m for part, _, m in posed])
+    poses = np.stack([ends[:, 0], axis, side, front], 1) @ turn * person.who.height
+    bases = np.stack([along, side, front], 1) @ turn
+    posed = list(zip(person.parts, poses.astype(np.float32), bases.astype(np.float32), strict=True))
+    points = np.concatenate([part.coef @ pose for part, pose, _ in posed])
+    return points, np.concatenate([part.normal @ basis for part, _, basis in posed])

@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from reid.rendering.people import COLOURS, SCENE, SPACING, stream, unit
 
-WIDTH, HEIGHT = 64, 128  # of a picture, pixels
+WIDTH, HEIGHT = 64, 128  # pixels of a picture
 OVER = 2  # supersampling
 SCENE_W, SCENE_H = 640, 300  # a camera's whole background, in pixels of the final pictures
-AIM = 0.9  # metres above the ground: where a camera points
+AIM = 0.9  # metres above the ground at which a camera points
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a camera hangs and what it makes of a scene. Colours are RGB."""
+    """A camera's position, its view, and its effect on pictures. Colours are RGB."""
 
     pitch: float  # degrees downwards
     distance: float  # metres
@@ -34,7 +34,7 @@ class Camera:
     saturation: float
     lift: float  # haze, added to black
     blur: float  # pixels
-    resolution: float  # part of the pixels that the sensor has
+    resolution: float  # the sensor's pixels along a side, as a fraction of the picture's
     noise: float
     quality: int  # JPEG
     ground: str
@@ -69,9 +69,10 @@ CAMERAS = (
 
 
 def project(points, camera):
-    """World points [N, 3] -> picture x and y (metres at the aim, y down), view [N, 3].
+    """Project world points [N, 3]: picture x [N] and y [N], and the points in the view [N, 3].
 
-    The view's axes: x to the right, y up, z towards the camera, which is at (0, 0, distance).
+    Picture coordinates are in metres from the aim, y down. The view's axes: x to the right, y up, z
+    towards the camera, which is at (0, 0, distance).
     """
     tilt = math.radians(camera.pitch)
     cos, sin = math.cos(tilt), math.sin(tilt)
@@ -82,17 +83,17 @@ def project(points, camera):
 
 
 def draw_body(points, normals, colours, camera, box):
-    """Splat a body into a box (left, top, width, height; picture metres): RGBA [H, W, 4]."""
+    """Draw a body into a box (left, top, width, height; picture metres): RGBA [H, W, 4]."""
     wide, high = WIDTH * OVER, HEIGHT * OVER
     x, y, view = project(points, camera)
     px, py = (x - box[0]) * (wide / box[2]), (y - box[1]) * (high / box[3])
     tilt = math.radians(camera.pitch)
     eye = np.float32([0, AIM + camera.distance * math.sin(tilt), camera.distance * math.cos(tilt)])
     facing = normals @ eye > np.einsum("ij,ij->i", normals, points)
-    side = max(2, math.ceil(SPACING * 1.8 * high / box[3]))  # a point's pixels: no holes between
+    side = max(2, math.ceil(SPACING * 1.8 * high / box[3]))  # of a point's square: leaves no holes
     inside = (px >= 0) & (py >= 0) & (px < wide - side + 1) & (py < high - side + 1)
     seen = np.flatnonzero(facing & inside)
-    # far to near, so that the last write stays; 16 bits make numpy's stable sort a radix sort
+    # far to near, so that the nearest is written last; numpy's stable sort is fast for 16 bits
     near = ((view[seen, 2] + 4) * 8000).clip(0, 65535).astype(np.uint16)
     order = seen[np.argsort(near, kind="stable")]
     spots = py[order].astype(np.int32) * wide + px[order].astype(np.int32)
@@ -101,7 +102,7 @@ def draw_body(points, normals, colours, camera, box):
     owner[cover] = np.arange(1, len(order) + 1, dtype=np.int32)[:, None]
     normals = normals.take(order, 0)  # take and matmul: several times as fast as plain indexing
     lit = (normals @ unit(camera.sun).astype(np.float32)).clip(0)
-    light = np.stack([lit, 0.8 + 0.2 * normals[:, 1]], 1)  # the sun's, the sky's
+    light = np.stack([lit, 0.8 + 0.2 * normals[:, 1]], 1)  # from the sun and from the sky
     rgba = np.zeros((len(order) + 1, 4), np.float32)
     rgba[1:, :3] = colours.take(order, 0) * (light @ np.float32([camera.direct, camera.ambient]))
     rgba[1:, 3] = 1
@@ -110,7 +111,7 @@ def draw_body(points, normals, colours, camera, box):
 
 
 def draw_shadow(points, camera, box):
-    """How dark the body's shadow makes the ground in the box: [H, W, 1] in [0, 1]."""
+    """Draw the body's shadow on the ground in the box: darkness [H, W, 1] in [0, 1]."""
     sun = unit(camera.sun)
     x, y, _ = project(points[::5] - points[::5, 1:2] * (sun / sun[1]), camera)
     px = ((x - box[0]) * (WIDTH / box[2])).astype(int)
@@ -123,14 +124,17 @@ def draw_shadow(points, camera, box):
 
 @functools.lru_cache(maxsize=len(CAMERAS))
 def tone_curve(camera):
-    """Gamma, contrast and haze as a table for `Image.point`."""
+    """Return gamma, contrast and haze as a table for `Image.point`."""
     tone = (np.arange(256) / 255) ** camera.gamma
     tone = (tone - 0.5) * camera.contrast + 0.5 + camera.lift
     return [round(t) for t in 255 * tone.clip(0, 1)] * 3
 
 
 def develop(rgb, camera, mood, rng):
-    """What lens, sensor and encoder make of RGB [H, W, 3] in [0, 1]: an image."""
+    """Add the effects of lens and sensor to RGB [H, W, 3] in [0, 1]; return an image.
+
+    mood: the weather's effect on the light, RGB [3].
+    """
     rgb = rgb * (np.float32(camera.gain) * mood)
     grey = (rgb @ np.full(3, 1 / 3, np.float32))[..., None]
     rgb = grey + camera.saturation * (rgb - grey)
@@ -143,16 +147,16 @@ def develop(rgb, camera, mood, rng):
     return picture.filter(ImageFilter.BoxBlur(camera.blur))
 
 
-def mottle(rng, cells, strength):
-    """Smooth noise around 1 for a scene: [SCENE_H, SCENE_W, 1]."""
-    small = rng.uniform(-1, 1, (cells // 2, cells)).astype(np.float32)
+def mottle(rng, patches, strength):
+    """Draw smooth noise around 1, so many patches wide: [SCENE_H, SCENE_W, 1]."""
+    small = rng.uniform(-1, 1, (patches // 2, patches)).astype(np.float32)
     big = Image.fromarray(small).resize((SCENE_W, SCENE_H), Image.Resampling.BICUBIC)
     return 1 + strength * np.asarray(big)[..., None]
 
 
 @functools.lru_cache(maxsize=len(CAMERAS))
 def make_scene(seed, number):
-    """The whole background of camera `number`: (image, row where the backdrop meets the ground)."""
+    """Draw the background of camera `number`: (image, row where the backdrop meets the ground)."""
     camera, rng = CAMERAS[number], stream(seed, SCENE, number)
     wide, high = SCENE_W * 2, SCENE_H * 2
     base = int(high * np.interp(camera.pitch, [5, 30], [0.5, 0.2]))
@@ -163,23 +167,23 @@ def make_scene(seed, number):
     paint_backdrop(draw, camera, rng, base)
     small = picture.resize((SCENE_W, SCENE_H), Image.Resampling.LANCZOS)
     rgb = np.array(small, np.float32)
-    for cells, strength in ((8, 0.2), (40, 0.1), (200, 0.07)):
-        rgb *= mottle(rng, cells, strength)
+    for patches, strength in ((8, 0.2), (40, 0.1), (200, 0.07)):
+        rgb *= mottle(rng, patches, strength)
     rgb *= np.float32(camera.ambient) + 0.7 * np.float32(camera.direct)
     return Image.fromarray(rgb.clip(0, 255).astype(np.uint8)), base // 2
 
 
 def shade(rgb, factor):
-    """An RGB tuple made darker or lighter."""
+    """Make an RGB tuple darker or lighter."""
     return tuple(min(255, int(c * factor)) for c in rgb)
 
 
 def paint_ground(draw, camera, rng, base, horizon):
-    """Paving, lawn, road or zebra crossing in perspective, from the row `base` down."""
+    """Paint paving, lawn, road or zebra crossing in perspective, from the row `base` down."""
     wide, high, rgb = SCENE_W * 2, SCENE_H * 2, camera.ground_rgb
 
     def at(x, y):
-        """The point of row y on the line from x on the lower edge to the vanishing point."""
+        """Return the point of row y on the line from x on the lower edge to the vanishing point."""
         return wide / 2 + (x - wide / 2) * (y - horizon) / (high - horizon), y
 
     if camera.ground in ("tiles", "zebra"):
@@ -204,7 +208,7 @@ def paint_ground(draw, camera, rng, base, horizon):
 
 
 def paint_backdrop(draw, camera, rng, base):
-    """What stands behind, above the row `base`: shops, hedge, bricks, cars, railings or tents."""
+    """Paint shops, a hedge, bricks, cars, railings or tents above the row `base`."""
     wide, rgb = SCENE_W * 2, camera.backdrop_rgb
 
     def any_colour():
@@ -251,10 +255,10 @@ def paint_backdrop(draw, camera, rng, base):
 
 
 def crop_scene(scene, spot, zoom, box, feet):
-    """The background of a box: RGB [H, W, 3] in [0, 1].
+    """Crop the background of a box: RGB [H, W, 3] in [0, 1].
 
-    `spot` is the scene's pixel where the person stands, `feet` the same in picture metres, `zoom`
-    the scene's pixels a metre.
+    spot: the scene's pixel where the person stands. feet: the same point in picture metres.
+    zoom: the scene's pixels per metre.
     """
     wide, high = min(box[2] * zoom, SCENE_W), min(box[3] * zoom, SCENE_H)
     left = np.clip(spot[0] + (box[0] - feet[0]) * zoom, 0, SCENE_W - wide)
@@ -266,7 +270,7 @@ def crop_scene(scene, spot, zoom, box, feet):
 
 @functools.lru_cache(maxsize=2)
 def draw_obstacle(kind, colour, x):
-    """A pole or a bicycle in front of everything: premultiplied RGBA [H, W, 4]; x in pixels."""
+    """Draw a pole or a bicycle at the column x (pixels): premultiplied RGBA [H, W, 4]."""
     k = 3
     picture = Image.new("RGBA", (WIDTH * k, HEIGHT * k))
     draw = ImageDraw.Draw(picture)
@@ -285,12 +289,12 @@ def draw_obstacle(kind, colour, x):
         draw.line([bar, fore], colour, 6)
         for cx, cy in (seat, bar):
             draw.line([(cx - 12, cy - 9), (cx + 14, cy - 9)], (20, 20, 20), 8)
-    small = picture.resize((WIDTH, HEIGHT), Image.Resampling.BOX)  # resizes premultiplied
+    small = picture.resize((WIDTH, HEIGHT), Image.Resampling.BOX)  # Pillow premultiplies for it
     rgba = np.array(small, np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
     return rgba
 
 
 def over(below, above):
-    """Premultiplied RGBA [H, W, 4] over RGB [H, W, 3]."""
+    """Lay premultiplied RGBA [H, W, 4] over RGB [H, W, 3]."""
     return below * (1 - above[..., 3:]) + above[..., :3]
