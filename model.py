@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 BOTTLENECK_DIM = 512
@@ -47,11 +47,11 @@ class ReIDNet(nn.Module):
 
     def forward(
         self,
-        images: torch.Tensor,
+        images: Tensor,
         return_features: bool = False,
         return_both: bool = False,
         layer: str | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [B, class_num]; or the features for testing [B, dim(layer)]; or, for losses
         that compare features, both logits and pooled features.
 
@@ -109,7 +109,7 @@ class ft_net(ReIDNet):
         if pretrained not in (None, "imagenet"):
             load_backbone(self, pretrained)
 
-    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+    def feature_maps(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 2048, H / 32, W / 32]."""
         net = self.model
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
@@ -138,7 +138,7 @@ class ft_net_dense(ReIDNet):
         if pretrained not in (None, "imagenet"):
             load_backbone(self, pretrained)
 
-    def feature_maps(self, images: torch.Tensor) -> torch.Tensor:
+    def feature_maps(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 1024, H / 32, W / 32].
 
         torchvision's layers in an order that computes the same with less work: a dense layer's
@@ -257,7 +257,7 @@ def load_backbone(net: ReIDNet, path: str | Path) -> None:
     net.model.load_state_dict(weights, strict=False)
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the state_dict in a weights file, on the CPU, without a `module.` prefix.
 
     Takes files that hold it beside other things, too, as "state_dict" or "model". Raises

@@ -25,6 +25,7 @@ edits the original. Where the file system has no links they are copied; see --co
 
 import shutil
 import sys
+from argparse import Namespace
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,7 @@ from reid.dataset import (
     parse_name,
 )
 from reid.datasets import cuhk03, layouts, own_photos
-from reid.datasets.layouts import PUBLISHED, STAND_IN
+from reid.datasets.layouts import PUBLISHED, STAND_IN, RawImage
 from reid.errors import UserError, printable, run
 from reid.files import dumps, link, new_folder, read_json, symlink, write_text
 from reid.images import is_image, read_image
@@ -162,7 +163,9 @@ def check_flags(dataset, args):
             )
 
 
-def find_images(dataset, root, args):
+def find_images(
+    dataset: str, root: Path, args: Namespace
+) -> tuple[dict[str, list[RawImage]], dict | None, list[str]]:
     """Return the images to prepare, {split: [RawImage, ...]}, identities, and files left out.
 
     identities: the content of identities.json for own photos, else None. The files left out are a

@@ -10,6 +10,7 @@ of a body. Works on one image and, in one go, on a batch that is already on the 
 
 import numpy as np
 import torch
+from torch import Tensor
 
 ATTEMPTS = 100  # rectangles drawn for an image before it is left whole
 
@@ -36,7 +37,7 @@ class RandomErasing:
         self.sl, self.sh, self.r1 = sl, sh, r1
         self.mean = mean
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Return a copy of `images` ([3, H, W] or [B, 3, H, W]) with rectangles erased."""
         if images.dim() == 3:
             return self(images[None])[0]
@@ -44,7 +45,7 @@ class RandomErasing:
 
     def rectangles(
         self, batch: int, height: int, width: int, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Draw top, left, height, width in pixels: int [batch, 4] on the CPU; zeros erase nothing.
 
         Area and aspect are drawn uniformly until a rectangle fits into the image. All attempts
@@ -65,7 +66,7 @@ class RandomErasing:
         left = (uniform() * (width - wide + 1)).floor() * erase
         return torch.stack([top, left, tall, wide], dim=1).int()
 
-    def erase(self, images: torch.Tensor, rectangles: torch.Tensor) -> torch.Tensor:
+    def erase(self, images: Tensor, rectangles: Tensor) -> Tensor:
         """Fill the rectangles of `images` [B, 3, H, W], on any device; returns the images.
 
         On a CPU, where they are channels_last, they are filled in place.

@@ -41,6 +41,7 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
@@ -57,9 +58,9 @@ ITSELF = 2.0  # an image's similarity to itself in the search: above any other, 
 
 
 def re_ranking(
-    q_g_sim: np.ndarray | torch.Tensor,
-    q_q_sim: np.ndarray | torch.Tensor,
-    g_g_sim: np.ndarray | torch.Tensor,
+    q_g_sim: np.ndarray | Tensor,
+    q_q_sim: np.ndarray | Tensor,
+    g_g_sim: np.ndarray | Tensor,
     k1: int = K1,
     k2: int = K2,
     lambda_value: float = LAMBDA,
@@ -278,9 +279,7 @@ def half(k1):
     return round(k1 / 2)  # Python rounds halves to even, as the formula asks
 
 
-def neighbours(
-    similarity: Features | Matrices, cuts: tuple, block: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def neighbours(similarity: Features | Matrices, cuts: tuple, block: int) -> tuple[Tensor, Tensor]:
     """Search for the max(cuts) nearest images of each image, and for its least similarity.
 
     An image is among its own neighbours.
@@ -393,9 +392,9 @@ EMPTY = keys(torch.tensor(-torch.inf), 0).item()
 class SparseRows(NamedTuple):
     """A sparse matrix of `width` columns; row i is columns[starts[i]:starts[i + 1]] and values."""
 
-    starts: torch.Tensor
-    columns: torch.Tensor
-    values: torch.Tensor
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
     width: int
 
     def rows(self, start, stop):

@@ -34,25 +34,25 @@ STILL_BRANDS = {b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis", b"crx "}
 VIDEO_SUFFIXES = set(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .3gp".split())
 
 
-def is_image(path):
+def is_image(path: str | Path) -> bool:
     """Tell whether a file's name is that of an image, and not hidden."""
     return Path(path).suffix.lower() in readable_suffixes() and not is_hidden(Path(path).name)
 
 
-def is_hidden(name):
+def is_hidden(name: str) -> bool:
     """Tell whether a file or folder is hidden, or the one that macOS adds to ZIP files."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 @cache
-def readable_suffixes():
+def readable_suffixes() -> set[str]:
     """Return the suffixes, in lower case, of all formats that Pillow decodes by itself."""
     Image.init()
     formats = {*Image.OPEN, "MPO"} - NO_PICTURES  # Pillow opens MPO as JPEG
     return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
 
 
-def read_image(path):
+def read_image(path: str | Path) -> Image.Image:
     """Return the decoded RGB image of a file, turned upright by its EXIF orientation.
 
     More than 8 bits are scaled to 8, transparency is dropped, and the first of several frames is

@@ -11,6 +11,7 @@ import os
 import random
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,9 @@ class EvalImage(NamedTuple):
     camera: int
 
 
-def parse_name(path, patterns=(CAMERA_AFTER_C, CAMERA_THIRD)):
+def parse_name(
+    path: str | Path, patterns: Sequence[re.Pattern] = (CAMERA_AFTER_C, CAMERA_THIRD)
+) -> tuple[int, int]:
     """Return the identity and the camera in an image's name; `-1` is junk, `0` a distractor.
 
         parse_name("query/0002_c1s1_000451_03.jpg")  # (2, 1)
@@ -73,7 +76,7 @@ def parse_name(path, patterns=(CAMERA_AFTER_C, CAMERA_THIRD)):
     return identity, camera
 
 
-def list_images(folder):
+def list_images(folder: str | Path) -> list[Path]:
     """Return the images directly in `folder`, sorted by name. Raises UserError without any."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,7 +87,9 @@ def list_images(folder):
     return images
 
 
-def walk_images(root, left_out, skip=None):
+def walk_images(
+    root: str | Path, left_out: list[str], skip: Callable[[str], bool] | None = None
+) -> Iterator[str]:
     """Yield the path of each image under a folder, as text.
 
     left_out: a list that gets a line for each file that is no image, each broken link, and each
@@ -116,12 +121,12 @@ def walk_images(root, left_out, skip=None):
                 yield path
 
 
-def is_prepared(folder):
+def is_prepared(folder: str | Path) -> bool:
     """Tell whether prepare.py made a folder, from training images or from own photos."""
     return any(os.path.exists(os.path.join(folder, n)) for n in ("train_all", IDENTITIES_FILE))
 
 
-def identity_folders(split):
+def identity_folders(split: str | Path) -> list[Path]:
     """Return the folders `<id>` of a split, sorted by identity, but not that of generated images.
 
     Raises UserError where the split is missing or empty, or has a folder that is not named after an
@@ -144,7 +149,7 @@ def identity_folders(split):
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
-def check_spelling(where, names):
+def check_spelling(where: object, names: Iterable[str]) -> None:
     """Raise UserError where two names are the same number, such as 7 and 0007."""
     spelled = {}
     for name in names:
@@ -160,7 +165,7 @@ def maker(split):
     return "changeIndex.py" if split.name.endswith("_new") else "prepare.py"
 
 
-def labelled_images(split):
+def labelled_images(split: str | Path) -> list[Sample]:
     """Return the Samples of `train_new`, `train_all_new` or `val_new`: folders name the classes."""
     return [
         Sample(path, int(folder.name))
@@ -169,7 +174,7 @@ def labelled_images(split):
     ]
 
 
-def eval_images(split):
+def eval_images(split: str | Path) -> list[EvalImage]:
     """Return the EvalImages of `query`, `gallery` or `multi-query`, from the files' names."""
     return [
         EvalImage(path, *parse_name(path))
@@ -178,7 +183,7 @@ def eval_images(split):
     ]
 
 
-def check_cameras(where, images):
+def check_cameras(where: object, images: list[EvalImage]) -> None:
     """Raise UserError where EvalImages have so many cameras that these must be something else.
 
     Numbers of frames, read as cameras, would switch off the rule that makes gallery images of the
@@ -195,7 +200,7 @@ def check_cameras(where, images):
         )
 
 
-def check_copies(queries, gallery):
+def check_copies(queries: list[EvalImage], gallery: list[EvalImage]) -> None:
     """Raise UserError where a gallery image is a copy of a query, and not junk for it.
 
     queries, gallery: EvalImages. A query that finds itself says nothing about a network.
@@ -208,7 +213,7 @@ def check_copies(queries, gallery):
             )
 
 
-def copies(images, others):
+def copies(images: list, others: list) -> Iterator[tuple]:
     """Yield pairs of one of `images` and one of `others` whose files have the same content.
 
     All have a `path`. Only files whose size occurs on both sides are read.
@@ -224,7 +229,7 @@ def copies(images, others):
                 yield image, other
 
 
-def training_splits(data_dir, train_all):
+def training_splits(data_dir: str | Path, train_all: bool) -> tuple[list[Sample], list[Sample]]:
     """Return the real images for training and for validation: two lists of Samples.
 
     The first image of each identity is held out for validation (`val_new`); with `train_all` none
@@ -238,7 +243,7 @@ def training_splits(data_dir, train_all):
     return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
 
 
-def count_classes(samples):
+def count_classes(samples: list[Sample]) -> int:
     """Return the number of classes K. Raises UserError where the labels are not 0..K-1."""
     labels = {sample.label for sample in samples}
     if min(labels) < 0:
@@ -251,7 +256,7 @@ def count_classes(samples):
     return len(labels)
 
 
-def generated_images(gen_dir, number=None, seed=0):
+def generated_images(gen_dir: str | Path, number: int | None = None, seed: int = 0) -> list[Sample]:
     """Return Samples of `number` generated images in `gen_dir`, drawn by the seed (None: all)."""
     if number == 0:
         return []
@@ -265,7 +270,7 @@ def generated_images(gen_dir, number=None, seed=0):
     return [Sample(path, GENERATED_LABEL, generated=1) for path in images]
 
 
-def fingerprint(samples):
+def fingerprint(samples: list[Sample]) -> dict:
     """Return the number of Samples and a hash of their files' names and sizes, and their labels."""
     try:
         lines = sorted(f"{s.label} {s.path.name} {s.path.stat().st_size}" for s in samples)
@@ -277,13 +282,13 @@ def fingerprint(samples):
     }
 
 
-def classes_hash(samples):
+def classes_hash(samples: list[Sample]) -> str:
     """Return a hash of the pairs of class and identity, as the names of the real images say."""
     pairs = {(s.label, s.path.name.split("_")[0]) for s in samples if not s.generated}
     return hashlib.sha256(os.fsencode(str(sorted(pairs)))).hexdigest()
 
 
-def manifest(samples):
+def manifest(samples: list[Sample]) -> dict | None:
     """Return path and hash of the manifest.json beside the generated images; None without one."""
     folder = next((sample.path.parent for sample in samples if sample.generated), None)
     path = folder and folder / "manifest.json"

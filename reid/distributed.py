@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from reid.device import choose_device
 from reid.errors import UserError, explanation
@@ -47,15 +47,15 @@ class World(NamedTuple):
         low, high = (len(items) * n // self.size for n in (self.rank, self.rank + 1))
         return items[low:high]
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes; gradients flow back to each."""
         return AllSum.apply(tensor) if self.size > 1 else tensor
 
-    def gather(self, shard: torch.Tensor) -> torch.Tensor:
+    def gather(self, shard: Tensor) -> Tensor:
         """Return the whole batch [B, ...], of even shards [B / size, ...]; gradients flow back."""
         return self.gather_rows(shard, len(shard) * self.size)
 
-    def gather_rows(self, shard: torch.Tensor, number: int) -> torch.Tensor:
+    def gather_rows(self, shard: Tensor, number: int) -> Tensor:
         """Return all `number` rows of which each process has its `shard`, on the shard's device."""
         if self.size == 1:
             return shard
@@ -206,7 +206,7 @@ class Split:
     def __init__(self, world: World):
         self.world = world
 
-    def tell(self, generated: torch.Tensor) -> None:
+    def tell(self, generated: Tensor) -> None:
         """Set the batch before each forward pass: [B], 1 where a GAN made the image."""
         self.groups = torch.stack([generated == 0, generated != 0])  # [2, B]
         self.images = self.world.sum(self.groups.sum(1))  # of the whole batch, [2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from reid.checkpoint import Run, build_network, first_line, unwrap, weights_hash
@@ -264,9 +264,7 @@ class Training:
             line |= self.validate()
         return line | {"seconds": round(time.perf_counter() - started, 2)}
 
-    def step(
-        self, batch: Batch, epoch: int = 1
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def step(self, batch: Batch, epoch: int = 1) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Learn from a batch.
 
         Returns its mean loss over all processes, and the errors and number of real images in this

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
@@ -254,8 +254,8 @@ def extract_batches(
 
 
 def view_features(
-    net: nn.Module, images: torch.Tensor, dtype: torch.dtype | None, layer: str | None = None
-) -> torch.Tensor:
+    net: nn.Module, images: Tensor, dtype: torch.dtype | None, layer: str | None = None
+) -> Tensor:
     """Return the features [B, D] of images uint8 [B, H, W, 3].
 
     The features of an image and of its mirror image are added, then L2-normalised.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from reid.checkpoint import Run, load_network
@@ -71,7 +72,7 @@ class Teacher:
         self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
 
-    def rank_table(self, generated: list[Sample]) -> torch.Tensor:
+    def rank_table(self, generated: list[Sample]) -> Tensor:
         """Return, for mprl_static, the ranks of the probabilities it predicts: int32 [N, K].
 
         generated: Samples.
@@ -88,7 +89,7 @@ class Teacher:
                 bar.update(len(batch))
         return world.gather_rows(torch.cat(rows).to(world.device), len(generated))
 
-    def cluster_table(self, real: list[Sample], generated: list[Sample]) -> torch.Tensor:
+    def cluster_table(self, real: list[Sample], generated: list[Sample]) -> Tensor:
         """Return, for sls, 1 at each identity with an image in the image's cluster: uint8 [N, K].
 
         real, generated: Samples.

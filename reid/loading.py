@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -25,9 +26,9 @@ GIGABYTE = 1e9
 class Batch(NamedTuple):
     """Images to train on: this process's shard of a step."""
 
-    images: torch.Tensor  # float32 [B, 3, height, width] on the device
-    labels: torch.Tensor  # int64 [B]; of generated image number n it is -1 - n
-    generated: torch.Tensor  # int64 [B], 1 where a GAN made the image
+    images: Tensor  # float32 [B, 3, height, width] on the device
+    labels: Tensor  # int64 [B]; of generated image number n it is -1 - n
+    generated: Tensor  # int64 [B], 1 where a GAN made the image
     numbers: list  # which samples the whole step consists of, over all processes
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from reid.errors import missing_package
 
@@ -23,12 +24,8 @@ CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 128  # Sun et al. 2020, section 4.1, for re-
 
 
 def cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    generated: torch.Tensor,
-    smoothing: float = 0.0,
-    epoch: int = 1,
-) -> torch.Tensor:
+    logits: Tensor, labels: Tensor, generated: Tensor, smoothing: float = 0.0, epoch: int = 1
+) -> Tensor:
     """Return the cross-entropy over real images, the baseline's loss."""
     return F.cross_entropy(at_least_fp32(logits), labels, label_smoothing=smoothing)
 
@@ -47,7 +44,7 @@ class LabelRule:
     def __init__(
         self,
         name: str,
-        target: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        target: Callable[[Tensor, Tensor], Tensor],
         weight: float = 1.0,
         start: int = 0,
         extra: int = 0,
@@ -57,12 +54,12 @@ class LabelRule:
 
     def __call__(
         self,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        generated: torch.Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        generated: Tensor,
         smoothing: float = 0.0,
         epoch: int = 1,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         logits = at_least_fp32(logits)
         log_p = F.log_softmax(logits, dim=1)
         generated = generated.bool()
@@ -98,22 +95,22 @@ def label_rule(name: str, weight: float = 1.0, start: int = 0) -> LabelRule:
 # --- targets of generated images ----------------------------------------------------------------
 
 
-def uniform(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def uniform(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the same probability for all classes."""
     return torch.full_like(logits, 1 / logits.shape[1])
 
 
-def last_class(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def last_class(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the last output, a class of its own for all that is generated."""
     return one_hot(torch.full_like(labels, logits.shape[1] - 1), logits)
 
 
-def most_probable(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def most_probable(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the class that the network holds most probable now."""
     return one_hot(logits.argmax(dim=1), logits)
 
 
-def by_rank(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def by_rank(logits: Tensor, labels: Tensor) -> Tensor:
     """Return probabilities in proportion to the rank of those that the network predicts now."""
     return distributions(ranks(logits), logits)
 
@@ -134,7 +131,7 @@ class FixedTargets:
 lsro = LabelRule("lsro", uniform)
 
 
-def ranks(logits: torch.Tensor) -> torch.Tensor:
+def ranks(logits: Tensor) -> Tensor:
     """Rank the classes: int64 [B, K], 1 for the least probable, K for the most.
 
     Of two equal ones the lower class number has the lower rank.
@@ -153,7 +150,7 @@ def one_hot(classes, like):
     return torch.zeros_like(like).scatter_(1, classes[:, None], 1)
 
 
-def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     """Convert a tensor to fp32 unless it is fp64: bf16 has not the digits for a loss."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -182,9 +179,7 @@ class MetricLoss:
         self.circle = losses.CircleLoss(m=CIRCLE_MARGIN, gamma=CIRCLE_SCALE)
         self.weights = triplet, circle
 
-    def __call__(
-        self, features: torch.Tensor, labels: torch.Tensor, generated: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, features: Tensor, labels: Tensor, generated: Tensor) -> Tensor:
         real = generated == 0
         features, labels = at_least_fp32(features)[real], labels[real]
         triplet, circle = self.weights

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
 from random_erasing import RandomErasing
@@ -39,13 +40,13 @@ JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
 class Augmentation(NamedTuple):
     """The random choices for each of N images."""
 
-    top: torch.Tensor  # int [N], of the crop
-    left: torch.Tensor
-    flip: torch.Tensor  # bool [N]
-    erased: torch.Tensor  # int [N, 4], see RandomErasing.rectangles
-    seed: torch.Tensor  # int64 [N], of the random colours
+    top: Tensor  # int [N], of the crop
+    left: Tensor
+    flip: Tensor  # bool [N]
+    erased: Tensor  # int [N, 4], see RandomErasing.rectangles
+    seed: Tensor  # int64 [N], of the random colours
 
-    def part(self, part: slice | torch.Tensor) -> "Augmentation":
+    def part(self, part: slice | Tensor) -> "Augmentation":
         """Return the choices for some of the images."""
         return Augmentation(*(getattr(self, name)[part] for name in self._fields))
 
@@ -97,7 +98,7 @@ class TrainTransform:
 
     def crop(
         self, images: list[np.ndarray], augmentation: Augmentation, device: torch.device = CPU
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Crop, flip and resize what `read` returned: uint8 [B, height, width, 3] on the device.
 
         Columns are cropped as the images are put together. The height is resized on a GPU, or by
@@ -122,7 +123,7 @@ class TrainTransform:
         rows = [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
         return torch.stack(rows).to(device)
 
-    def finish(self, images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+    def finish(self, images: Tensor, augmentation: Augmentation) -> Tensor:
         """Make cropped images on the device the network's input: float32 [B, 3, height, width]."""
         if self.colours:
             images = torch.stack(
@@ -189,7 +190,7 @@ def resize_height(images, height, in_floats=False):
     return maps.permute(0, 2, 3, 1)
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Normalise uint8 [B, H, W, 3] by ImageNet's mean and deviation.
 
     Returns float32 [B, 3, H, W], channels_last in memory.

@@ -11,6 +11,7 @@ the person's ten. As usual in this protocol, the view is the camera: there are t
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -32,7 +33,7 @@ class StoredImage:
     reference: object
     name: str
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Write the image as a PNG. Raises UserError where it is no image."""
         try:
             # MATLAB stores columns first, so h5py gives the axes in reverse order.
@@ -42,7 +43,7 @@ class StoredImage:
         path.write_bytes(encoded(lambda file: image.save(file, "PNG")))
 
 
-def choose_variant(root, variant):
+def choose_variant(root: Path, variant: str) -> str:
     """Return the variant that the folder `root` is named after, else `variant`."""
     name = root.resolve().name
     return name if name in VARIANTS and has_folders(root) else variant
@@ -53,7 +54,7 @@ def has_folders(root):
     return (root / MARKET_FOLDERS["train"]).is_dir()
 
 
-def splits_of(root, variant):
+def splits_of(root: Path, variant: str) -> dict[str, list[RawImage]]:
     """Return the images of a variant, {split: [RawImage, ...]}, sorted by name."""
     if has_folders(root):
         return folder_splits(root, MARKET_FOLDERS)
@@ -105,7 +106,7 @@ def read_protocol(path):
     ]
 
 
-def find_images(root, variant):
+def find_images(root: Path, variant: str) -> dict:
     """Return {name: path or StoredImage} of a variant, from a folder or from cuhk-03.mat."""
     folders = [root, root / variant, root / "cuhk03_release"]
     for folder in folders:

@@ -8,6 +8,7 @@ theirs in cuhk03.py and own_photos.py.
 import os
 import re
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from reid.dataset import CAMERA_THIRD, is_prepared, list_images, parse_name, walk_images
@@ -106,7 +107,7 @@ PUBLISHED = {
 }
 
 
-def find(source, dataset=None):
+def find(source: Path, dataset: str | None = None) -> tuple[str, Path]:
     """Return the name of a dataset and its folder: `source` itself, or one up to DEPTH below it.
 
     dataset: its name where it is known. Raises UserError where there is none, or more than one.
@@ -183,7 +184,7 @@ def guess_by_name(folder):
     return "market1501"
 
 
-def market_splits(root):
+def market_splits(root: Path) -> dict[str, list[RawImage]]:
     """Return the images of Market-1501, or of another dataset with its folders and names."""
     splits = folder_splits(root, MARKET_FOLDERS)
     if (root / "gt_bbox").is_dir():
@@ -193,7 +194,7 @@ def market_splits(root):
     return splits
 
 
-def folder_splits(root, folders):
+def folder_splits(root: Path, folders: dict[str, str]) -> dict[str, list[RawImage]]:
     """Return the images of a dataset with a folder for each split: `folders` is {split: name}.
 
     Only train may be missing, for testing alone. Raises UserError where another folder is.
@@ -215,7 +216,7 @@ def identity_name(path):
     return path.name.split("_")[0].removeprefix("v")
 
 
-def msmt17_splits(root):
+def msmt17_splits(root: Path) -> dict[str, list[RawImage]]:
     """Return the images in MSMT17's lists, version 1 or 2; those of list_val train as well."""
     lists = {"train": ("train", "val"), "query": ("query",), "gallery": ("gallery",)}
     return {
@@ -267,14 +268,14 @@ def read_list(path, folder):
     return images
 
 
-def count(images, zero_is_person):
+def count(images: list[RawImage], zero_is_person: bool) -> Counts:
     """Return the Counts of a split. Junk (-1) is no identity; 0 is one only if `zero_is_person`."""
     parsed = [parse_name(image.name) for image in images]
     identities = {identity for identity, _ in parsed} - ({-1} if zero_is_person else {-1, 0})
     return Counts(len(identities), len(images), len({camera for _, camera in parsed}))
 
 
-def hold_out_first(images):
+def hold_out_first(images: list) -> tuple[list, list]:
     """Return the first image of each identity, and the others; both keep their order."""
     firsts = {}
     for image in images:

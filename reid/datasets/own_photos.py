@@ -49,7 +49,9 @@ class Finder(NamedTuple):
     camera: re.Pattern | None
 
 
-def splits_of(root, finder, test_fraction, seed):
+def splits_of(
+    root: Path, finder: Finder, test_fraction: float, seed: int
+) -> tuple[dict[str, list[RawImage]], dict[str, dict], list[str]]:
     """Return the images, names and left-out files of the photos under a folder.
 
     These are {split: [RawImage, ...]}, {"identities": {name: number}, "cameras": {name: number}}
@@ -97,7 +99,7 @@ def splits_of(root, finder, test_fraction, seed):
     return renamed, {"identities": identities, "cameras": numbers}, left_out
 
 
-def make_finder(id_regex, camera_regex, no_camera):
+def make_finder(id_regex: str | None, camera_regex: str | None, no_camera: bool) -> Finder:
     """Return the Finder for the flags. Raises UserError where they name no camera."""
     if camera_regex is None and not no_camera:
         raise UserError(

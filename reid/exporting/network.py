@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from reid.checkpoint import Trained
 from reid.features import fold_for_inference
@@ -73,7 +73,7 @@ class Preprocessing(nn.Module):
         return normalise(resized(images, *self.size))
 
 
-def resized(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def resized(images: Tensor, height: int, width: int) -> Tensor:
     """Resize uint8 [N, h, w, 3] to [N, height, width, 3], within 1/255 of Pillow's result.
 
     In Pillow's order, see `reid.transforms`. An `if` would tie the exported file to one order.
@@ -172,7 +172,7 @@ def input_size(facts: dict) -> tuple[int, int]:
     return int(facts["height"]), int(facts["width"])
 
 
-def example(facts: dict) -> tuple[torch.Tensor, dict]:
+def example(facts: dict) -> tuple[Tensor, dict]:
     """Return two images to trace a network with, and the dimensions that may vary."""
     batch = torch.export.Dim("batch")
     if facts["preprocess"] == "inside":

@@ -16,18 +16,18 @@ PASSERS_BY = 40  # people who only stand in the way of others
 IDENTITY, SCHEDULE, TRACKLET, SHOT, SCENE = range(5)  # first key of each random stream
 
 
-def stream(seed, *key):
+def stream(seed: int, *key) -> np.random.Generator:
     """Make the random generator of whatever has this key."""
     return np.random.default_rng([seed, *key])
 
 
-def pick(rng, table):
+def pick(rng: np.random.Generator, table: dict) -> object:
     """Draw one key of `table` {key: weight}."""
     weights = np.array(list(table.values()), float)
     return list(table)[rng.choice(len(table), p=weights / weights.sum())]
 
 
-def unit(vectors):
+def unit(vectors: np.ndarray) -> np.ndarray:
     """Scale vectors [..., 3] to length 1."""
     vectors = np.asarray(vectors, float)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -197,7 +197,7 @@ def tube(joint, shape, thick, colour, keep=None):
     return Part(joint, *(x.astype(np.float32) for x in fields))
 
 
-def blend(mask, one, other):
+def blend(mask: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Choose RGB [N, 3]: `one` where `mask` [N] is true, else `other`; each [3] or [N, 3]."""
     return np.where(mask[:, None], one, other)
 
@@ -317,7 +317,7 @@ class Person:
 
 
 @functools.lru_cache(maxsize=PASSERS_BY + 2)
-def make_person(seed, number):
+def make_person(seed: int, number: int) -> Person:
     """Make the person of this number; passers-by are numbered from -PASSERS_BY to -1."""
     who = make_identity(stream(seed, IDENTITY, number + PASSERS_BY))
     parts = build_body(who)
@@ -336,7 +336,7 @@ class Gait:
     arms: str
 
 
-def make_gait(rng, camera, who):
+def make_gait(rng: np.random.Generator, camera: object, who: Identity) -> Gait:
     """Draw a walk that more or less follows one of the camera's paths."""
     yaw = math.radians(rng.choice(camera.headings) + rng.normal(0, 22))
     stride = rng.uniform(0.02, 0.1) if rng.random() < 0.15 else rng.uniform(0.3, 0.55)
@@ -404,7 +404,7 @@ def skeleton(who, gait, phase):
     return {joint: ends + [0, 0.026 - lowest, 0] for joint, ends in bones.items()}
 
 
-def pose_body(person, gait, frame):
+def pose_body(person: Person, gait: Gait, frame: int) -> tuple[np.ndarray, np.ndarray]:
     """Pose a person in the world: points [N, 3] in metres, unit normals [N, 3].
 
     The world's axes: x to the right of the picture, y up, z towards the camera; the person stands

@@ -68,7 +68,7 @@ CAMERAS = (
 # fmt: on
 
 
-def project(points, camera):
+def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Project world points [N, 3]: picture x [N] and y [N], and the points in the view [N, 3].
 
     Picture coordinates are in metres from the aim, y down. The view's axes: x to the right, y up, z
@@ -82,7 +82,9 @@ def project(points, camera):
     return view[:, 0] * zoom, -view[:, 1] * zoom, view
 
 
-def draw_body(points, normals, colours, camera, box):
+def draw_body(
+    points: np.ndarray, normals: np.ndarray, colours: np.ndarray, camera: Camera, box: tuple
+) -> np.ndarray:
     """Draw a body into a box (left, top, width, height; picture metres): RGBA [H, W, 4]."""
     wide, high = WIDTH * OVER, HEIGHT * OVER
     x, y, view = project(points, camera)
@@ -110,7 +112,7 @@ def draw_body(points, normals, colours, camera, box):
     return sum(big[:, i, :, j] for i in range(OVER) for j in range(OVER)) / OVER**2
 
 
-def draw_shadow(points, camera, box):
+def draw_shadow(points: np.ndarray, camera: Camera, box: tuple) -> np.ndarray:
     """Draw the body's shadow on the ground in the box: darkness [H, W, 1] in [0, 1]."""
     sun = unit(camera.sun)
     x, y, _ = project(points[::5] - points[::5, 1:2] * (sun / sun[1]), camera)
@@ -130,7 +132,9 @@ def tone_curve(camera):
     return [round(t) for t in 255 * tone.clip(0, 1)] * 3
 
 
-def develop(rgb, camera, mood, rng):
+def develop(
+    rgb: np.ndarray, camera: Camera, mood: np.ndarray, rng: np.random.Generator
+) -> Image.Image:
     """Add the effects of lens and sensor to RGB [H, W, 3] in [0, 1]; return an image.
 
     mood: the weather's effect on the light, RGB [3].
@@ -155,7 +159,7 @@ def mottle(rng, patches, strength):
 
 
 @functools.lru_cache(maxsize=len(CAMERAS))
-def make_scene(seed, number):
+def make_scene(seed: int, number: int) -> tuple[Image.Image, int]:
     """Draw the background of camera `number`: (image, row where the backdrop meets the ground)."""
     camera, rng = CAMERAS[number], stream(seed, SCENE, number)
     wide, high = SCENE_W * 2, SCENE_H * 2
@@ -254,7 +258,7 @@ def paint_backdrop(draw, camera, rng, base):
             draw.rectangle([x + 24, base - 70, x + 166, base], any_colour())
 
 
-def crop_scene(scene, spot, zoom, box, feet):
+def crop_scene(scene: Image.Image, spot: tuple, zoom: float, box: tuple, feet: tuple) -> np.ndarray:
     """Crop the background of a box: RGB [H, W, 3] in [0, 1].
 
     spot: the scene's pixel where the person stands. feet: the same point in picture metres.
@@ -269,7 +273,7 @@ def crop_scene(scene, spot, zoom, box, feet):
 
 
 @functools.lru_cache(maxsize=2)
-def draw_obstacle(kind, colour, x):
+def draw_obstacle(kind: str, colour: tuple, x: int) -> np.ndarray:
     """Draw a pole or a bicycle at the column x (pixels): premultiplied RGBA [H, W, 4]."""
     k = 3
     picture = Image.new("RGBA", (WIDTH * k, HEIGHT * k))
@@ -295,6 +299,6 @@ def draw_obstacle(kind, colour, x):
     return rgba
 
 
-def over(below, above):
+def over(below: np.ndarray, above: np.ndarray) -> np.ndarray:
     """Lay premultiplied RGBA [H, W, 4] over RGB [H, W, 3]."""
     return below * (1 - above[..., 3:]) + above[..., :3]
