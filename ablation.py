@@ -1,14 +1,14 @@
-"""How many generated images help, and under which label rule: a grid of trainings, one table.
+"""Train with several numbers of generated images and label rules; tabulate what they change.
 
     python ablation.py --data_dir data/Market-1501-v15.09.15/pytorch -- --train_all
     python ablation.py --name demo --data_dir data/demo/pytorch --numbers 0 700 1400 \
         --gan_labels lsro all_in_one --backbones densenet121 -- --height 128 --width 64 --epochs 15
 
-Without flags the grid is Table 2 of Zheng et al. (ICCV 2017), each cell with three seeds. What
-follows -- goes to train_lsro.py as it is, for every cell. A cell is a run folder
-model/<name>/<cell>/, trained, extracted, scored plain and re-ranked at its last epoch; what is
-there already is not done again, so that the same command goes on after a stop. Once all of a
-cell is scored its pytorch_result.mat is no longer needed.
+Without flags the grid is Table 2 of Zheng et al. (ICCV 2017) with three seeds. A cell is one
+training, a run folder model/<name>/<cell>/; flags after -- go to train_lsro.py for every cell. Each
+cell is trained, its features are extracted at its last epoch, then scored plain and re-ranked.
+Steps that are done are not repeated: after a stop the same command goes on. The pytorch_result.mat
+of a cell may be deleted once the cell is scored.
 Writes model/<name>/table.md, table.json and ablation.jpg.
 """
 
@@ -49,11 +49,11 @@ GAN_LABELS = ["lsro", "all_in_one:24000", "pseudo:24000"]
 SEEDS = [0, 1, 2]
 
 # Flags of train_lsro.py that the grid itself sets.
-OF_THE_GRID = (
+GRID_FLAGS = (
     "--name --model_dir --data_dir --gen_dir --num_generated --seed --use_dense --gan_label "
     "--label_run --resume"
 ).split()
-# Options that may differ among the cells of a table; the number of epochs may not.
+# Options that may differ between the cells of a grid; the number of epochs may not.
 FREE = FREE_ON_RESUME - {"epochs", "lr"}
 PATHS = {"data_dir", "gen_dir", "label_run"}
 RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # sections of results.json
@@ -61,7 +61,7 @@ SCORES = ("rank1", "mAP")
 
 
 class Cell(NamedTuple):
-    """One training of the grid. Without generated images no rule applies: `rule` is empty."""
+    """A training of the grid. Without generated images no label rule applies: `rule` is empty."""
 
     backbone: str
     rule: str
@@ -69,14 +69,14 @@ class Cell(NamedTuple):
     seed: int
 
     @property
-    def name(self):
-        """The name of its run folder."""
+    def name(self) -> str:
+        """Return the name of the cell's run folder."""
         words = [self.backbone, self.rule, self.number, f"seed{self.seed}"]
         return "_".join(str(word) for word in words if word != "")
 
     @property
-    def baseline(self):
-        """The cell without generated images of the same backbone and seed."""
+    def baseline(self) -> "Cell":
+        """Return the cell of the same backbone and seed without generated images."""
         return self._replace(rule="", number=0)
 
 
@@ -100,16 +100,16 @@ def get_parser():
         type=at_least(0),
         nargs="+",
         default=NUMBERS,
-        help="of generated images; 0 is always run, for the differences to it",
+        help="numbers of generated images; 0 is always run, for the differences to it",
     )
     group.add_argument(
         "--gan_labels",
         nargs="+",
         default=GAN_LABELS,
         metavar="RULE[:N,N]",
-        help="train_lsro.py's label rules; with :N,N a rule is run at its own numbers",
+        help="label rules of train_lsro.py; with :N,N a rule is run at its own numbers",
     )
-    group.add_argument("--seeds", type=seed, nargs="+", default=SEEDS, help="trainings of each")
+    group.add_argument("--seeds", type=seed, nargs="+", default=SEEDS, help="training seeds")
     group.add_argument(
         "--backbones", nargs="+", choices=NETWORKS, default=["resnet50"], help="networks"
     )
@@ -134,8 +134,9 @@ def main(argv=None):
     cells = grid(args)
     options = {cell: training_options(args, cell) for cell in cells}
     missing = [cell for cell in cells if not is_scored(folder / cell.name)]
-    for cell in cells:  # where nothing is left to do, images are not compared, so paths are
-        check_options(folder / cell.name, options[cell], FREE if missing else FREE - PATHS)
+    free = FREE if missing else FREE - PATHS  # with cells to run, `check_images` compares images
+    for cell in cells:
+        check_options(folder / cell.name, options[cell], free)
     if missing:
         real = check_images(args, folder, cells, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
@@ -146,7 +147,7 @@ def main(argv=None):
 
 
 def grid(args):
-    """The Cells in the order in which they are run: a whole grid for each seed in turn."""
+    """Return the Cells in the order in which they are run: all of a seed before the next seed."""
     numbers = {}
     for text in args.gan_labels:
         rule, own = label_rule(text)
@@ -155,11 +156,11 @@ def grid(args):
         raise UserError("--numbers: nothing to compare; ask for a number of images above 0")
     kinds = [("", 0), *((rule, n) for rule in numbers for n in sorted(numbers[rule]))]
     every = product(dict.fromkeys(args.seeds), dict.fromkeys(args.backbones), kinds)
-    return [Cell(backbone, *kind, number) for number, backbone, kind in every]
+    return [Cell(backbone, *kind, seed) for seed, backbone, kind in every]
 
 
 def label_rule(text):
-    """A rule and its own numbers: ("pseudo", [24000]) for pseudo:24000, ("pseudo", []) for it."""
+    """Split "pseudo:24000" into a rule and its own numbers, ("pseudo", [24000])."""
     rule, colon, numbers = text.partition(":")
     try:
         return rule, [at_least(0)(number) for number in numbers.split(",")] if colon else []
@@ -171,7 +172,7 @@ def label_rule(text):
 
 
 def training_words(args, cell):
-    """The flags of train_lsro.py for a cell."""
+    """Return the flags of train_lsro.py for a cell, a list of words."""
     words = ["--name", cell.name, "--model_dir", Path(args.model_dir) / args.name]
     words += ["--data_dir", args.data_dir, *(["--gen_dir", args.gen_dir] if args.gen_dir else [])]
     words += ["--num_generated", cell.number, "--seed", cell.seed]
@@ -180,25 +181,25 @@ def training_words(args, cell):
     flags = args.training_flags
     if cell.rule:
         words += ["--gan_label", cell.rule]
-    else:  # takes no flags on generated images
-        of_generated = Parser("")
-        train_lsro.add_generated_options(of_generated)
-        _, flags = of_generated.parse_known_args(flags)
+    else:  # leave out the flags on generated images
+        parser = Parser("")
+        train_lsro.add_generated_options(parser)
+        _, flags = parser.parse_known_args(flags)
     if cell.rule in NEED_A_RUN:
         words += ["--label_run", cell.baseline.name]
     return [*map(str, words), *flags]
 
 
 def training_options(args, cell):
-    """train_lsro.py's options for a cell. A flag that it doesn't know ends this process."""
+    """Return train_lsro.py's options for a cell. Raises UserError for flags that it can't take."""
     for word in args.training_flags:
-        if word.partition("=")[0] in OF_THE_GRID:
+        if word.partition("=")[0] in GRID_FLAGS:
             raise UserError(f"{word} after --: the grid sets it for each cell; leave it out")
     return vars(train_lsro.parse(training_words(args, cell)))
 
 
 def check_options(folder, options, free):
-    """Raise UserError where a cell is there already, but trained with other options."""
+    """Raise UserError where a cell was trained already, with options other than the free ones."""
     opts = Run(folder).opts()
     if not opts:
         return
@@ -213,28 +214,30 @@ def check_options(folder, options, free):
 
 
 def is_scored(folder):
-    """Whether all that the table needs of a cell is there."""
+    """Tell whether a cell has all results that the table needs."""
     return {"train", *RANKINGS.values()} <= read_results(folder / "results.json").keys()
 
 
 def check_images(args, folder, cells, options):
-    """The number of real images to train on, which are there, as are enough generated ones.
+    """Return the number of real images to train on.
 
-    Raises UserError where they are not, or are not those that the cells so far were trained on.
+    Raises UserError where images are missing, or are not those that earlier cells were trained on.
     """
     real, _ = training_splits(args.data_dir, options[cells[0]]["train_all"])
     gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
     largest = max(cell.number for cell in cells)
-    there = len(list_images(gen_dir))
-    if there < largest:
+    count = len(list_images(gen_dir))
+    if count < largest:
         raise UserError(
-            f"{gen_dir}: {there} images, too few for a cell of {largest}; generate "
+            f"{gen_dir}: {count} images, too few for a cell of {largest}; generate "
             "more, or ask for fewer with --numbers and --gan_labels"
         )
     for cell in cells:
-        before = Run(folder / cell.name).opts()
-        now = [*real, *generated_images(gen_dir, cell.number, cell.seed)] if before else []
-        if before and before.get("dataset") != fingerprint(now):
+        opts = Run(folder / cell.name).opts()
+        if not opts:
+            continue
+        images = [*real, *generated_images(gen_dir, cell.number, cell.seed)]
+        if opts.get("dataset") != fingerprint(images):
             raise UserError(
                 f"{folder / cell.name}: was trained on other images than there are now in "
                 f"{args.data_dir} and {gen_dir}; take another --name for the grid"
@@ -243,7 +246,7 @@ def check_images(args, folder, cells, options):
 
 
 def run_cells(args, folder, cells, missing, options, real):
-    """Run the missing cells. Their time is guessed from the images that are left to train on."""
+    """Run the missing cells; estimate the time left by the number of images to train on."""
     started, done = time.monotonic(), 0
     work = {cell: real + cell.number for cell in missing}
     for cell in missing:
@@ -257,18 +260,18 @@ def run_cells(args, folder, cells, missing, options, real):
 
 
 def run_cell(args, folder, words, options):
-    """Train, extract and score a cell; what is there already is kept if all before it was."""
+    """Train a cell, extract its features and score them, from the first step not done yet on."""
     results, mat = folder / "results.json", folder / "pytorch_result.mat"
     sections = read_results(results)
     if "train" not in sections and Run(folder).has_state():
         words = [*words, "--resume"]
-    where = ["--name", folder.name, "--model_dir", folder.parent, "--data_dir", args.data_dir]
+    run = ["--name", folder.name, "--model_dir", folder.parent, "--data_dir", args.data_dir]
     device = ["--precision", options["precision"], "--workers", options["workers"]]
     gpu = [] if options["gpu_ids"] is None else ["--gpu_ids", options["gpu_ids"]]
     many = args.nproc_per_node
     steps = [
         ("train" in sections, many, ["train_lsro.py", *words]),
-        (mat.exists(), many, ["test.py", *where, "--mat", mat, *device, *gpu]),
+        (mat.exists(), many, ["test.py", *run, "--mat", mat, *device, *gpu]),
         ("evaluate" in sections, 1, ["evaluate.py", mat, "--json", results]),
         ("evaluate_rerank" in sections, 1, ["evaluate_rerank.py", mat, "--json", results, *gpu]),
     ]
@@ -278,7 +281,7 @@ def run_cell(args, folder, words, options):
 
 
 def launch(processes, script, *words):
-    """Run a script as a process, or as several by torchrun; end this one where it fails."""
+    """Run a script as a process, or as several by torchrun; end this process where it fails."""
     typed, python = ["python"], [sys.executable]
     if processes > 1:
         flags = ["--standalone", "--nproc_per_node", str(processes)]
@@ -292,8 +295,7 @@ def launch(processes, script, *words):
 
 
 def wait(process):
-    """The exit code of a process. Ctrl-C and SIGTERM first let it save what it is doing."""
-
+    """Return the exit code of a process. At Ctrl-C and SIGTERM wait until it has saved its work."""
     try:
         code = process.wait()
     except KeyboardInterrupt as stop:
@@ -308,11 +310,11 @@ def wait(process):
 
 def write_table(args, folder, cells):
     """Print the table and write table.md, table.json and ablation.jpg into the grid's folder."""
-    found = {cell: read_run(folder / cell.name, RANKINGS.values(), SCORES) for cell in cells}
-    opts = {cell: opts for cell, (opts, _) in found.items()}
-    scores = {cell: results for cell, (_, results) in found.items()}
+    runs = [read_run(folder / cell.name, RANKINGS.values(), SCORES) for cell in cells]
+    scores = {cell: results for cell, (_, results) in zip(cells, runs, strict=True)}
     rows = table_rows(scores)
-    text = "\n".join([*table_lines(rows), "", notes(rows[0]["seeds"], opts.values())]) + "\n"
+    notes = table_notes(rows[0]["seeds"], [opts for opts, _ in runs])
+    text = "\n".join([*table_lines(rows), "", notes]) + "\n"
     with replacing(folder / "table.md") as temporary:
         write_text(temporary, text)
     content = {"cells": [cell_scores(cell, scores[cell]) for cell in cells], "rows": rows}
@@ -322,7 +324,7 @@ def write_table(args, folder, cells):
 
 
 def cell_scores(cell, results):
-    """A cell and its scores, of its results.json, as a dict."""
+    """Return a cell and the scores of its results.json as a dict."""
     scores = {
         ranking: {score: results[section][score] for score in SCORES}
         for ranking, section in RANKINGS.items()
@@ -331,9 +333,9 @@ def cell_scores(cell, results):
 
 
 def table_rows(scores):
-    """The table's rows as dicts: means and differences to 0 images, each with its interval.
+    """Return the table's rows as dicts: means and differences to 0 images, with their intervals.
 
-    scores: the results.json of each Cell. Scores are shares, as there; intervals [low, high], or
+    scores: the results.json of each Cell. Scores are fractions, as there; intervals [low, high], or
     None with one seed.
     """
     kinds = {}
@@ -349,14 +351,14 @@ def table_rows(scores):
                 zero = {cell.seed: scores[cell.baseline][section][score] for cell in cells}
                 row[score], row[f"{score}_interval"] = mean_interval(own.values())
                 if number:
-                    found = paired_difference(own, zero)
-                    row[f"{score}_difference"], row[f"{score}_difference_interval"] = found
+                    difference = paired_difference(own, zero)
+                    row[f"{score}_difference"], row[f"{score}_difference_interval"] = difference
             rows.append(row)
     return rows
 
 
 def table_lines(rows):
-    """The table in Markdown, in points; ± is half of a 95 % interval."""
+    """Yield the table's lines in Markdown, in points; ± is half of a 95 % interval."""
     yield "| model | rule | generated | | Rank@1 | to 0 images | mAP | to 0 images |"
     yield "|---|---|---:|---|---:|---:|---:|---:|"
     for row in rows:
@@ -372,7 +374,7 @@ def table_lines(rows):
 
 
 def points(row, name, sign=""):
-    """A value of a row and half of its interval, in points; nothing where it has none."""
+    """Return a row's value and half of its interval, in points; "" where it has no such value."""
     if name not in row:
         return ""
     text = f"{100 * row[name]:{sign}.2f}"
@@ -382,8 +384,8 @@ def points(row, name, sign=""):
     return text
 
 
-def notes(seeds, opts):
-    """What the table says and where it comes from. opts: each cell's opts.json."""
+def table_notes(seeds, opts):
+    """Return the sentences under the table: what it says, what made it. opts: of each cell."""
     names = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         text = f"In %, of one training seed, {names}: no intervals."
@@ -392,14 +394,13 @@ def notes(seeds, opts):
             f"In %, means over training seeds {names}, ± 95 % intervals (Student's t); differences "
             "are paired by seed. The intervals are over trainings, not over people to test on."
         )
-    opts = list(opts)
     commits = " and ".join(dict.fromkeys(map(commit, opts)))
     machines = " and ".join(dict.fromkeys(map(hardware, opts)))
     return f"{text} Made by `{command_line()}`; trained at {commits} on {machines}."
 
 
 def commit(opts):
-    """The commit of the code that trained a run."""
+    """Name the commit of the code that trained a run."""
     git = opts.get("git")
     if not isinstance(git, dict) or not isinstance(git.get("commit"), str):
         return "an unknown commit"
@@ -407,7 +408,7 @@ def commit(opts):
 
 
 def hardware(opts):
-    """What a run was trained on."""
+    """Name the hardware that a run was trained on, and its precision."""
     name = opts.get("device_name") or opts.get("device")
     return f"{opts.get('processes')} x {name} in {opts.get('arithmetic')}"
 

@@ -3,7 +3,7 @@
     python evaluate.py                                   # pytorch_result.mat in this folder
     python evaluate.py model/lsro/pytorch_result.mat --against model/baseline/pytorch_result.mat
 
-Or find the similarity from which on two images count as one person, for search.py:
+Or find the threshold above which two images count as one person, for search.py:
 
     python test.py --name lsro --val --mat val.mat
     python evaluate.py val.mat --calibrate 0.001
@@ -25,9 +25,9 @@ def get_parser():
         "--calibrate",
         type=rate,
         metavar="RATE",
-        help="in place of scores: find the similarity that this share of pairs of two people "
-        "reaches, e.g. 0.001, and store it in the run folder (default: scores; where one is "
-        "stored, the rates at it, too)",
+        help="instead of scoring, find the similarity that this fraction of pairs of two people "
+        "reaches, e.g. 0.001, and store it in the run folder (default: score; where such a "
+        "threshold is stored, give the rates at it, too)",
     )
     return parser
 
@@ -39,11 +39,11 @@ def main(argv=None):
         verification.calibrate(args.mat, args.calibrate)
         return
     sets = report.score(args, "evaluate", similarity_blocks, {})
-    found = verification.at_stored_threshold(args.mat, sets)
-    if found:
-        print(verification.say(found))
+    rates = verification.rates_at_stored(args.mat, sets)
+    if rates:
+        print(verification.rates_line(rates))
         if args.json:
-            update_results(args.json, "verification", {"mat": args.mat, **found})
+            update_results(args.json, "verification", {"mat": args.mat, **rates})
 
 
 if __name__ == "__main__":

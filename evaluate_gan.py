@@ -1,26 +1,26 @@
-"""Numbers for a GAN, in the feature space of a trained re-ID network: no Inception weights needed.
+"""Measure a GAN's images in the feature space of a trained re-ID network, without Inception.
 
     python evaluate_gan.py --data_dir data/Market-1501-v15.09.15/pytorch --name ft_ResNet50
 
-Are the generated images like the real ones? Frechet distance, precision, recall, density and
-coverage, each three times: of all images; of fewer; and, of as many, between two halves of the
-real images, which is what images as good as real ones would get. The distance is between
-L2-normalised features: compare it with others of the same run, not with published FIDs. Don't read
-precision alone: one real image that is far from all others lets everything near it pass (noise
-gets 1.0 of a weak network); coverage sees through that.
+Are the generated images like the real ones? Prints Frechet distance, precision, recall, density and
+coverage three times: of all images; of fewer; and, in that number, between two halves of the real
+images, which is what images as good as real ones would get. The distance is between L2-normalised
+features: compare it with others of the same run, not with published FIDs. Don't read precision
+alone: one real image far from all others lets everything near it pass (a weak network gives noise
+1.0); coverage sees through that.
 
-Are they copies? Their distances to the nearest training image stand between two yardsticks:
+Are they copies? Their distances to the nearest training image are compared with two yardsticks:
   - those of photographs of other people (`query`), which nobody can have copied (the idea of
     Meehan et al. 2020, "A Non-Parametric Test to Detect Data-Copying in Generative Models");
   - those of training images to the nearest other training image, mostly the next frame of the
-    same walk: whatever is nearer than these is the same picture but for its pixels.
-Of either, the closest 1 % set a limit, and the share of generated images within it is said: about
-1 % or less is no sign of copies. An exact copy is at distance 0 in any feature space; a small
-distance alone is no proof, since features forget much and blurred images come near to many: look at
-the picture, too, which has 16 generated images, each beside its nearest training images.
+    same walk: what is nearer than these is the same picture up to small changes of pixels.
+The closest 1 % of each set a limit, and the fraction of generated images within it is printed:
+about 1 % or less is no sign of copies. An exact copy is at distance 0 in any feature space. A small
+distance alone is no proof, since features ignore much and blurred images come near to many: look at
+the picture, too, which shows 16 generated images, each beside its nearest training images.
 
-Take a run that was trained without these generated images: train_lsro.py teaches a network to
-tell them apart.
+Use a run that was trained without these generated images: train_lsro.py teaches a network to
+tell them from real ones.
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ NAME = "ft_ResNet50"
 OUTPUT = "gan_neighbours.jpg"
 
 SHOWN, NEIGHBOURS = 16, 5  # generated images in the picture, real ones beside each
-LABEL = 36  # characters of a printed row's name
+LABEL = 36  # width in characters of a printed row's name
 YARDSTICKS = {
     "generated": "generated",
     "held_out": "of other people",
@@ -90,7 +90,7 @@ def get_parser():
     group.add_argument(
         "--real_dir",
         default=REAL_DIR,
-        help="training images, in it or in a folder an identity (default: "
+        help="folder of training images, directly in it or in a folder per identity (default: "
         "<data_dir>/train_all_new)",
     )
     group.add_argument(
@@ -101,17 +101,17 @@ def get_parser():
     group.add_argument(
         "--held_out_dir",
         default=HELD_OUT_DIR,
-        help="real images of people that are not in training, like --real_dir (default: "
-        "<data_dir>/query)",
+        help="folder, like --real_dir, of real images of people that are not in training "
+        "(default: <data_dir>/query)",
     )
     group.add_argument(
         "--max_images",
         type=at_least(1),
         default=10000,
-        help="images of each kind that are compared, chosen by the seed; memory grows with the "
-        "square: 10,000 take 1.5 GB. Nearest ones are searched among all training images",
+        help="largest number of images of each kind to compare, chosen by the seed; memory grows "
+        "with its square: 10,000 take 1.5 GB. The nearest are searched among all training images",
     )
-    group.add_argument("--seed", type=seed, default=0, help="of every random choice")
+    group.add_argument("--seed", type=seed, default=0, help="seed of every random choice")
 
     add_run_options(parser, NAME, MODEL_DIR)
     group = parser.add_argument_group("features")
@@ -122,20 +122,21 @@ def get_parser():
         "--pretrained",
         default="none",
         metavar="{imagenet,none,FILE}",
-        help="in place of the run's: features of torchvision's ImageNet weights (downloaded on "
+        help="take features not of the run but of torchvision's ImageNet weights (downloaded on "
         "first use), or of a weights file with such a backbone, at 256x128",
     )
     group.add_argument(
         "--use_dense",
         action="store_true",
-        help="DenseNet-121 in place of ResNet-50 with --pretrained; a run's weights tell",
+        help="DenseNet-121 in place of ResNet-50, with --pretrained; a run's weights tell which",
     )
     group.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
     group.add_argument(
         "--nearest_k",
         type=at_least(1),
         default=5,
-        help="precision, recall, density, coverage: which neighbour's distance is an image's reach",
+        help="neighbour whose distance is an image's reach, for precision, recall, density and "
+        "coverage",
     )
 
     group = parser.add_argument_group("output")
@@ -166,7 +167,7 @@ def main(argv=None):
         return
     real, generated, held_out = features
 
-    # Copies are looked for among all real images: one that was left out could be the model.
+    # Copies are looked for among all real images: one that is not compared may have been copied.
     distances, neighbours = gan_metrics.nearest(real, generated, NEIGHBOURS)
     to_nearest = (
         distances[:, 0],
@@ -174,11 +175,11 @@ def main(argv=None):
         gan_metrics.nearest(real)[0][:, 0],
     )
     compared = real[chosen(len(real), args)]
-    found = {
+    measured = {
         "comparisons": gan_metrics.compare(compared, generated, args.nearest_k, args.seed),
         "nearest_real": gan_metrics.copying(*to_nearest),
     }
-    print("\n".join(lines(found, facts, real.shape[1])))
+    print("\n".join(lines(measured, facts, real.shape[1])))
 
     shown = np.random.default_rng(args.seed).permutation(len(generated))[:SHOWN]
     groups = [
@@ -189,14 +190,15 @@ def main(argv=None):
     print(f"generated images beside their nearest real ones: {args.output}")
     if args.json:
         settings = {"nearest_k": args.nearest_k, "seed": args.seed, "picture": args.output}
-        section = {**found, "images": facts, "features": source, **settings, **provenance()}
+        section = {**measured, "images": facts, "features": source, **settings, **provenance()}
         update_results(args.json, "evaluate_gan", section)
 
 
 def find_images(args, smallest):
-    """The Images to compare, and a dict of where they are and how many.
+    """Return the Images to compare, and a dict of their folders and numbers.
 
-    smallest: how many generated images, and half of the real ones, must be at the least.
+    Raises UserError where there are fewer generated images than `smallest`, or fewer real ones than
+    twice that.
     """
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir() and None in (args.real_dir, args.gen_dir, args.held_out_dir):
@@ -206,15 +208,15 @@ def find_images(args, smallest):
     held_out_dir = Path(args.held_out_dir or data_dir / "query")
     samples = generated_images(gen_dir)
     real, held_out = real_images(real_dir), real_images(held_out_dir)
-    for folder, there, wanted in (
-        (gen_dir, len(samples), smallest),
-        (real_dir, len(real), 2 * smallest),
+    for kind, folder, paths, least in (
+        ("generated", gen_dir, samples, smallest),
+        ("real", real_dir, real, 2 * smallest),
     ):
-        if min(there, args.max_images) < wanted:
-            culprit = folder if there < wanted else f"--max_images {args.max_images}"
+        if min(len(paths), args.max_images) < least:
+            culprit = folder if len(paths) < least else f"--max_images {args.max_images}"
             raise UserError(
-                f"{culprit}: too few images; --nearest_k {args.nearest_k} takes {wanted} or more "
-                f"{'generated' if folder == gen_dir else 'real'} ones"
+                f"{culprit}: too few images; --nearest_k {args.nearest_k} takes {least} or more "
+                f"{kind} ones"
             )
     images = Images(
         real,
@@ -231,20 +233,23 @@ def find_images(args, smallest):
 
 
 def real_images(folder):
-    """The images in a folder, or else in its folders of identities."""
+    """Return the images in a folder, or where it has none those in its folders of identities."""
     if folder.is_dir() and any(map(is_image, folder.iterdir())):
         return list_images(folder)
     return [path for identity in identity_folders(folder) for path in list_images(identity)]
 
 
 def chosen(count, args):
-    """Which `--max_images` of `count` images to take: numbers chosen by the seed, sorted."""
+    """Choose `--max_images` of `count` images by the seed: sorted indices."""
     order = np.random.default_rng(args.seed).permutation(count)
     return np.sort(order[: args.max_images])
 
 
 def features_of(images, args, world):
-    """Features of all Images, a list of [N, D] in the first process; a dict of what made them."""
+    """Return features of all Images, a list of [N, D], and a dict of what made them.
+
+    The first process alone has the features.
+    """
     with world.together():
         net, transform, source = feature_space(args)
         dtype = dtype_for(world.device, args.precision, world.gpus)
@@ -254,16 +259,16 @@ def features_of(images, args, world):
     net = to_device(fold_for_inference(net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
-    sizes = {"batchsize": args.batchsize, "workers": args.workers}
+    options = {"dtype": dtype, "batchsize": args.batchsize, "workers": args.workers}
     features = [
-        extract(net, paths, [transform], world, dtype=dtype, label=name, **sizes)
+        extract(net, paths, [transform], world, label=name, **options)
         for name, paths in images._asdict().items()
     ]
     return features, source
 
 
 def feature_space(args):
-    """The network, the transform of its images, and a dict of where both come from."""
+    """Return the network, the transform of its images, and a dict of what both are."""
     height, width, weights = HEIGHT, WIDTH, args.pretrained
     if args.pretrained == "none":
         run_folder = Path(args.model_dir) / args.name
@@ -271,29 +276,26 @@ def feature_space(args):
     else:
         net = build_network(args.use_dense, 1, args.pretrained)
     transform = eval_transform(height, width)
-    return (
-        net,
-        transform,
-        {
-            "weights": str(weights),
-            "sha256": None if args.pretrained == "imagenet" else sha256(weights),
-            "network": type(net).__name__,
-            "height": transform.height,
-            "width": transform.width,
-        },
-    )
+    source = {
+        "weights": str(weights),
+        "sha256": None if args.pretrained == "imagenet" else sha256(weights),
+        "network": type(net).__name__,
+        "height": transform.height,
+        "width": transform.width,
+    }
+    return net, transform, source
 
 
-def lines(found, facts, dim):
-    """The numbers as two tables. dim: of the features."""
+def lines(measured, facts, dim):
+    """Yield the lines of two tables. dim: numbers in a feature."""
     names = "Frechet distance", "precision", "recall", "density", "coverage"
     yield f"{'':{LABEL}}" + "".join(f"  {name}" for name in names)
-    for row in found["comparisons"]:
+    for row in measured["comparisons"]:
         label = f"{row['images']} {row['compared']} against {row['real']} real"
         values = [row[name.split()[0].lower()] for name in names]
         cells = zip(names, values, strict=True)
         yield f"{label:{LABEL}}" + "".join(f"  {value:{len(name)}.4f}" for name, value in cells)
-    if (fewest := found["comparisons"][-1]["images"]) <= dim:
+    if (fewest := measured["comparisons"][-1]["images"]) <= dim:
         yield (
             f"  {fewest} images are too few for {dim} dimensions: Frechet distances are too large, "
             "as that of real images shows"
@@ -301,7 +303,7 @@ def lines(found, facts, dim):
     title = f"to the nearest of {facts['real']['images']} real"
     yield f"{title:{LABEL}}  median  closest 1 %  generated within that"
     for name, label in YARDSTICKS.items():
-        row = found["nearest_real"][name]
+        row = measured["nearest_real"][name]
         within = row.get("generated_within")
         label = f"{facts[name]['images']} {label}"
         cells = f"{row['median']:8.4f}{row['closest']:13.4f}"

@@ -19,8 +19,8 @@ def get_parser():
     parser = Parser("Score extracted features after k-reciprocal re-ranking.")
     report.add_options(parser, MAT)
     group = parser.add_argument_group("re-ranking")
-    group.add_argument("--k1", type=at_least(1), default=K1, help="size of reciprocal sets")
-    group.add_argument("--k2", type=at_least(1), default=K2, help="neighbours averaged over")
+    group.add_argument("--k1", type=at_least(1), default=K1, help="size of k-reciprocal sets")
+    group.add_argument("--k2", type=at_least(1), default=K2, help="neighbours to average over")
     group.add_argument(
         "--lambda_value", type=fraction, default=LAMBDA, help="weight of the original distance"
     )
@@ -65,16 +65,19 @@ def main(argv=None):
 
 
 def choose_plan(args, query, gallery, device):
-    """Return the Plan that keeps to --max_memory; print its memory before any of it is used."""
-    problem = len(query.features), *gallery.features.shape, args.k1, args.k2
-    plan = make_plan(*problem, args.max_memory)
+    """Return the Plan that keeps to --max_memory, and print what it needs.
+
+    Raises UserError where none does.
+    """
+    sizes = len(query.features), *gallery.features.shape, args.k1, args.k2
+    plan = make_plan(*sizes, args.max_memory)
     if plan is None:
-        least = memory_needed(*problem, SMALLEST_BLOCK, keep=False)
+        least = memory_needed(*sizes, SMALLEST_BLOCK, keep=False)
         raise UserError(
             f"--max_memory {args.max_memory:g}: re-ranking needs {least:.2g} GB at the least"
         )
     print(
-        f"re-ranking {problem[0]} queries and {problem[1]} gallery images on {device}: about "
+        f"re-ranking {sizes[0]} queries and {sizes[1]} gallery images on {device}: about "
         f"{plan.memory:.2g} GB beside the features, {plan.block} images at a time",
         flush=True,
     )

@@ -1,6 +1,6 @@
-"""One Markdown table of trained runs: model, generated images, Rank@1/5/10, mAP, plain, re-ranked.
+"""Print a Markdown table of trained runs: model, number of generated images, Rank@1/5/10 and mAP.
 
-Rank@1 and mAP come with their 95 % intervals over other test identities.
+A run has two rows, plain and re-ranked; Rank@1 and mAP have their 95 % intervals over other people.
 
     python results_table.py model/ft_ResNet50 model/ft_ResNet50_lsro
 
@@ -8,6 +8,7 @@ Each number comes from the run's results.json, which evaluate.py and evaluate_re
 called with --json model/<name>/results.json.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from reid.errors import UserError, run
@@ -32,7 +33,7 @@ def main(argv=None):
 
 
 def rows(folder):
-    """The table's rows of one run folder: plain, and re-ranked."""
+    """Yield the table's rows of a run folder: plain, then re-ranked."""
     opts, results = read_run(folder, ["evaluate", "evaluate_rerank"], COLUMNS)
     demand(opts, folder / "opts.json", ADVICE, options=dict, generated=int)
     demand(opts["options"], folder / "opts.json", ADVICE, use_dense=bool)
@@ -44,17 +45,17 @@ def rows(folder):
 
 
 def cell(scores, column):
-    """A score in %, with its interval where it has one."""
+    """Return a score in %, with its interval where it has one."""
     value = f"{100 * scores[column]:.2f}"
     bounds = scores.get(f"{column}_interval")
     return f"{value} ({100 * bounds[0]:.1f}–{100 * bounds[1]:.1f})" if bounds else value
 
 
-def read_run(folder, sections, scores):
-    """The contents of a run folder's opts.json and results.json, as dicts.
+def read_run(folder: Path, sections: Iterable[str], scores: Iterable[str]) -> tuple[dict, dict]:
+    """Read a run folder's opts.json and results.json: two dicts.
 
-    sections: of results.json, which must be there with these scores. Raises UserError where the
-    files are not as train_*.py and evaluate*.py write them.
+    sections: names of the sections that results.json must have; scores: keys that each must have.
+    Raises UserError where the files are not as train_*.py and evaluate*.py write them.
     """
     opts_path, results_path = folder / "opts.json", folder / "results.json"
     opts = read_json(opts_path, ADVICE, options=dict)
@@ -70,10 +71,9 @@ def read_run(folder, sections, scores):
 
 def check_interval(bounds, source, advice):
     """Raise UserError where this is neither None nor two numbers."""
-    bounds = [0, 0] if bounds is None else bounds
-    if isinstance(bounds, list) and len(bounds) == 2 and all(is_a(b, float) for b in bounds):
-        return
-    raise UserError(f"{source}: has an interval that is not two numbers; {advice}")
+    is_pair = isinstance(bounds, list) and len(bounds) == 2 and all(is_a(b, float) for b in bounds)
+    if bounds is not None and not is_pair:
+        raise UserError(f"{source}: has an interval that is not two numbers; {advice}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python search.py --query a.jpg b.jpg --gallery crops --name ft_ResNet50
     python search.py --query a.jpg --gallery crops --name ft_ResNet50 --index crops.index
 
-Prints each query's ranking and draws its first places. With --index features are kept, so that the
-next search extracts only images that are new or changed. A query that lies in the gallery is left
-out of its own ranking. `evaluate.py --calibrate` finds the threshold above which two images count
-as one person; this script marks those that reach it.
+Prints each query's ranking and draws its first images. With --index the features are kept, so that
+the next search extracts only new and changed images. A query that lies in the gallery is left out
+of its own ranking. `evaluate.py --calibrate` finds the threshold above which two images count as
+one person; this script marks the images that reach it.
 """
 
 import os
@@ -56,16 +56,16 @@ def get_parser():
     parser.add_argument(
         "--gallery",
         metavar="FOLDER",
-        help="folder of crops to search, with its sub-folders, except hidden, linked and prepared "
-        "ones (default: those that --index holds)",
+        help="folder of crops to search, with its sub-folders, except hidden and linked ones and "
+        "those that prepare.py made (default: the crops that --index holds)",
     )
     parser.add_argument(
         "--index",
         metavar="FILE",
-        help="file that keeps the features of this gallery and of those searched with it before; "
-        "all of them are searched (default: a temporary file)",
+        help="file that keeps the features of this gallery and of earlier ones; all of them are "
+        "searched (default: a temporary file)",
     )
-    parser.add_argument("--top", type=at_least(1), default=10, help="images to print for a query")
+    parser.add_argument("--top", type=at_least(1), default=10, help="images to print per query")
     parser.add_argument(
         "--rerank", action="store_true", help="order by k-reciprocal re-ranking (Zhong et al. 2017)"
     )
@@ -80,7 +80,7 @@ def get_parser():
         type=cosine,
         metavar="SIMILARITY",
         help="similarity from which on an image is marked as the same person (default: the "
-        "threshold that evaluate.py --calibrate stored in the run folder, if it did)",
+        "threshold that evaluate.py --calibrate stored in the run folder, if any)",
     )
     parser.add_argument("--output", default=OUTPUT, help="picture to draw, a JPEG")
     parser.add_argument(
@@ -95,7 +95,7 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     device = check(args)
-    # What Pillow says about odd files helps nobody; the ones that it can't read are named below.
+    # Pillow's warnings about odd files help nobody; files that it can't read are named below.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     folder = Path(args.model_dir) / args.name
     embed = Embedder(
@@ -110,7 +110,9 @@ def main(argv=None):
     set_up(embed.device)
     print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
     threshold, origin = find_threshold(args, folder, embed)
-    queries = query_features(args.query, embed)
+    queries = embed(args.query)
+    if not np.isfinite(queries).all():
+        raise UserError(f"{embed.weights}: makes features that are no numbers; take another epoch")
     with Gallery(embed.made_by, embed.dim, args.index) as gallery:
         if args.gallery:
             # The picture of an earlier search may lie among the crops.
@@ -134,7 +136,7 @@ def main(argv=None):
 
 
 def check(args):
-    """Raise UserError for what can't work, before anything takes time. Returns the device."""
+    """Raise UserError for options that can't work, before anything slow. Returns the device."""
     import_faiss()
     device, several = choose_device(args.gpu_ids)
     if several:
@@ -154,7 +156,7 @@ def check(args):
 
 
 def find_threshold(args, folder, embed):
-    """Return the threshold above which two images count as one person, and its origin; or None."""
+    """Return the threshold above which two images count as one person, and its origin, if any."""
     if args.threshold is not None:
         return args.threshold, "--threshold"
     stored = stored_threshold(folder)
@@ -174,14 +176,6 @@ def find_threshold(args, folder, embed):
     return stored["threshold"], origin
 
 
-def query_features(paths, embed):
-    """Extract the features [Q, D] of the queries. Raises UserError where they are no numbers."""
-    features = embed(paths)
-    if not np.isfinite(features).all():
-        raise UserError(f"{embed.weights}: makes features that are no numbers; take another epoch")
-    return features
-
-
 def say_update(update, gallery, args):
     """Print how many images were extracted, dropped and skipped."""
     done = [f"{update.extracted:,} extracted"]
@@ -195,7 +189,7 @@ def say_update(update, gallery, args):
 
 
 def rank_gallery(gallery, queries, args):
-    """Search the gallery for each query: lists of `Hit`s."""
+    """Search the gallery for each query; return a list of `Hit`s for each."""
     number = max(args.top, args.candidates) if args.rerank else args.top
     own = [stored_path(path) for path in args.query]
     rankings = gallery.search(queries, number, own)
@@ -215,7 +209,7 @@ def stored_path(path):
 
 
 def is_same(hit, threshold):
-    """Tell whether an image counts as of the same person; None without a threshold."""
+    """Tell whether an image counts as the same person; None without a threshold."""
     return None if threshold is None else hit.similarity >= threshold
 
 
@@ -233,19 +227,18 @@ def print_ranking(query, hits, threshold):
 
 def shown(path):
     """Shorten an absolute path that lies under the current folder."""
-    here = os.path.join(os.getcwd(), "")
-    return path.removeprefix(here)
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def draw(queries, rankings, threshold, path):
-    """Draw the first rankings; say so where there are more."""
+    """Draw the rankings of the first queries into a JPEG; say so where there are more."""
     rows = [
         Row(printable(os.path.basename(query)), tiles(query, hits, threshold))
         for query, hits in zip(queries[:DRAWN_QUERIES], rankings, strict=False)
     ]
     draw_sheet(rows, path)
     left = len(queries) - DRAWN_QUERIES
-    print(f"{path}: first places" + (f", without the last {left} queries" if left > 0 else ""))
+    print(f"rankings: {path}" + (f", without the last {left} queries" if left > 0 else ""))
 
 
 def tiles(query, hits, threshold):
@@ -258,7 +251,7 @@ def tiles(query, hits, threshold):
 
 
 def picture(path):
-    """Return an image in a tile's size; a white one where it is gone by now."""
+    """Return an image in a tile's size; a white one where its file is gone by now."""
     try:
         return fitted(read_image(path))
     except UserError:
@@ -266,7 +259,7 @@ def picture(path):
 
 
 def as_dicts(queries, rankings, threshold):
-    """Return the rankings as they stand in the JSON file."""
+    """Return the rankings as the JSON file holds them."""
     return [
         {
             "query": query,

@@ -1,18 +1,15 @@
-"""Curves: `train.jpg`, what a run's loss and error did, and the CMC curve of its scores.
+"""Draw curves: a run's loss and error, the CMC curve of its scores, the scores of an ablation."""
 
-And `ablation.jpg`, scores against the number of generated images.
-"""
+from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from reid.files import write_picture
 
 
-def draw_curves(history, path):
+def draw_curves(history: list[dict], path: str | Path) -> None:
     """Draw the loss and top-1 error of `history` (log.jsonl's lines as dicts) into a JPEG."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     epochs = [line["epoch"] for line in history]
     for number, (key, title) in enumerate([("loss", "loss"), ("top1err", "top-1 error")], start=1):
         axes = figure.add_subplot(1, 2, number, title=title, xlabel="epoch")
@@ -22,17 +19,16 @@ def draw_curves(history, path):
                 axes.plot(epochs, values, "o-", color=colour, label=split, markersize=3)
         axes.grid(alpha=0.3)
         axes.legend()
-        # Validation can spike before batch norm's averages settle; that must not flatten the rest.
+        # Validation loss spikes before batch norm's averages settle: keep the rest visible.
         highest = max(line[f"train_{key}"] for line in history)
         axes.set_ylim(0, 1.3 * highest + 1e-6)
         axes.xaxis.get_major_locator().set_params(integer=True)
     write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
-def draw_cmc(curves, path):
-    """Draw CMC curves into a JPEG: of each its name and value, low, high at ranks 1, 2, ..."""
+def draw_cmc(curves: list[tuple], path: str | Path) -> None:
+    """Draw CMC curves into a JPEG: each a name and arrays of value, low, high at ranks 1, 2, ..."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="rank k", ylabel="queries with a good image by rank k, %")
     for name, value, low, high in curves:
         ranks = range(1, len(value) + 1)
@@ -46,21 +42,20 @@ def draw_cmc(curves, path):
     write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
-def draw_ablation(rows, path):
+def draw_ablation(rows: list[dict], path: str | Path) -> None:
     """Draw mAP and Rank@1 against the number of generated images into a JPEG.
 
-    rows: those of ablation.py's table to draw, dicts in shares. A rule is a line from 0 images on
-    with its interval as a band, or with one number a point with an error bar.
+    rows: dicts, rows of ablation.py's table, their scores fractions. A rule with several numbers is
+    a line from 0 images on with its interval as a band, with one number a point with an error bar.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     lines = {}
     for row in rows:
         lines.setdefault((row["backbone"], row["rule"]), []).append(row)
     zeros = {row["backbone"]: row for row in rows if row["number"] == 0}
     numbers = sorted({row["number"] for row in rows})
-    for place, (score, title) in enumerate([("mAP", "mAP"), ("rank1", "Rank@1")], start=1):
-        axes = figure.add_subplot(1, 2, place, xlabel="generated images", ylabel=f"{title}, %")
+    for column, (score, title) in enumerate([("mAP", "mAP"), ("rank1", "Rank@1")], start=1):
+        axes = figure.add_subplot(1, 2, column, xlabel="generated images", ylabel=f"{title}, %")
         for zero in zeros.values():
             axes.axhline(100 * zero[score], color="grey", linestyle=":", linewidth=1)
             draw_point(axes, zero, 0, score, color="grey")
@@ -84,7 +79,7 @@ def draw_ablation(rows, path):
 
 
 def draw_line(axes, rows, score, name):
-    """A line through rows of the table, with the band of their intervals where they have any."""
+    """Draw a line through rows of the table, and a band where they have intervals."""
     numbers = [row["number"] for row in rows]
     (line,) = axes.plot(numbers, [100 * row[score] for row in rows], "o-", label=name, markersize=4)
     if rows[0][f"{score}_interval"]:
@@ -94,7 +89,7 @@ def draw_line(axes, rows, score, name):
 
 
 def draw_point(axes, row, at, score, **style):
-    """A row of the table as a point, with its interval as an error bar where it has one."""
+    """Draw a row of the table as a point, and an error bar where it has an interval."""
     bounds = row[f"{score}_interval"]
     reach = 50 * (bounds[1] - bounds[0]) if bounds else None
     axes.errorbar(at, 100 * row[score], reach, fmt="s", markersize=4, capsize=3, **style)

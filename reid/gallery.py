@@ -1,4 +1,4 @@
-"""A gallery that is searched: features of images in an SQLite file, nearest ones by FAISS.
+"""Search a gallery of images: their features lie in an SQLite file, FAISS finds the nearest.
 
     with Gallery(embed.made_by, embed.dim, "people.index") as gallery:
         gallery.update("crops", embed)  # extracts what is new or changed
@@ -6,8 +6,8 @@
             print(hits[0].path, hits[0].similarity)
 
 Features are written as they are extracted and read a block at a time, so memory is bounded whatever
-the gallery's size; `load` takes all of them into memory, for many searches one after the other.
-A Gallery belongs to the thread that made it; several, in threads or processes, may share a file.
+the gallery's size; `load` reads all of them into memory, for many searches one after the other.
+A Gallery belongs to the thread that made it; several, in threads or processes, may use one file.
 FAISS: Douze et al., "The Faiss library", 2024; an optional dependency.
 """
 
@@ -15,8 +15,11 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager
 from itertools import tee
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +28,14 @@ from tqdm import tqdm
 from re_ranking import rerank
 from reid.dataset import NO_IMAGE, is_prepared, walk_images
 from reid.errors import UserError, missing_package
+from reid.features import ImageModel
 from reid.files import parse_json
 
 PAGE = 65536  # bytes, SQLite's largest: else a feature would lie scattered over several pages
 BLOCK = 1 << 24  # bytes of features that are read at a time
-COMMIT = 2  # seconds of work that a kill may undo
-WAIT = 60  # seconds for another process that is writing
-NAMED = 3  # skipped files whose message is kept
+COMMIT = 2  # seconds between commits: a kill loses no more work
+WAIT = 60  # seconds to wait for another process that is writing
+NAMED = 3  # number of skipped files whose message is kept
 NO_INDEX = "not an index of search.py; name another file"
 
 SCHEMA = (
@@ -42,13 +46,14 @@ SCHEMA = (
     "CREATE TRIGGER forget AFTER DELETE ON images "
     "BEGIN DELETE FROM features WHERE id = old.id; END",
 )
-# The folders that were searched, and whether a disk was mounted right there.
+# The folders that were added, and whether a disk was mounted right there.
 ROOTS = "CREATE TABLE IF NOT EXISTS roots (path BLOB PRIMARY KEY, mounted INTEGER NOT NULL)"
 # Images that are left out of this process's searches.
 AWAY = "CREATE TEMP TABLE away (id INTEGER PRIMARY KEY)"
+NOT_AWAY = "id NOT IN (SELECT id FROM away)"
 UNDER = "path >= ? AND path < ?"  # with the two values of `bounds`
-# What is on disk now; a table of SQLite's temporary file, for there may be millions.
-FOUND = "CREATE TEMP TABLE found (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER)"
+# Images that are on disk now; in SQLite's temporary file, since there may be millions.
+LISTED = "CREATE TEMP TABLE listed (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER)"
 SAME = "a.path = b.path AND a.size = b.size AND a.modified = b.modified"
 
 
@@ -62,7 +67,7 @@ class Hit(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What `Gallery.update` found: numbers of images, and messages of the first skipped files."""
+    """The result of `Gallery.update`: numbers of images, messages of the first skipped files."""
 
     extracted: int
     dropped: int
@@ -71,14 +76,15 @@ class Update(NamedTuple):
 
 
 class Gallery:
-    """Features of images and where these are.
+    """Images that can be searched: their paths and features.
 
-    made_by, dim: an Embedder's (`reid.features`). path: the index file, made where there is none;
-    None: a temporary one. Raises UserError where FAISS is missing, where the file is no index,
-    or one of another network, layer or scales; any method, where it can't be read or written.
+    made_by, dim: those of the Embedder (`reid.features`) that makes the features. path: the index
+    file, made where there is none; None: a temporary one. Raises UserError where FAISS is missing,
+    where the file is no index, or one of another network, layer or scales. Any method raises it
+    where the file can't be read or written.
     """
 
-    def __init__(self, made_by, dim, path=None):
+    def __init__(self, made_by: dict, dim: int, path: str | Path | None = None):
         self.faiss = import_faiss()
         self.path, self.dim = path, dim
         self.loaded = None
@@ -89,7 +95,7 @@ class Gallery:
             self.open_tables(made_by)
 
     def open_tables(self, made_by):
-        """Make the tables in a new file, or see that they were made for the same features."""
+        """Make the tables in a new file, or check that they were made for the same features."""
         if not self.tables():
             self.base.execute("BEGIN IMMEDIATE")  # one process makes the tables, all or none
             if not self.tables():
@@ -103,21 +109,21 @@ class Gallery:
         if row is None:
             raise UserError(f"{self.path}: {NO_INDEX}")
         self.base.execute(AWAY)
-        there = parse_json(str(row[0]), self.path, NO_INDEX)
+        stored = parse_json(str(row[0]), self.path, NO_INDEX)
         for name in made_by:
-            if there.get(name) != made_by[name]:
+            if stored.get(name) != made_by[name]:
                 raise UserError(
-                    f"{self.path}: made with another {name} ({str(there.get(name))[:12]}, not "
+                    f"{self.path}: made with another {name} ({str(stored.get(name))[:12]}, not "
                     f"{str(made_by[name])[:12]}); search with that, or name another --index"
                 )
 
     def tables(self):
-        """Names of the tables in the file."""
+        """Return the names of the tables in the file."""
         return {name for (name,) in self.base.execute("SELECT name FROM sqlite_master")}
 
     @contextmanager
     def errors(self):
-        """SQLite's errors inside as UserErrors."""
+        """Raise SQLite's errors inside as UserErrors."""
         try:
             yield
         except sqlite3.Error as error:
@@ -132,7 +138,7 @@ class Gallery:
 
     @contextmanager
     def snapshot(self):
-        """What is read inside is of one moment, whatever other processes do to the file."""
+        """Read the state of one moment inside, whatever other processes do to the file."""
         with self.errors():
             self.base.execute("BEGIN")
             try:
@@ -148,14 +154,15 @@ class Gallery:
 
     def __len__(self):
         with self.errors():
-            return self.count("id NOT IN (SELECT id FROM away)")
+            return self.count(NOT_AWAY)
 
-    def count(self, which, values=()):
-        """How many images fulfil an SQL condition."""
-        return self.base.execute(f"SELECT count(*) FROM images WHERE {which}", values).fetchone()[0]
+    def count(self, condition, values=()):
+        """Count the images that fulfil an SQL condition."""
+        query = f"SELECT count(*) FROM images WHERE {condition}"
+        return self.base.execute(query, values).fetchone()[0]
 
-    def check_roots(self):
-        """Find out what became of the folders that were searched before; returns lines to print.
+    def check_roots(self) -> list[str]:
+        """Check that the folders added so far are there; return lines that say which are not.
 
         Images of a folder that is gone are dropped. Where its disk may only be away, they are left
         out of this object's searches.
@@ -180,41 +187,44 @@ class Gallery:
         return lines
 
     def roots(self):
-        """The folders that were searched, (path, whether a disk was mounted there): a list."""
+        """List the folders that were added, as (path, whether a disk was mounted there)."""
         known = "roots" in self.tables()  # not in the indexes of older versions
         return self.base.execute("SELECT * FROM roots").fetchall() if known else []
 
-    def is_current(self, hit):
+    def is_current(self, hit: Hit) -> bool:
         """Tell whether an image's file is there, as it was when its feature was extracted."""
         row = self.base.execute(
             "SELECT path, size, modified FROM images WHERE id = ?", [hit.id]
         ).fetchone()
         return row is not None and unchanged(*row)
 
-    def drop_missing(self):
-        """Leave out of further searches the images whose files are gone or changed; returns how
-        many. They are dropped for good where the folder that was searched is there.
+    def drop_missing(self) -> int:
+        """Leave images whose files are gone or changed out of further searches; return how many.
+
+        They are dropped for good where the folder that was added is there.
         """
         with self.errors():
-            query = "SELECT id, path, size, modified FROM images WHERE id NOT IN "
-            rows = self.base.execute(query + "(SELECT id FROM away)")
-            missing = [(row[0], row[1]) for row in rows if not unchanged(*row[1:])]
+            query = f"SELECT id, path, size, modified FROM images WHERE {NOT_AWAY}"
+            missing = [row[:2] for row in self.base.execute(query) if not unchanged(*row[1:])]
             there = tuple(bounds(root)[0] for root, _ in self.roots() if is_there(root))
             away = [(image,) for image, _ in missing]
             gone = [(image,) for image, path in missing if path.startswith(there)]
             self.base.executemany("INSERT INTO away VALUES (?)", away)
             self.base.executemany("DELETE FROM images WHERE id = ?", gone)
             self.base.commit()
-        self.loaded = None if missing else self.loaded
+        if missing:
+            self.loaded = None
         return len(missing)
 
-    def update(self, folder, embed, threads=2, leave_out=()):
-        """Extract the images under a folder that are new or changed; forget those that are gone.
+    def update(
+        self, folder: str | Path, embed: ImageModel, threads: int = 2, leave_out: Iterable[str] = ()
+    ) -> Update:
+        """Extract the images under a folder that are new or changed; drop those that are gone.
 
         folder: hidden files and folders in it are left out, links to folders not followed. embed:
-        a `reid.features.Embedder`. threads: that decode files. leave_out: real paths of files that
-        are no part of the gallery. Images elsewhere stay as they are.
-        Returns `Update`. Raises UserError where there are no images: the disk may not be there.
+        a `reid.features.Embedder`. threads: number of threads that decode files. leave_out: real
+        paths of files that are no part of the gallery. Images of other folders stay as they are.
+        Returns an `Update`. Raises UserError where there are no images: the disk may be away.
         """
         check_folder(folder)
         root, messages = os.path.realpath(folder), []
@@ -229,35 +239,35 @@ class Gallery:
         return Update(extracted, dropped, len(messages), messages[:NAMED])
 
     def list_folder(self, root, messages, leave_out):
-        """Fill the table `found` with the images under a folder."""
+        """Fill the table `listed` with the images under a folder."""
         images = (row for row in images_under(root, messages) if row[0] not in leave_out)
-        self.base.execute("DROP TABLE IF EXISTS found")
-        self.base.execute(FOUND)
-        self.base.executemany("INSERT INTO found VALUES (?, ?, ?)", images)
+        self.base.execute("DROP TABLE IF EXISTS listed")
+        self.base.execute(LISTED)
+        self.base.executemany("INSERT INTO listed VALUES (?, ?, ?)", images)
         self.base.commit()
 
     def forget(self, root):
         """Delete the features of images under a folder that are gone or changed.
 
-        Takes those that need no work out of `found`. Returns how many are gone.
+        Takes those that are unchanged out of `listed`. Returns how many are gone.
         """
         under = bounds(os.fsencode(root))
-        inside = "a.path >= ? AND a.path < ? AND NOT EXISTS (SELECT 1 FROM found AS b WHERE"
+        inside = "a.path >= ? AND a.path < ? AND NOT EXISTS (SELECT 1 FROM listed AS b WHERE"
         gone = self.base.execute(
             f"SELECT count(*) FROM images AS a WHERE {inside} a.path = b.path)", under
         ).fetchone()[0]
         self.base.execute(f"DELETE FROM images AS a WHERE {inside} {SAME})", under)
         self.base.execute(
-            f"DELETE FROM found AS a WHERE EXISTS (SELECT 1 FROM images AS b WHERE {SAME})"
+            f"DELETE FROM listed AS a WHERE EXISTS (SELECT 1 FROM images AS b WHERE {SAME})"
         )
         self.base.commit()
         self.loaded = None
         return gone
 
     def extract(self, embed, threads, messages):
-        """Add the features of the images in `found`. Returns how many were extracted."""
-        total = self.base.execute("SELECT count(*) FROM found").fetchone()[0]
-        rows, again = tee(self.base.execute("SELECT * FROM found ORDER BY path"))
+        """Add the features of the images in `listed`. Returns how many were extracted."""
+        total = self.base.execute("SELECT count(*) FROM listed").fetchone()[0]
+        rows, again = tee(self.base.execute("SELECT * FROM listed ORDER BY path"))
         features = embed.of_files((os.fsdecode(path) for path, _, _ in again), threads)
         extracted, committed = 0, time.monotonic()
         bar = tqdm(rows, "gallery", total, unit="image", disable=None)
@@ -274,7 +284,7 @@ class Gallery:
         return extracted
 
     def add(self, row, feature):
-        """Add an image, (path, size, modified), and its feature; in place of an older one."""
+        """Add an image, (path, size, modified), and its feature; an older one is replaced."""
         self.base.execute("DELETE FROM images WHERE path = ?", row[:1])
         image = self.base.execute(
             "INSERT INTO images (path, size, modified) VALUES (?, ?, ?)", row
@@ -282,27 +292,26 @@ class Gallery:
         feature = np.ascontiguousarray(feature, np.float32).tobytes()
         self.base.execute("INSERT INTO features VALUES (?, ?)", (image, feature))
 
-    def load(self):
-        """Take all features into memory, 4 * dim bytes an image, where they stay."""
+    def load(self) -> None:
+        """Read all features into memory, 4 * dim bytes an image, and keep them there."""
         self.loaded = None
         with self.snapshot():
             size = len(self)
             ids, features = np.empty(size, np.int64), np.empty((size, self.dim), np.float32)
             start = 0
             for some, part in self.blocks():
-                ids[start : start + len(some)] = some
-                features[start : start + len(some)] = part
-                start += len(some)
+                end = start + len(some)
+                ids[start:end], features[start:end] = some, part
+                start = end
             self.loaded = ids, features
 
     def blocks(self):
-        """Ids [n] and features [n, D], float32, of a part of the gallery after the other."""
+        """Yield the gallery in parts: ids [n] and features float32 [n, D] of each."""
         if self.loaded:
             yield self.loaded
             return
         last, rows = -1, max(BLOCK // (4 * self.dim), 1)
-        left = "AND id NOT IN (SELECT id FROM away)"
-        query = f"SELECT id, feature FROM features WHERE id > ? {left} ORDER BY id LIMIT ?"
+        query = f"SELECT id, feature FROM features WHERE id > ? AND {NOT_AWAY} ORDER BY id LIMIT ?"
         while some := self.base.execute(query, (last, rows)).fetchall():
             ids = np.array([image for image, _ in some])
             features = np.frombuffer(b"".join([f for _, f in some]), np.float32)
@@ -310,11 +319,13 @@ class Gallery:
             del some  # else there would be two copies of the features while they are searched
             yield ids, features.reshape(-1, self.dim)
 
-    def search(self, queries, number, own=None):
-        """Search for the `number` most similar images of each query: lists of `Hit`.
+    def search(
+        self, queries: np.ndarray, number: int, own: list[str] | None = None
+    ) -> list[list[Hit]]:
+        """Return the `number` most similar images of each query, most similar first: lists of Hit.
 
-        queries: L2-normalised float32 [Q, D]. own: for each query a path whose image, should it
-        be in the gallery, is left out.
+        queries: L2-normalised float32 [Q, D]. own: for each query the path of an image to leave out
+        of its ranking, or None.
         """
         own = own or [None] * len(queries)
         with self.snapshot():
@@ -327,7 +338,7 @@ class Gallery:
                 heap.add_result(similarity, ids[rows])
             heap.finalize()
             nearest = zip(heap.I.tolist(), heap.D.tolist(), strict=True)
-            rankings = [[self.hit(*one) for one in zip(*row, strict=True)] for row in nearest]
+            rankings = [list(map(self.hit, images, values)) for images, values in nearest]
         return [
             [hit for hit in ranking if hit and hit.path != path][:number]
             for ranking, path in zip(rankings, own, strict=True)
@@ -338,27 +349,25 @@ class Gallery:
         row = self.base.execute("SELECT path FROM images WHERE id = ?", [image]).fetchone()
         return row and Hit(image, os.fsdecode(row[0]), similarity)
 
-    def rerank(self, query, hits):
-        """Order a query's hits by k-reciprocal re-ranking among them; they get their distances.
+    def rerank(self, query: np.ndarray, hits: list[Hit]) -> list[Hit]:
+        """Return a query's hits, ordered by k-reciprocal re-ranking among them, with distances.
 
-        query: its feature, float32 [D].
+        query: its feature, float32 [D]. Hits that another process dropped are left out.
         """
+        select = "SELECT feature FROM features WHERE id = ?"
         with self.snapshot():
-            rows = [
-                self.base.execute("SELECT feature FROM features WHERE id = ?", [p.id]).fetchone()
-                for p in hits
-            ]
+            rows = [self.base.execute(select, [hit.id]).fetchone() for hit in hits]
         hits = [hit for hit, row in zip(hits, rows, strict=True) if row]
         if not hits:
-            return hits
+            return []
         features = np.frombuffer(b"".join(row[0] for row in rows if row), np.float32)
         distance = next(rerank(query[None], features.reshape(-1, self.dim)))[0]
         order = np.argsort(distance, kind="stable")
         return [hits[n]._replace(distance=float(distance[n])) for n in order]
 
 
-def import_faiss():
-    """The module. Raises UserError where it is missing."""
+def import_faiss() -> ModuleType:
+    """Return the module. Raises UserError where it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -366,7 +375,7 @@ def import_faiss():
     return faiss
 
 
-def check_folder(folder):
+def check_folder(folder: str | Path) -> None:
     """Raise UserError unless there are images under a folder."""
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; name one of images with --gallery")
@@ -375,38 +384,38 @@ def check_folder(folder):
 
 
 def images_under(root, messages):
-    """Path, size in bytes and time of change in ns of each image under a folder.
+    """Yield path, size in bytes and time of change in ns of each image under a folder.
 
-    Adds to `messages` what can't be looked at; files that are no images go without a word.
+    Adds a message to `messages` for what can't be read; says nothing of files that are no images.
     """
     left_out = []
     for path in walk_images(root, left_out, skip=is_prepared):
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except OSError as error:  # gone by now
             messages.append(f"{path}: can't be read ({error.strerror})")
             continue
-        yield os.fsencode(path), found.st_size, found.st_mtime_ns
+        yield os.fsencode(path), status.st_size, status.st_mtime_ns
     messages += [message for message in left_out if not message.endswith(NO_IMAGE)]
 
 
 def unchanged(path, size, modified):
-    """Whether a file still has this size in bytes and time of change in ns."""
+    """Tell whether a file still has this size in bytes and time of change in ns."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (size, modified)
+    return (status.st_size, status.st_mtime_ns) == (size, modified)
 
 
 def bounds(root):
-    """Of paths under a folder, as bytes: the lowest, and what is above all of them."""
+    """Return the lowest path under a folder and the lowest above all of them, as bytes."""
     first = os.path.join(root, b"")
     return first, first[:-1] + bytes([first[-1] + 1])
 
 
 def is_there(root):
-    """Whether a folder is there with something in it: an empty one may wait for its disk."""
+    """Tell whether a folder is there and not empty: an empty one may wait for its disk."""
     try:
         with os.scandir(root) as entries:
             return any(entries)
@@ -415,5 +424,5 @@ def is_there(root):
 
 
 def seems_gone(root, mounted):
-    """Whether a folder was deleted or renamed, for the one above it is there."""
+    """Tell whether a folder was deleted or renamed: its disk is there, as its parent shows."""
     return not mounted and not os.path.lexists(root) and is_there(os.path.dirname(root))

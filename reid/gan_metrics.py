@@ -1,4 +1,4 @@
-"""How far generated images are from real ones: measures between sets of features.
+"""Measure how far generated images are from real ones, by their features.
 
 Features are float32 [N, D], L2-normalised, so distances lie between 0 and 2.
 """
@@ -17,20 +17,19 @@ try:
 except ImportError as error:
     raise missing_package("evaluate_gan.py", "prdc", "scikit-learn") from error
 
-CLOSEST = 0.01  # share of a yardstick's images that set its limit
+CLOSEST = 0.01  # fraction of a yardstick's images that set its limit
 
 
-def smallest_set(nearest_k):
-    """The fewest images that `measures` takes on either side."""
-    return nearest_k + 2  # prdc's; itself and one neighbour more than are counted
+def smallest_set(nearest_k: int) -> int:
+    """Return the smallest number of images that `measures` takes on either side."""
+    return nearest_k + 2  # prdc's limit: an image itself and one more neighbour than are counted
 
 
-def compare(real, generated, nearest_k, seed):
-    """Three comparisons, a list of dicts: what was compared, how many images, the `measures`.
+def compare(real: np.ndarray, generated: np.ndarray, nearest_k: int, seed: int) -> list[dict]:
+    """Compare real and generated images three times: dicts of what, how many, and the `measures`.
 
-    All generated with all real images; as many of each as half of the real ones are, or fewer
-    where there aren't that many generated ones; and real with other real images, in that number.
-    The seed chooses the halves.
+    All generated with all real images; half as many of each as there are real ones, or fewer where
+    generated ones are fewer; and real with other real images, in that number. The seed chooses.
     """
     rng = np.random.default_rng(seed)
     real, generated = rng.permutation(real), rng.permutation(generated)
@@ -49,20 +48,20 @@ def compare(real, generated, nearest_k, seed):
 
 
 def measures(real, generated, nearest_k):
-    """Frechet distance, precision, recall, density and coverage of `generated`: a dict of floats.
+    """Return Frechet distance, precision, recall, density and coverage of `generated`: a dict.
 
     The last four by prdc (Kynkaanniemi et al. 2019, "Improved Precision and Recall Metric for
     Assessing Generative Models"; Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for
     Generative Models"). All five depend on the numbers of images; memory grows with their square.
     """
+    values = {"frechet": frechet_distance(real, generated)}
     with redirect_stdout(io.StringIO()):  # prdc prints the counts
-        shares = compute_prdc(real, generated, nearest_k)
-    found = {"frechet": frechet_distance(real, generated), **shares}
-    return {name: float(value) for name, value in found.items()}
+        values |= compute_prdc(real, generated, nearest_k)
+    return {name: float(value) for name, value in values.items()}
 
 
 def frechet_distance(a, b):
-    """Squared Frechet distance of the Gaussians with the means and covariances of two sets.
+    """Return the squared Frechet distance of two Gaussians, fitted to two sets of features.
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
     (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", there with Inception's
@@ -77,7 +76,7 @@ def frechet_distance(a, b):
 
 
 def gaussian(features):
-    """Mean [D], trace of the covariance C, and a root R of it, C = R'R: [min(N, D), D]."""
+    """Return the mean [D], the trace of the covariance C, and a root R [min(N, D), D], C = R'R."""
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
     features -= mean
@@ -85,27 +84,29 @@ def gaussian(features):
     return mean, (features**2).sum(), np.linalg.qr(features, mode="r")
 
 
-def nearest(real, images=None, count=1):
-    """The `count` nearest real ones of each image, nearest first: distances, indices [N, count].
+def nearest(
+    real: np.ndarray, images: np.ndarray | None = None, count: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances and indices [N, count] of each image's nearest real ones, nearest first.
 
     images: features, or None for the real ones themselves, each without itself.
     scikit-learn computes the distances block by block.
     """
-    search = NearestNeighbors(algorithm="brute").fit(real)
-    return search.kneighbors(images, count)
+    return NearestNeighbors(algorithm="brute").fit(real).kneighbors(images, count)
 
 
-def copying(generated, held_out, real):
-    """Whether generated images are copies, by distances to the nearest real image [N]: a dict.
+def copying(generated: np.ndarray, held_out: np.ndarray, real: np.ndarray) -> dict:
+    """Compare distances to the nearest real image, to tell whether generated images are copies.
 
-    held_out, real: the yardsticks, those of real images that nobody can have copied and those of
-    the real images to another one. Of each: median, what the closest 1 % keep within, and, of the
-    yardsticks, which share of the generated images is within that.
+    generated, held_out, real: the distances [N] of each kind of images. Two are yardsticks: those
+    of held-out people, which nobody can have copied, and those of real images to another real one.
+    Returns a dict of dicts: median, and the distance that the closest 1 % keep within; of the
+    yardsticks also the fraction of generated images within that.
     """
-    found = {}
+    rows = {}
     for name, far in (("generated", generated), ("held_out", held_out), ("real", real)):
         closest = np.quantile(far, CLOSEST)
-        found[name] = {"median": float(np.median(far)), "closest": float(closest)}
+        rows[name] = {"median": float(np.median(far)), "closest": float(closest)}
         if name != "generated":
-            found[name]["generated_within"] = float((generated <= closest).mean())
-    return found
+            rows[name]["generated_within"] = float((generated <= closest).mean())
+    return rows

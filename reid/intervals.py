@@ -1,4 +1,4 @@
-"""How sure a score is, in two senses that must not be confused.
+"""Compute intervals of scores, of two kinds that must not be confused.
 
 Over other people (`interval`, `p_value`): how a score would vary over other people to test on, with
 the trained network and the gallery as they are. A person's queries succeed or fail together, so
@@ -6,23 +6,27 @@ identities are resampled, not queries (a cluster bootstrap; Davison & Hinkley, "
 and their Application", 1997, section 3.8).
 
 Over training seeds (`mean_interval`, `paired_difference`): how a score varies from one training to
-the next, on the same test people.
+the next, on the same people to test on.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-DRAWS = 2000
+DRAWS = 2000  # bootstrap samples of the identities
 LEVEL = 0.95
-FLIPS = 10000
-BLOCK = 500  # draws made at a time, to bound memory
+FLIPS = 10000  # random signs of a permutation test
+BLOCK = 500  # draws or flips made at a time, to bound memory
 SEED = 0  # the same file gives the same interval
 
 
-def interval(values, identities, shares=True):
-    """95 % interval of the mean of `values` over queries: arrays (low, high) [M], for [Nq, M].
+def interval(
+    values: np.ndarray, identities: np.ndarray, fractions: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % intervals, arrays (low, high) [M], of the means of `values` [Nq, M].
 
-    identities: [Nq], whose query each is. shares: whether the values lie in 0..1.
+    identities: [Nq], of each query. fractions: whether the values lie in 0..1.
     BCa: percentiles of the means of resampled identities, corrected for bias and skewness (Efron,
     "Better Bootstrap Confidence Intervals", JASA 1987), with Student's t for the normal where
     identities are few. Where every identity scores 0, or every one 1, the rule of three.
@@ -32,7 +36,7 @@ def interval(values, identities, shares=True):
     count = len(people)
     if count < 2:
         return (np.full(values.shape[1], np.nan),) * 2
-    means = np.sort(resampled_means(people), axis=0)
+    means = resampled_means(people)
     mean = values.mean(axis=0)
     below = ((means < mean).mean(axis=0) + (means <= mean).mean(axis=0)) / 2
     bias = ndtri(below.clip(1 / DRAWS, 1 - 1 / DRAWS))
@@ -47,14 +51,17 @@ def interval(values, identities, shares=True):
         quantile = ndtr(bias + z / (1 - skew * z).clip(0.1))
         bounds.append([np.quantile(column, q) for column, q in zip(means.T, quantile, strict=True)])
     low, high = np.array(bounds)
-    if shares:
+    if fractions:
         low = np.where(low == 1, max(0, 1 - 3 / count), low)
         high = np.where(high == 0, min(1, 3 / count), high)
     return low, high
 
 
 def resampled_means(people):
-    """Means [DRAWS, M] over identities drawn with replacement; people: sums, then counts."""
+    """Return means [DRAWS, M] over identities drawn with replacement.
+
+    people: [identities, M + 1], an identity's sums of M values, then its number of queries.
+    """
     count = len(people)
     rng = np.random.default_rng(SEED)
     means = []
@@ -66,11 +73,11 @@ def resampled_means(people):
     return np.concatenate(means)
 
 
-def p_value(differences, identities):
-    """Two-sided p-values of the mean of paired `differences` [Nq, M] being 0: [M].
+def p_value(differences: np.ndarray, identities: np.ndarray) -> np.ndarray:
+    """Return two-sided p-values [M] of the means of paired `differences` [Nq, M] being 0.
 
     A permutation test: if the two models were alike, each identity's differences could as well
-    have the other sign. The share of random signs whose mean is as far from 0.
+    have the other sign. The p-value is the fraction of random signs whose mean is as far from 0.
     """
     people = per_identity(differences, identities)
     observed = np.abs(people.sum(axis=0))
@@ -84,15 +91,15 @@ def p_value(differences, identities):
 
 
 def per_identity(values, identities):
-    """Sums of `values` [Nq, M] over the queries of each identity: [identities, M]."""
+    """Sum `values` [Nq, M] over the queries of each identity: [identities, M]."""
     _, person = np.unique(identities, return_inverse=True)
     sums = np.zeros((person.max() + 1, values.shape[1]))
     np.add.at(sums, person, values)
     return sums
 
 
-def mean_interval(values):
-    """Mean of `values`, one a seed, and its 95 % interval [low, high] by Student's t.
+def mean_interval(values: Iterable[float]) -> tuple[float, list[float] | None]:
+    """Return the mean of `values`, one a seed, and its 95 % interval [low, high] by Student's t.
 
     The interval is None with one seed: a single training says nothing of how others would end.
     """
@@ -104,11 +111,14 @@ def mean_interval(values):
     return mean, [float(mean - reach), float(mean + reach)]
 
 
-def paired_difference(scores, baseline):
-    """Mean and interval of `scores - baseline`: dicts from seed to score, of the same seeds.
+def paired_difference(
+    scores: dict[int, float], baseline: dict[int, float]
+) -> tuple[float, list[float] | None]:
+    """Return mean and interval of `scores - baseline`, dicts from seed to score.
 
     Runs of one seed start from the same weights and see the real images in orders that follow
-    from it, so what they share cancels in each seed's difference.
+    from it, so what they have in common cancels in each seed's difference.
+    Raises ValueError where the seeds differ.
     """
     if scores.keys() != baseline.keys():
         raise ValueError(f"seeds differ: {sorted(scores)} and {sorted(baseline)}")

@@ -1,9 +1,9 @@
-"""Features in `.mat` files (MATLAB v5, read also v7.3), as the field's codes write and read them.
+"""Write and read features in `.mat` files (MATLAB v5, reads also v7.3), as is usual for re-ID.
 
 For each of `query` and `gallery`, and `mquery` where there are multi-query images:
     <set>_f [N, D] float32, rows L2-normalised; <set>_label [1, N]; <set>_cam [1, N]
-and, of our own, <set>_files: each image's path under the folder named in `data_dir`; `source`, what
-made the features, as JSON.
+Only our files have <set>_files, each image's path under the folder named in `data_dir`, and
+`source`, what made the features, as JSON.
 """
 
 import json
@@ -14,40 +14,36 @@ from typing import NamedTuple
 import numpy as np
 from scipy.io import loadmat, savemat
 
-from reid.dataset import LARGEST_LABEL
+from reid.dataset import LARGEST_LABEL, EvalImage
 from reid.errors import UserError, missing_package
 from reid.files import parse_json, replacing
 
 MATLAB_73 = b"MATLAB 7.3"
-NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # of .npz and .npy
-LOCATIONS = (
-    "run",
-    "run_from_mat",
-    "data_from_mat",
-    "split",
-)  # of a source: hints, not what made it
+NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # first bytes of .npz and .npy
+# Keys of a source that say where things are, not what made the features.
+LOCATIONS = ("run", "run_from_mat", "data_from_mat", "split")
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 
 
 class FeatureSet(NamedTuple):
-    """Features float32 [N, D], identities int [N], cameras int [N], paths [N] or None."""
+    """Images' features float32 [N, D], identities int [N], cameras int [N], paths [N] or None."""
 
     features: np.ndarray
     identities: np.ndarray
     cameras: np.ndarray
     files: np.ndarray | None = None
 
-    def take(self, rows):
-        """The FeatureSet of some rows: an index array."""
+    def take(self, rows: np.ndarray) -> "FeatureSet":
+        """Return the FeatureSet of some rows, an index array."""
         return FeatureSet(*(None if field is None else field[rows] for field in self))
 
 
 class EvalSets(NamedTuple):
-    """What a file holds; `multi` is None without multi-query images, `data_dir` without paths.
+    """A file's content; `multi` is None without multi-query images, `data_dir` without paths.
 
-    source: a dict of what made the features (`reid.features.made_by`) and the path of its `run`;
-    None in other codes' files.
+    source: a dict of what made the features (`reid.features.made_by`) and of LOCATIONS; None where
+    another program wrote the file.
     """
 
     query: FeatureSet
@@ -57,8 +53,8 @@ class EvalSets(NamedTuple):
     source: dict | None = None
 
 
-def feature_set(features, entries, data_dir):
-    """The features of `entries` (`reid.dataset.EvalImage`s of the folder `data_dir`)."""
+def feature_set(features: np.ndarray, entries: list[EvalImage], data_dir: Path) -> FeatureSet:
+    """Return the FeatureSet of `entries` (`reid.dataset.EvalImage`s of the folder `data_dir`)."""
     return FeatureSet(
         features,
         np.array([entry.identity for entry in entries]),
@@ -67,10 +63,12 @@ def feature_set(features, entries, data_dir):
     )
 
 
-def check_storable(path, data_dir, splits, dim):
+def check_storable(
+    path: str | Path, data_dir: Path, splits: dict[str, list[EvalImage]], dim: int
+) -> None:
     """Raise UserError where a MATLAB file can't hold the features of images.
 
-    splits: {name: `reid.dataset.EvalImage`s}; dim: numbers in a feature.
+    splits: dict from name to `reid.dataset.EvalImage`s; dim: numbers in a feature.
     """
     for name, entries in splits.items():
         if 4 * dim * len(entries) >= LIMIT:
@@ -78,35 +76,35 @@ def check_storable(path, data_dir, splits, dim):
                 f"{path}: a MATLAB v5 file holds 4 GB in a variable at most; the "
                 f"{len(entries)} features of {name} are more"
             )
-        for place in [data_dir, *(entry.path for entry in entries)]:
+        for file in [data_dir, *(entry.path for entry in entries)]:
             try:
-                str(place).encode()
+                str(file).encode()
             except UnicodeEncodeError:
                 raise UserError(
-                    f"{place}: a name that is not UTF-8, which a MATLAB file can't hold; rename it"
+                    f"{file}: a name that is not UTF-8, which a MATLAB file can't hold; rename it"
                 ) from None
 
 
-def save_mat(path, sets):
-    """Write EvalSets."""
+def save_mat(path: str | Path, sets: EvalSets) -> None:
+    """Write EvalSets into a file."""
     content = {} if sets.data_dir is None else {"data_dir": str(sets.data_dir)}
     content |= {} if sets.source is None else {"source": json.dumps(sets.source)}
-    for name, found in [("query", sets.query), ("gallery", sets.gallery), ("mquery", sets.multi)]:
-        if found is None:
+    for name, part in [("query", sets.query), ("gallery", sets.gallery), ("mquery", sets.multi)]:
+        if part is None:
             continue
-        content[f"{name}_f"] = found.features
-        content[f"{name}_label"] = found.identities[None]
-        content[f"{name}_cam"] = found.cameras[None]
-        if found.files is not None:
-            content[f"{name}_files"] = found.files
+        content[f"{name}_f"] = part.features
+        content[f"{name}_label"] = part.identities[None]
+        content[f"{name}_cam"] = part.cameras[None]
+        if part.files is not None:
+            content[f"{name}_files"] = part.files
     with replacing(path) as temporary, open(temporary, "wb") as file:
         savemat(file, content)
 
 
-def load_mat(path):
-    """EvalSets of a `pytorch_result.mat`, ours or another code's.
+def load_mat(path: str | Path) -> EvalSets:
+    """Return the EvalSets of a `pytorch_result.mat`, ours or another program's.
 
-    Raises UserError for a file that is missing, damaged, lacks a key, or does not add up.
+    Raises UserError for a file that is missing or damaged, lacks a key, or contradicts itself.
     """
     content = read(path)
     query = take_set(content, "query", path)
@@ -116,31 +114,33 @@ def load_mat(path):
     if "mquery_f" in content:
         multi = take_set(content, "mquery", path)
         same_length(path, mquery=multi, gallery=gallery)
-    data_dir, source = text(content, "data_dir"), text(content, "source")
-    source = source and made_from(source)
-    return EvalSets(
-        query, gallery, multi, data_dir and images_place(path, data_dir, source), source
-    )
+    data_dir, source = text(content, "data_dir"), parse_source(text(content, "source"))
+    if data_dir:
+        data_dir = images_folder(path, data_dir, source)
+    return EvalSets(query, gallery, multi, data_dir or None, source)
 
 
-def images_place(path, data_dir, source):
-    """The folder of a file's images: as seen from the file, where that is there, else `data_dir`.
+def images_folder(path, data_dir, source):
+    """Return the folder of a file's images: relative to the file where that exists, else data_dir.
 
     The whole project may have been moved or copied.
     """
-    beside = Path(path).resolve().parent / (source or {}).get("data_from_mat", data_dir)
-    return beside if beside.is_dir() else Path(data_dir)
+    relative = Path(path).resolve().parent / (source or {}).get("data_from_mat", data_dir)
+    return relative if relative.is_dir() else Path(data_dir)
 
 
-def load_multi(path, gallery):
-    """The multi-query images of a file (`multi_query.mat`) that fit a gallery's features."""
+def load_multi(path: str | Path, gallery: FeatureSet) -> FeatureSet:
+    """Return the multi-query FeatureSet of a file (`multi_query.mat`) for a gallery.
+
+    Raises UserError as `load_mat` does, and where the features are of another length.
+    """
     multi = take_set(read(path), "mquery", path)
     same_length(path, mquery=multi, gallery=gallery)
     return multi
 
 
 def read(path):
-    """The variables of a file, MATLAB v5 or v7.3."""
+    """Return the variables of a file, MATLAB v5 or v7.3: a dict of arrays."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; test.py writes it")
     with open(path, "rb") as file:
@@ -160,7 +160,7 @@ def read(path):
 
 
 def read_hdf5(path):
-    """The variables of a MATLAB v7.3 file that are numbers; these lie there transposed."""
+    """Return the arrays of a MATLAB v7.3 file, where they lie transposed."""
     try:
         import h5py
     except ImportError as error:
@@ -173,9 +173,9 @@ def read_hdf5(path):
 
 
 def take_set(content, name, path, people=None):
-    """The FeatureSet `name` out of a file's variables.
+    """Take the FeatureSet `name` out of a file's variables.
 
-    people: the queries' identities, among which junk is none; None for queries.
+    people: the queries' identities, which are no junk; None for the queries themselves.
     """
     keys = [f"{name}_f", f"{name}_label", f"{name}_cam"]
     for key in keys:
@@ -184,7 +184,7 @@ def take_set(content, name, path, people=None):
     features, identities, cameras = (content.pop(key) for key in keys)
     files = content.get(f"{name}_files")
     if not (isinstance(files, np.ndarray) and files.dtype.kind == "U"):
-        files = None  # another code's, not a list of names
+        files = None  # another program's, not a list of names
     for key, array in zip(keys, (features, identities, cameras), strict=True):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise UserError(f"{path}: {key} is not numbers; run test.py again")
@@ -202,18 +202,13 @@ def take_set(content, name, path, people=None):
         if len(files) != rows:
             raise UserError(f"{path}: {rows} rows in {keys[0]}, but {len(files)} {name}_files")
         files = np.char.rstrip(files)  # MATLAB pads names to one length
-    return FeatureSet(
-        unit_length(features, f"{path}: {keys[0]}"),
-        identities,
-        cameras,
-        files,
-    )
+    return FeatureSet(unit_length(features, f"{path}: {keys[0]}"), identities, cameras, files)
 
 
 def unwrapped(identities, people, what):
-    """Identities in which junk, -1, is -1 again where an unsigned type has made its largest of it.
+    """Return identities with junk as -1, also where an unsigned type turned -1 into its largest.
 
-    people: numbers that are persons'. Raises UserError where that may as well be one.
+    people: numbers that are persons'. Raises UserError where the largest may be a person's, too.
     """
     if identities.dtype.kind != "u" or not identities.size:
         return identities
@@ -231,7 +226,10 @@ def unwrapped(identities, people, what):
 
 
 def whole_numbers(array, what):
-    """Labels [1, N] or [N, 1] of any number type as int64 [N]. Raises UserError for others."""
+    """Return labels [1, N] or [N, 1] of any number type as int64 [N].
+
+    Raises UserError where they are not whole numbers up to 2^53.
+    """
     if not np.isfinite(array).all() or not np.array_equal(array, np.round(array)):
         raise UserError(f"{what} has values that are not whole numbers")
     if array.size and max(-float(array.min()), float(array.max())) > LARGEST_LABEL:
@@ -240,25 +238,26 @@ def whole_numbers(array, what):
 
 
 def text(content, key):
-    """A variable that is a string, or None where there is none of that kind."""
+    """Return the text of a variable; "" where it is missing or no text."""
     value = content.get(key)
     has_text = isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size
-    return str(value[0]) if has_text else None
+    return str(value[0]) if has_text else ""
 
 
-def made_from(source):
-    """What `save_mat` wrote as source; None where another code means something else by it."""
+def parse_source(value):
+    """Return the dict that `save_mat` wrote as source; None where it is another program's."""
     try:
-        found = parse_json(source, "source", "", **dict.fromkeys(LOCATIONS, str))
+        source = parse_json(value, "source", "", **dict.fromkeys(LOCATIONS, str))
     except UserError:
         return None
-    return found if "run" in found else None
+    return source if "run" in source else None
 
 
 def unit_length(features, what):
-    """Features [N, D] of any float type as float32 rows of length 1; says so where they were not.
+    """Return features [N, D] of any number type as float32 rows of length 1.
 
-    Raises UserError that names the first row without a direction: zeros, NaN or infinite values.
+    Prints a line where they had another length. Raises UserError that names the first row without
+    a direction: zeros, NaN or infinite values.
     """
     features = np.ascontiguousarray(features, dtype=np.float32)
     length = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))

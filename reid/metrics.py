@@ -1,4 +1,4 @@
-"""How retrieval is scored: junk rules, CMC, average precision and mINP, in one place.
+"""Score rankings: junk rules, CMC, average precision and mINP.
 
 For a query of identity q taken by camera c, the gallery splits into
   junk: boxes of identity -1, and identity q in camera c itself; removed from the ranking;
@@ -6,12 +6,15 @@ For a query of identity q taken by camera c, the gallery splits into
   wrong: everything else, distractors (identity 0) included.
 (Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015.)
 
-Rankings are never made: a good image's rank is how many images are more similar than it.
+Rankings are never sorted: a good image's rank is the number of images that are more similar.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from reid.mat import FeatureSet
 
 JUNK_IDENTITY = -1
 SAME = 1e-6  # how far from 1 the similarity of one picture with itself may be, for rounding
@@ -20,7 +23,7 @@ QUERY_BLOCK = 256  # queries scored at a time, to bound memory
 
 @dataclass
 class Scores:
-    """What each query scored. Queries without a good image have rank -1, AP 0 and INP 0.
+    """The scores of each query; without a good image it has rank -1, AP 0 and INP 0.
 
     first_good: int [Nq], rank of the first good image, from 0, junk removed.
     ap: float [Nq], average precision as Market-1501's own code computes it (trapezoid).
@@ -29,7 +32,7 @@ class Scores:
         Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
     junk: mean number of gallery images removed for a query.
     copies: number of queries that have a good image of similarity 1.
-    top: int [Nq, n], the most similar gallery images, junk among them, where asked for.
+    top: int [Nq, n], the most similar gallery images, junk included; None unless asked for.
     """
 
     first_good: np.ndarray
@@ -41,41 +44,43 @@ class Scores:
     top: np.ndarray | None = None
 
     @property
-    def valid(self):
-        """Which queries have a good image: bool [Nq]."""
+    def valid(self) -> np.ndarray:
+        """Tell which queries have a good image: bool [Nq]."""
         return self.first_good >= 0
 
-    def hits(self, k):
-        """Which queries have a good image among their first k: bool [Nq]."""
+    def hits(self, k: int) -> np.ndarray:
+        """Tell which queries have a good image among their first k: bool [Nq]."""
         return self.valid & (self.first_good < k)
 
-    def rank(self, k, valid_only=False):
-        """Rank@k: the share of queries with a good image among their first k."""
+    def rank(self, k: int, valid_only: bool = False) -> float:
+        """Return Rank@k: the fraction of queries with a good image among their first k."""
         return self.mean(self.hits(k), valid_only)
 
-    def mean_ap(self, standard=False, valid_only=False):
-        """mAP, trapezoid unless `standard`."""
+    def mean_ap(self, standard: bool = False, valid_only: bool = False) -> float:
+        """Return mAP, by trapezoids unless `standard`."""
         return self.mean(self.ap_standard if standard else self.ap, valid_only)
 
-    def mean_inp(self, valid_only=False):
-        """mINP: how soon the last good image is found."""
+    def mean_inp(self, valid_only: bool = False) -> float:
+        """Return mINP, the mean precision at each query's last good image."""
         return self.mean(self.inp, valid_only)
 
     def mean(self, values, valid_only):
-        """Mean of a value for each query.
+        """Return the mean of `values` [Nq]: over all queries, or with `valid_only` over those.
 
-        Queries without a good image count as 0, as in the original, unless `valid_only`.
+        Queries without a good image have 0, and count as 0 in the original.
         """
-        # With no valid query at all, every sum is 0, and so is every score.
+        # Without any valid query the sum is 0, and so is the score.
         return float(values.sum() / (max(self.valid.sum(), 1) if valid_only else len(values)))
 
 
-def evaluate(blocks, query, gallery, top=0):
-    """Score rankings: `blocks` yields similarities float32 [b, Ng], in the order of the queries.
+def evaluate(
+    blocks: Iterable[np.ndarray], query: FeatureSet, gallery: FeatureSet, top: int = 0
+) -> Scores:
+    """Return the Scores of rankings.
 
-    query, gallery: FeatureSets, of which only identities and cameras are used here.
+    blocks: yields similarities float32 [b, Ng] in the order of the queries; junk in them is
+    overwritten. query, gallery: FeatureSets, of which only identities and cameras are used.
     top: how many of each query's most similar images to keep in the Scores.
-    The blocks are changed: junk is overwritten.
     """
     relevance = Relevance(gallery)
     ranks, nearest, junk_count, copies, number = [], [], 0, 0, 0
@@ -101,16 +106,16 @@ def evaluate(blocks, query, gallery, top=0):
 
 
 class Relevance:
-    """Which gallery images are good for a query and which are junk."""
+    """A gallery, which tells the good and the junk images for a query."""
 
-    def __init__(self, gallery):
+    def __init__(self, gallery: FeatureSet):
         self.cameras = gallery.cameras
         self.always_junk = np.flatnonzero(gallery.identities == JUNK_IDENTITY)
         self.order = np.argsort(gallery.identities, kind="stable")
         self.sorted = gallery.identities[self.order]
 
-    def of(self, identity, camera):
-        """Indices of the good images, ascending, and of the junk besides `always_junk`."""
+    def of(self, identity: int, camera: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the good images, ascending, and of junk besides `always_junk`."""
         if identity == JUNK_IDENTITY:
             return self.always_junk[:0], self.always_junk[:0]
         first, last = np.searchsorted(self.sorted, [identity, identity + 1])
@@ -119,48 +124,48 @@ class Relevance:
         return same[~same_camera], same[same_camera]
 
 
-def similarity_blocks(query, gallery):
-    """Dot products of features, QUERY_BLOCK queries at a time: arrays [b, Ng]."""
+def similarity_blocks(query: FeatureSet, gallery: FeatureSet) -> Iterator[np.ndarray]:
+    """Yield dot products of features, QUERY_BLOCK queries at a time: arrays [b, Ng]."""
     for start in range(0, len(query.features), QUERY_BLOCK):
         yield query.features[start : start + QUERY_BLOCK] @ gallery.features.T
 
 
 def most_similar(block, count):
-    """Indices of each row's highest values, highest first: [b, min(count, Ng)]."""
+    """Return the indices of each row's highest values, highest first: [b, min(count, Ng)]."""
     count = min(count, block.shape[1])
-    found = np.sort(np.argpartition(-block, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(block, found, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
+    top = np.sort(np.argpartition(-block, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(block, top, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(top, order, axis=1)
 
 
 def good_ranks(similarity, good):
-    """Ranks, from 0, ascending, of the good images: int [n].
+    """Return the ranks of the good images, from 0, ascending: int [n].
 
     similarity: [Ng], -inf at junk. good: ascending indices. Equal similarities rank by index.
     """
     if len(good) == 0:
         return good
-    found = similarity[good]
-    ahead = np.sort(similarity[similarity >= found.min()])
-    end = np.searchsorted(ahead, found, side="right")
-    ranks = len(ahead) - end  # those that are strictly more similar
-    for i in np.flatnonzero(end - np.searchsorted(ahead, found, side="left") > 1):
-        ranks[i] += np.count_nonzero(similarity[: good[i]] == found[i])
+    values = similarity[good]
+    ahead = np.sort(similarity[similarity >= values.min()])
+    end = np.searchsorted(ahead, values, side="right")
+    ranks = len(ahead) - end  # number of strictly more similar images
+    for i in np.flatnonzero(end - np.searchsorted(ahead, values, side="left") > 1):  # ties
+        ranks[i] += np.count_nonzero(similarity[: good[i]] == values[i])
     return np.sort(ranks)
 
 
 def average_precision(ranks):
-    """Area under the precision-recall curve by trapezoids; `ranks` of the good images, sorted."""
+    """Return the area under the precision-recall curve by trapezoids; ranks: of `good_ranks`."""
     if len(ranks) == 0:
         return 0.0
-    found = np.arange(len(ranks))
-    after = (found + 1) / (ranks + 1)
-    before = np.where(ranks > 0, found / np.maximum(ranks, 1), 1.0)
+    earlier = np.arange(len(ranks))  # good images ranked before each
+    after = (earlier + 1) / (ranks + 1)
+    before = np.where(ranks > 0, earlier / np.maximum(ranks, 1), 1.0)
     return float(((after + before) / 2).mean())
 
 
 def average_precision_standard(ranks):
-    """Mean precision at the good images; `ranks` as for `average_precision`."""
+    """Return the mean of the precision at each good image; ranks: of `good_ranks`."""
     if len(ranks) == 0:
         return 0.0
     return float(((np.arange(len(ranks)) + 1) / (ranks + 1)).mean())

@@ -1,9 +1,8 @@
-"""What evaluate.py and evaluate_rerank.py share: their flags, and how scores are said.
-
-Printed lines, a section of a results.json, a CMC curve, pictures of rankings, a comparison.
-"""
+"""Print, store, draw and compare scores, as the flags of evaluate.py and evaluate_rerank.py ask."""
 
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +12,19 @@ from reid import intervals, metrics
 from reid.dataset import FEW_CAMERAS
 from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
-from reid.mat import load_mat, load_multi
-from reid.options import at_least
+from reid.mat import EvalSets, load_mat, load_multi
+from reid.options import Parser, at_least
 from reid.pictures import draw_rankings
 from reid.provenance import provenance
 
 RANKS = (1, 5, 10)
 CURVE = 50  # ranks in the CMC curve
 TOP = 10  # images of a ranking in its picture
-LARGEST_SHOW = 300  # rows: a JPEG is 65,500 pixels high at most
+LARGEST_SHOW = 300  # queries in a picture: a JPEG is 65,500 pixels high at most
 
 
 class Interval(NamedTuple):
-    """A mean over queries and its 95 % interval, NaN to NaN where there can be none."""
+    """A mean over queries and its 95 % interval; low and high are NaN where there can be none."""
 
     value: float
     low: float
@@ -41,20 +40,20 @@ def percent(value):
     return f"{100 * value:.2f} %"
 
 
-def add_options(parser, mat):
-    """The flags of both scripts."""
+def add_options(parser: Parser, mat: str) -> None:
+    """Add the flags of both scripts. mat: default of the .mat file."""
     parser.add_argument("mat", nargs="?", default=mat, help="the file that test.py wrote")
     parser.add_argument(
         "--multi_query",
         metavar="FILE",
-        help="features of multi-query images: mquery_f, mquery_label, mquery_cam, as in other "
-        "codes' multi_query.mat (default: those in the file itself, if it has any)",
+        help="file with features of multi-query images: mquery_f, mquery_label, mquery_cam "
+        "(default: those in the .mat file itself, if it has any)",
     )
     parser.add_argument(
         "--against",
         metavar="FILE",
-        help="features of another model for the same images: is the difference more than the "
-        "choice of test people explains? (default: no comparison)",
+        help="another model's features of the same images: prints how far the scores differ, with "
+        "intervals over other people and p-values (default: no comparison)",
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -69,10 +68,13 @@ def add_options(parser, mat):
         "--show",
         type=at_least(1),
         metavar="N",
-        help="draw the first 10 places of N queries, *_rankings.jpg (default: of none)",
+        help="draw the 10 most similar images of N queries, *_rankings.jpg (default: of none)",
     )
     group.add_argument(
-        "--show_which", choices=["worst", "best"], default="worst", help="by average precision"
+        "--show_which",
+        choices=["worst", "best"],
+        default="worst",
+        help="which queries --show draws, by average precision",
     )
     group.add_argument(
         "--show_names",
@@ -81,26 +83,26 @@ def add_options(parser, mat):
         help="draw these queries, by the names of their image files (default: --show's)",
     )
     group.add_argument(
-        "--output_dir", help="where pictures go (default: the folder of the .mat file)"
+        "--output_dir", help="folder for the pictures (default: that of the .mat file)"
     )
     group.add_argument(
-        "--data_dir", help="the `pytorch` folder of the images to draw (default: the file knows)"
+        "--data_dir", help="the `pytorch` folder of the images to draw (default: the .mat file's)"
     )
 
 
-def check_alone(args, flag):
-    """Raise UserError where flags that go with scores are given with one that takes their place."""
+def check_alone(args: Namespace, flag: str) -> None:
+    """Raise UserError where flags that go with scores are given with `flag`, which makes none."""
     for name in "multi_query against json plot show show_names output_dir data_dir".split():
         if getattr(args, name):
             raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
 
 
-def score(args, section, rank, settings):
-    """Score args.mat and say it in all the ways that were asked for.
+def score(args: Namespace, section: str, rank: Callable, settings: dict) -> EvalSets:
+    """Score args.mat; print, store and draw the scores as the flags ask.
 
-    rank: (query, gallery) FeatureSets -> blocks of similarities, see `metrics.evaluate`.
-    section, settings: what results.json calls this, and options to keep with it.
-    Returns the file's `reid.mat.EvalSets`.
+    rank: function of query and gallery FeatureSets that yields blocks of similarities, see
+    `metrics.evaluate`. section: name of the section in results.json; settings: options to store
+    with it. Returns the file's `reid.mat.EvalSets`. Raises UserError for wrong files and flags.
     """
     sets = load_mat(args.mat)
     if args.data_dir:
@@ -109,24 +111,24 @@ def score(args, section, rank, settings):
         sets = sets._replace(multi=load_multi(args.multi_query, sets.gallery))
     other = other_sets(args, sets) if args.against else None
     curve_path, rankings_path = outputs(args, section)
-    named = shown(args, sets) if rankings_path else None
+    named = queries_to_show(args, sets) if rankings_path else None
 
     def measure(query, gallery, top=0):
         return metrics.evaluate(rank(query, gallery), query, gallery, top)
 
     scores = measure(sets.query, sets.gallery, TOP if rankings_path else 0)
-    found = score_intervals(scores, sets.query.identities)
-    print("\n".join(lines(scores, sets, found)))
+    interval_pair = score_intervals(scores, sets.query.identities)
+    print("\n".join(lines(scores, sets, interval_pair)))
     warn_of_doubts(sets, scores)
-    results = summary(scores, sets.query.identities, found)
+    results = summary(scores, sets.query.identities, interval_pair)
     curves = [(printable(args.mat), scores)]
     if sets.multi is not None:
         query = averaged_queries(sets)
         multi = measure(query, sets.gallery)
-        found = score_intervals(multi, query.identities)
+        interval_pair = score_intervals(multi, query.identities)
         print(f"multi-query {headline(multi)}")
-        print(f"  {intervals_line(found, query.identities)}")
-        results["multi_query"] = summary(multi, query.identities, found)
+        print(f"  {intervals_line(interval_pair, query.identities)}")
+        results["multi_query"] = summary(multi, query.identities, interval_pair)
     if other is not None:
         other_scores = measure(other.query, other.gallery)
         print(f"against {args.against}: {headline(other_scores)}")
@@ -149,9 +151,9 @@ def score(args, section, rank, settings):
 
 
 def outputs(args, section):
-    """Paths of the CMC curve and the rankings, None where not asked for.
+    """Return the paths of the CMC curve and of the rankings, None where not asked for.
 
-    Raises UserError where they, or --json, can't be written.
+    Raises UserError where these or the --json file can't be written.
     """
     if args.json:
         check_writable(args.json)
@@ -168,8 +170,11 @@ def outputs(args, section):
     return paths
 
 
-def shown(args, sets):
-    """Queries named by --show_names, or None. Raises UserError where pictures can't be drawn."""
+def queries_to_show(args, sets):
+    """Return the indices of the queries that --show_names names; None without this flag.
+
+    Raises UserError where pictures can't be drawn.
+    """
     flag = "--show_names" if args.show_names else "--show"
     if sets.query.files is None or sets.gallery.files is None:
         raise UserError(f"{flag}: {args.mat} doesn't name its images; write it with our test.py")
@@ -178,20 +183,28 @@ def shown(args, sets):
     image = Path(sets.data_dir or "") / sets.query.files[0]
     if not image.is_file():
         raise UserError(f"{image}: no such image; name the `pytorch` folder with --data_dir")
-    return named_queries(args.show_names, sets.query.files) if args.show_names else None
+    if not args.show_names:
+        return None
+    index = {Path(file).name: i for i, file in enumerate(sets.query.files)}
+    for name in args.show_names:
+        if Path(name).name not in index:
+            raise UserError(
+                f"--show_names {name}: no such query; its name is like {sets.query.files[0]}"
+            )
+    return [index[Path(name).name] for name in args.show_names]
 
 
 def headline(scores):
-    """The original's line."""
+    """Return the line that the original prints."""
     ranks = " ".join(f"top{k}:{scores.rank(k):.6f}" for k in RANKS)
     return f"{ranks} mAP:{scores.mean_ap():.6f}"
 
 
-def lines(scores, sets, found):
-    """The original's line, and under it what its numbers mean."""
+def lines(scores, sets, interval_pair):
+    """Yield the original's line, then lines that explain it; interval_pair: of Rank@1, mAP."""
     queries, valid = len(scores.ap), int(scores.valid.sum())
     yield headline(scores)
-    yield f"  {intervals_line(found, sets.query.identities)}"
+    yield f"  {intervals_line(interval_pair, sets.query.identities)}"
     yield (
         f"  mAP by trapezoids, as Market-1501's own; standard {percent(scores.mean_ap(True))}; "
         f"mINP {percent(scores.mean_inp())}"
@@ -214,7 +227,7 @@ def lines(scores, sets, found):
 
 
 def why_none(sets):
-    """The reason why no query of EvalSets has a good image."""
+    """Explain why no query of EvalSets has a good image."""
     cameras = np.union1d(sets.query.cameras, sets.gallery.cameras)
     if not np.isin(sets.query.identities, sets.gallery.identities).any():
         return "no identity of theirs is in the gallery"
@@ -227,12 +240,12 @@ def why_none(sets):
 
 
 def warn_of_doubts(sets, scores):
-    """Say on standard error what makes the scores of EvalSets doubtful."""
+    """Warn on standard error of what makes the scores of EvalSets doubtful."""
     cameras = np.concatenate([sets.query.cameras, sets.gallery.cameras])
-    different = len(np.unique(cameras))
-    if different > max(FEW_CAMERAS, len(cameras) / 2):
+    number = len(np.unique(cameras))
+    if number > max(FEW_CAMERAS, len(cameras) / 2):
         print(
-            f"warning: {different} cameras in {len(cameras)} images: are these numbers of frames? "
+            f"warning: {number} cameras in {len(cameras)} images: are these numbers of frames? "
             "Then nothing is junk, and the scores are too good",
             file=sys.stderr,
         )
@@ -244,8 +257,8 @@ def warn_of_doubts(sets, scores):
         )
 
 
-def intervals_line(found, identities):
-    rank1, mean_ap = found
+def intervals_line(interval_pair, identities):
+    rank1, mean_ap = interval_pair
     return (
         f"Rank@1 {rank1}, mAP {mean_ap}: 95 % intervals over other people "
         f"({len(np.unique(identities))} identities resampled)"
@@ -253,15 +266,15 @@ def intervals_line(found, identities):
 
 
 def score_intervals(scores, identities):
-    """Rank@1 and mAP, each an Interval."""
+    """Return the Intervals of Rank@1 and mAP, over other people."""
     values = np.column_stack([scores.hits(1), scores.ap])
     low, high = intervals.interval(values, identities)
     return [Interval(*row) for row in zip(values.mean(axis=0), low, high, strict=True)]
 
 
-def summary(scores, identities, found):
-    """Scores and their intervals as a dict for results.json."""
-    rank1, mean_ap = found
+def summary(scores, identities, interval_pair):
+    """Return the scores and the Intervals of Rank@1 and mAP as a dict for results.json."""
+    rank1, mean_ap = interval_pair
     return {f"rank{k}": scores.rank(k) for k in RANKS} | {
         "mAP": scores.mean_ap(),
         "rank1_interval": bounds(rank1),
@@ -279,18 +292,18 @@ def summary(scores, identities, found):
 
 
 def bounds(interval):
-    """[low, high], or None: JSON has no NaN."""
+    """Return [low, high], or None where there is no interval: JSON has no NaN."""
     return None if np.isnan(interval.low) else [float(interval.low), float(interval.high)]
 
 
 def curve(scores, query):
-    """The CMC curve and its band: arrays [CURVE] of value, low, high."""
+    """Return the CMC curve and its band: arrays [CURVE] of value, low, high."""
     hits = np.column_stack([scores.hits(k) for k in range(1, CURVE + 1)])
     return hits.mean(axis=0), *intervals.interval(hits, query.identities)
 
 
 def other_sets(args, sets):
-    """EvalSets of --against. Raises UserError unless they are of the same images in order."""
+    """Load the EvalSets of --against. Raises UserError unless they are of the same images."""
     other = load_mat(args.against)
     for name in ("query", "gallery"):
         a, b = getattr(sets, name), getattr(other, name)
@@ -312,58 +325,48 @@ def other_sets(args, sets):
 
 
 def compare(scores, other, identities):
-    """Print how far two models are from each other on the same queries; returns it as a dict."""
+    """Print the differences of two models' scores on the same queries; return them as a dict."""
     differences = np.column_stack([scores.hits(1) * 1.0 - other.hits(1), scores.ap - other.ap])
-    low, high = intervals.interval(differences, identities, shares=False)
+    low, high = intervals.interval(differences, identities, fractions=False)
     p = intervals.p_value(differences, identities)
     result = {}
     for i, (name, key) in enumerate([("Rank@1", "rank1"), ("mAP", "mAP")]):
-        found = Interval(differences[:, i].mean(), low[i], high[i])
-        sure = (
-            "" if np.isnan(found.low) else f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-        )
-        print(f"  {name} differs by {100 * found.value:+.2f} points{sure}, p = {p[i]:.4f}")
-        result[f"{key}_difference"] = float(found.value)
-        result[f"{key}_interval"] = bounds(found)
+        mean = differences[:, i].mean()
+        band = "" if np.isnan(low[i]) else f" ({100 * low[i]:+.2f} to {100 * high[i]:+.2f})"
+        print(f"  {name} differs by {100 * mean:+.2f} points{band}, p = {p[i]:.4f}")
+        result[f"{key}_difference"] = float(mean)
+        result[f"{key}_interval"] = bounds(Interval(mean, low[i], high[i]))
         result[f"{key}_p"] = float(p[i])
     print("  (over other people to test on; other training seeds are not in it)")
     return result
 
 
 def averaged_queries(sets):
-    """The queries, each with the mean feature of the multi-query images of its id and camera.
+    """Return the queries, each with the mean feature of its identity's multi-query images.
 
-    A query without any keeps its own feature; how many is printed.
+    Only images of the query's camera count. A query without any keeps its own feature; the number
+    of such queries is printed.
     """
     query, multi = sets.query, sets.multi
     keys = np.stack([multi.identities, multi.cameras], axis=1)
     groups, group = np.unique(keys, axis=0, return_inverse=True)
     sums = np.zeros((len(groups), multi.features.shape[1]), np.float32)
     np.add.at(sums, group.reshape(-1), multi.features)
-    row = {tuple(key): i for i, key in enumerate(groups.tolist())}
+    index = {tuple(key): i for i, key in enumerate(groups.tolist())}
     wanted = zip(query.identities.tolist(), query.cameras.tolist(), strict=True)
-    found = np.array([row.get(key, -1) for key in wanted])
-    features = np.where((found >= 0)[:, None], sums[found], query.features)
+    rows = np.array([index.get(key, -1) for key in wanted])
+    features = np.where((rows >= 0)[:, None], sums[rows], query.features)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    alone = int((found < 0).sum())
+    alone = int((rows < 0).sum())
     if alone:
         print(f"multi-query: {alone} queries have no image in it and keep their own feature")
     return query._replace(features=features / np.maximum(lengths, 1e-12))
 
 
 def by_score(scores, count, which):
-    """The `count` queries with the lowest or highest AP, of those that have a good image."""
+    """Return the `count` queries with the lowest or highest AP, of those that have a good image."""
     valid = np.flatnonzero(scores.valid)
     if len(valid) == 0:
         raise UserError("--show: no query has a good image; name some with --show_names")
     order = np.argsort(scores.ap[valid], kind="stable")
     return valid[order if which == "worst" else order[::-1]][:count]
-
-
-def named_queries(names, files):
-    """Indices of queries by the names of their files."""
-    index = {Path(file).name: i for i, file in enumerate(files)}
-    for name in names:
-        if Path(name).name not in index:
-            raise UserError(f"--show_names {name}: no such query; its name is like {files[0]}")
-    return [index[Path(name).name] for name in names]

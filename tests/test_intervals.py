@@ -54,7 +54,7 @@ def test_perfect_scores_of_few_people_prove_little():
     assert (low[0], high[0]) == (0.9, 1)
     low, high = intervals.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2))
     assert (low[0], high[0]) == (0, 0.1)
-    same = intervals.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2), shares=False)
+    same = intervals.interval(np.zeros((60, 1)), np.repeat(np.arange(30), 2), fractions=False)
     assert same[0][0] == same[1][0] == 0  # of two models that agree on all
 
 
@@ -77,7 +77,7 @@ def test_a_known_difference_is_found():
     found = [intervals.p_value(*pair(rng, 0.05))[0] < 0.05 for _ in range(50)]
     assert np.mean(found) > 0.95
     values, person = pair(rng, 0.05)
-    low, high = intervals.interval(values, person, shares=False)
+    low, high = intervals.interval(values, person, fractions=False)
     assert 0 < low[0] < 0.05 < high[0]
 
 

@@ -44,7 +44,7 @@ def test_threshold_against_plain_counting(rate):
     ordered = sorted((s for _, s in impostor), reverse=True)
     below = next(s for s in ordered if s < threshold - 1e-5)
     assert false_match_rate(below) > rate
-    found = verification.rates(threshold, sets.query, sets.gallery)
+    found = verification.rates_at(threshold, sets.query, sets.gallery)
     assert found["impostors"] == len(impostor)
     assert found["genuine"] == len(genuine)
     for name, pairs in (("false_match", impostor), ("true_match", genuine)):
@@ -61,7 +61,7 @@ def test_pairs_that_are_all_alike():
     people = FeatureSet(features, np.arange(40), np.ones(40, int))
     threshold = verification.threshold_at(0.5, people, people)
     assert 0.64 < threshold < 0.64002
-    found = verification.rates(threshold, people, people)
+    found = verification.rates_at(threshold, people, people)
     assert found["false_match_rate"] == 0
     assert (found["true_match_rate"], found["genuine"]) == (None, 0)
     people = people._replace(features=np.full((40, 4), 0.5, np.float32))
