@@ -133,7 +133,7 @@ def main(argv=None):
     expected = Eager(trained, args.which_layer)(paths, "PyTorch")
     content = make(trained, facts, **calibration)  # changes the network
 
-    found = {"file": str(output), "format": args.format, "metadata": facts}
+    result = {"file": str(output), "format": args.format, "metadata": facts}
     with replacing(output) as temporary:
         temporary.write_bytes(content)
         compute, written = open_file(temporary)
@@ -144,25 +144,25 @@ def main(argv=None):
                 f"{output}: not written, for its features are no numbers; take a higher --precision"
             )
         tie = TIES[args.preprocess]
-        found["agreement"] = agreement(expected, exported, len(queries), tie)
-        if args.precision == "fp32" and not agrees(found["agreement"]):
+        result["agreement"] = agreement(expected, exported, len(queries), tie)
+        if args.precision == "fp32" and not agrees(result["agreement"]):
             raise UserError(
                 f"{output}: not written, for it computes otherwise than PyTorch does: "
-                f"{say_agreement(found['agreement'])}; fp32 must reach a cosine over "
+                f"{say_agreement(result['agreement'])}; fp32 must reach a cosine over "
                 f"{LEAST_COSINE} without swapped pairs"
             )
-        found |= {"bytes": len(content), "sha256": sha256(temporary)}
+        result |= {"bytes": len(content), "sha256": sha256(temporary)}
         if args.precision != "fp32" and not args.skip_accuracy:
             pytorch = Embedder(
                 run_folder, args.which_epoch, precision="fp32", layer=args.which_layer
             )
-            found["accuracy"] = {
+            result["accuracy"] = {
                 name: accuracy(model, query, gallery, data_dir, name)
                 for name, model in (("exported", file), ("pytorch_fp32", pytorch))
             }
-    print("\n".join(lines(found, query, gallery)))
+    print("\n".join(lines(result, query, gallery)))
     if args.json:
-        update_results(args.json, "export", found | provenance())
+        update_results(args.json, "export", result | provenance())
 
 
 def default_name(args):
@@ -191,19 +191,19 @@ def tools(args):
     return onnx_file, onnx_compute
 
 
-def lines(found, query, gallery):
+def lines(result, query, gallery):
     """Yield the lines to print of the results."""
-    facts = found["metadata"]
+    facts = result["metadata"]
     yield (
-        f"{found['file']}: {facts['network']} in {facts['precision']}, "
-        f"{found['bytes'] / 1e6:.1f} MB, input {facts['input_shape']}, "
+        f"{result['file']}: {facts['network']} in {facts['precision']}, "
+        f"{result['bytes'] / 1e6:.1f} MB, input {facts['input_shape']}, "
         f"features float32 [N, {facts['dim']}]"
     )
-    yield f"  against PyTorch's fp32: {say_agreement(found['agreement'])}"
-    if "accuracy" in found:
+    yield f"  against PyTorch's fp32: {say_agreement(result['agreement'])}"
+    if "accuracy" in result:
         scores = {
             name: f"Rank@1 {100 * s['rank1']:.2f} %, mAP {100 * s['mAP']:.2f} %"
-            for name, s in found["accuracy"].items()
+            for name, s in result["accuracy"].items()
         }
         yield (
             f"  {scores['exported']} ({len(query)} queries, {len(gallery)} gallery images); "
@@ -211,13 +211,14 @@ def lines(found, query, gallery):
         )
 
 
-def say_agreement(found):
+def say_agreement(measured):
     """Say an `agreement` in words."""
     return (
-        f"on {found['images']} images cosine {found['cosine_min']:.6f} at the least, "
-        f"{found['cosine_median']:.6f} in the median; {found['queries']} queries rank "
-        f"{found['gallery']} gallery images with {found['swapped_pairs']:,} of "
-        f"{found['pairs']:,} pairs swapped, {found['same_first']} of their first places the same"
+        f"on {measured['images']} images cosine {measured['cosine_min']:.6f} at the least, "
+        f"{measured['cosine_median']:.6f} in the median; {measured['queries']} queries rank "
+        f"{measured['gallery']} gallery images with {measured['swapped_pairs']:,} of "
+        f"{measured['pairs']:,} pairs swapped, {measured['same_first']} of their first images the "
+        "same"
     )
 
 

@@ -302,8 +302,8 @@ def neighbours(similarity: Features | Matrices, cuts: tuple, block: int) -> tupl
             torch.minimum(least[start:stop], scores.amin(1), out=least[start:stop])
             scores.fill_diagonal_(ITSELF)
             values, columns = scores.topk(min(keep, size - start))
-            found = torch.cat([best[start:stop], keys(values, columns + start)], dim=1)
-            best[start:stop] = found.topk(keep).values
+            candidates = torch.cat([best[start:stop], keys(values, columns + start)], dim=1)
+            best[start:stop] = candidates.topk(keep).values
             if stop < size:
                 scores = scores[:, stop - start :]
                 torch.minimum(least[stop:], scores.amin(0), out=least[stop:])

@@ -1,1 +1,1 @@
-"""What the scripts at the root share, one concern a file. Imports run downward only."""
+"""The parts that the scripts at the root share, one concern a file. Imports run downward only."""

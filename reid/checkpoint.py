@@ -264,8 +264,8 @@ def load_network(path: str | Path, use_dense: bool | None = None) -> ReIDNet:
         raise UserError(str(error)) from error
     dense = any(name.startswith("model.features.") for name in weights)
     if use_dense is not None and use_dense != dense and "classifier.0.weight" in weights:
-        found, expected = (NETWORKS[network_name(flag)] for flag in (dense, use_dense))
-        raise UserError(f"{path}: holds a {found}, not the expected {expected}")
+        holds, expected = (NETWORKS[network_name(flag)] for flag in (dense, use_dense))
+        raise UserError(f"{path}: holds a {holds}, not the expected {expected}")
     try:
         with torch.device("meta"):  # random weights need not be drawn
             net = build_network(dense, len(weights["classifier.0.weight"]), **options_of(weights))

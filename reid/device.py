@@ -32,11 +32,11 @@ def choose_device(gpu_ids: str | None = None) -> tuple[torch.device, list[int]]:
         raise UserError(f"--gpu_ids {gpu_ids}: expected numbers like 0 or 0,1, or -1") from None
     if ids == [-1]:
         return torch.device("cpu"), []
-    found = torch.cuda.device_count()
+    count = torch.cuda.device_count()
     for gpu in ids:
-        if not 0 <= gpu < found:
+        if not 0 <= gpu < count:
             raise UserError(
-                f"--gpu_ids {gpu_ids}: no CUDA GPU {gpu} here ({found} found); "
+                f"--gpu_ids {gpu_ids}: no CUDA GPU {gpu} here ({count} found); "
                 "leave the flag out or pass -1 for the CPU"
             )
     return torch.device("cuda", ids[0]), ids if len(ids) > 1 else []

@@ -83,8 +83,8 @@ class World(NamedTuple):
         error = None
         try:
             yield
-        except Exception as found:
-            message = str(found) if isinstance(found, UserError) else explanation(found)
+        except Exception as raised:
+            message = str(raised) if isinstance(raised, UserError) else explanation(raised)
             if self.size == 1 or message is None:
                 raise
             error = message

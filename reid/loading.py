@@ -1,4 +1,4 @@
-"""From files to batches: decoded once into memory where that fits, else by loader processes."""
+"""Batches of images, decoded once into memory where that fits, else by loader processes."""
 
 import os
 import signal

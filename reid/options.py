@@ -33,13 +33,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse as argparse does; an empty text, as of a shell variable not set, is an error."""
-        found, rest = super().parse_known_args(args, namespace)
+        args, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
-            value = getattr(found, action.dest, None)
+            value = getattr(args, action.dest, None)
             if value == "" or (isinstance(value, list) and "" in value):
                 name = max(action.option_strings, key=len, default=action.dest)
                 self.error(f"argument {name}: is empty; is a variable not set?")
-        return found, rest
+        return args, rest
 
     def print_help(self, file=None):
         """Print the help. (argparse's own says nothing where it can't be written.)"""
