@@ -27,14 +27,15 @@ from reid.curves import draw_ablation
 from reid.dataset import (
     GENERATED_FOLDER,
     fingerprint,
+    generated_folder,
     generated_images,
     list_images,
     training_splits,
 )
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
-from reid.gan_labels import NEED_A_RUN
 from reid.intervals import mean_interval, paired_difference
+from reid.losses import needs_a_run
 from reid.options import NETWORKS, Parser, at_least, network_name, run_name, seed
 from reid.provenance import ROOT, command_line, provenance
 from results_table import read_run
@@ -185,7 +186,7 @@ def training_words(args, cell):
         parser = Parser("")
         train_lsro.add_generated_options(parser)
         _, flags = parser.parse_known_args(flags)
-    if cell.rule in NEED_A_RUN:
+    if needs_a_run(cell.rule):
         words += ["--label_run", cell.baseline.name]
     return [*map(str, words), *flags]
 
@@ -224,7 +225,7 @@ def check_images(args, folder, cells, options):
     Raises UserError where images are missing, or are not those that earlier cells were trained on.
     """
     real, _ = training_splits(args.data_dir, options[cells[0]]["train_all"])
-    gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
+    gen_dir = generated_folder(args)
     largest = max(cell.number for cell in cells)
     count = len(list_images(gen_dir))
     if count < largest:

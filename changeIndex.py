@@ -11,7 +11,7 @@ Images become hard links, or copies where the file system has none; symbolic lin
 
 from pathlib import Path
 
-from reid.dataset import GENERATED_FOLDER, identity_folders, list_images
+from reid.dataset import GENERATED_FOLDER, check_prepared, identity_folders, list_images
 from reid.errors import UserError, run
 from reid.files import link, new_folder, symlink, write_json
 from reid.images import is_hidden, is_image
@@ -33,8 +33,7 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     data_dir = Path(args.data_dir)
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    check_prepared(data_dir)
     folders = {split: identity_folders(data_dir / split) for split in SPLITS}
     if int(folders["train_all"][0].name) < 0:
         raise UserError(f"{folders['train_all'][0]}: junk among the training images; take it out")

@@ -32,6 +32,7 @@ import torch
 from reid.checkpoint import build_network, load_trained
 from reid.dataset import (
     GENERATED_FOLDER,
+    generated_folder,
     generated_images,
     identity_folders,
     is_image,
@@ -54,7 +55,7 @@ from reid.options import (
 )
 from reid.pictures import draw_neighbours
 from reid.provenance import provenance
-from reid.transforms import eval_transform
+from reid.transforms import EvalTransform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
 REAL_DIR = None  # training images; None: <data_dir>/train_all_new
@@ -203,7 +204,7 @@ def find_images(args, smallest):
     data_dir = Path(args.data_dir)
     if not data_dir.is_dir() and None in (args.real_dir, args.gen_dir, args.held_out_dir):
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
-    gen_dir = Path(args.gen_dir or data_dir / "train_new" / GENERATED_FOLDER)
+    gen_dir = generated_folder(args)
     real_dir = Path(args.real_dir or data_dir / "train_all_new")
     held_out_dir = Path(args.held_out_dir or data_dir / "query")
     samples = generated_images(gen_dir)
@@ -275,7 +276,7 @@ def feature_space(args):
         net, weights, height, width = load_trained(run_folder, args.which_epoch, args.use_dense)
     else:
         net = build_network(args.use_dense, 1, args.pretrained)
-    transform = eval_transform(height, width)
+    transform = EvalTransform.for_testing(height, width)
     source = {
         "weights": str(weights),
         "sha256": None if args.pretrained == "imagenet" else sha256(weights),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from reid.checkpoint import load_trained
-from reid.dataset import eval_images, identity_folders, list_images
+from reid.dataset import check_prepared, eval_images, identity_folders, list_images
 from reid.errors import UserError, run
 from reid.exporting.agreement import (
     LEAST_COSINE,
@@ -31,7 +31,7 @@ from reid.features import Embedder
 from reid.files import check_writable, read_results, replacing, sha256, update_results
 from reid.options import Parser, add_layer_options, add_run_options, at_least
 from reid.provenance import provenance
-from reid.transforms import eval_transform
+from reid.transforms import EvalTransform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
 MODEL_DIR = "model"
@@ -119,8 +119,7 @@ def main(argv=None):
         check_writable(args.json)
         read_results(args.json)
     data_dir = Path(args.data_dir)
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    check_prepared(data_dir)
     query, gallery = (eval_images(data_dir / name) for name in ("query", "gallery"))
     calibration = {}
     if args.precision == "int8":
@@ -178,7 +177,7 @@ def training_images(data_dir, trained, count):
     split = data_dir / "train_all"
     split = split if split.is_dir() else data_dir / "train"
     paths = [path for folder in identity_folders(split) for path in list_images(folder)]
-    read = eval_transform(trained.height, trained.width).read
+    read = EvalTransform.for_testing(trained.height, trained.width).read
     return [read(path) for path in spread_out(paths, count)]
 
 

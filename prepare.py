@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from reid.dataset import (
     IDENTITIES_FILE,
+    STAND_IN,
     EvalImage,
     check_cameras,
     check_copies,
@@ -41,7 +42,7 @@ from reid.dataset import (
     parse_name,
 )
 from reid.datasets import cuhk03, layouts, own_photos
-from reid.datasets.layouts import PUBLISHED, STAND_IN, RawImage
+from reid.datasets.layouts import LAYOUTS, RawImage
 from reid.errors import UserError, printable, run
 from reid.files import dumps, link, new_folder, read_json, symlink, write_text
 from reid.images import is_image, read_image
@@ -49,7 +50,7 @@ from reid.options import Parser, rate, seed
 
 DOWNLOAD_PATH = "data/Market-1501-v15.09.15"  # the unpacked dataset
 SAVE_PATH = None  # None: <download_path>/pytorch
-DATASETS = (*layouts.SIGNS, "folder")
+DATASETS = (*LAYOUTS, "folder")
 NAMED = 3  # number of files left out that are named
 PUBLISHED_AS = {"train_all": "train", "query": "query", "gallery": "gallery"}
 
@@ -145,9 +146,8 @@ def main(argv=None):
         put = shutil.copyfile if args.copy else symlink if args.symlink else link
         make(target, splits, identities, put)
         print(f"{target}: made")
-    name = published_name(dataset, root, args)
-    zero_is_person = dataset in ("msmt17", "folder")
-    summarise(splits, name, zero_is_person)
+    zero_is_person = dataset == "folder" or LAYOUTS[dataset].zero_is_person
+    summarise(splits, published_counts(dataset, root, args), dataset, zero_is_person)
     if dataset != "msmt17":  # it numbers the people of training and of testing each from 0
         warn_of_known_people(splits, zero_is_person)
     warn_of_single_images(splits)
@@ -179,12 +179,8 @@ def find_images(
         )
     elif dataset == "cuhk03-np":
         raw = cuhk03.splits_of(root, cuhk03.choose_variant(root, args.variant))
-    elif dataset == "msmt17":
-        raw = layouts.msmt17_splits(root)
-    elif dataset == "veri":
-        raw = layouts.folder_splits(root, layouts.VERI_FOLDERS)
     else:
-        raw = layouts.market_splits(root)
+        raw = LAYOUTS[dataset].splits(root)
     splits = {}
     if train := raw.pop("train", None):
         firsts, others = layouts.hold_out_first(train)
@@ -286,21 +282,20 @@ def put_checked(source, targets, put):
             link(targets[0], target)
 
 
-def published_name(dataset, root, args):
-    """Return the dataset's key in PUBLISHED; None for a rendered set."""
-    if (root / STAND_IN).exists():
-        return None
+def published_counts(dataset, root, args):
+    """Return the published {split: Counts} of a dataset; none for own photos or a rendered set."""
+    if dataset == "folder" or (root / STAND_IN).exists():
+        return {}
     if dataset == "cuhk03-np":
-        return f"{dataset} {cuhk03.choose_variant(root, args.variant)}"
-    return dataset
+        return cuhk03.PUBLISHED[cuhk03.choose_variant(root, args.variant)]
+    return LAYOUTS[dataset].published
 
 
-def summarise(splits, name, zero_is_person):
-    """Print the sizes of the splits, beside those published for the dataset `name`.
+def summarise(splits, published, dataset, zero_is_person):
+    """Print the sizes of the splits, beside the published ones.
 
     A line on standard error names the splits where they differ.
     """
-    published = PUBLISHED.get(name, {})
     print(f"{'split':11} {'ids':>6} {'images':>7} {'cameras':>7}")
     different = []
     for split, images in splits.items():
@@ -314,7 +309,7 @@ def summarise(splits, name, zero_is_person):
         print(line)
     if different:
         print(
-            f"warning: {', '.join(different)}: not as large as {name} is published; "
+            f"warning: {', '.join(different)}: not as large as {dataset} is published; "
             "is it whole, and the right one?",
             file=sys.stderr,
         )

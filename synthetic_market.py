@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from reid.dataset import STAND_IN
 from reid.errors import UserError, run
 from reid.files import dumps, encoded, new_folder, read_json, write_text
 from reid.options import Parser, at_least, seed
@@ -61,7 +62,6 @@ SEED = 0
 WORKERS = os.cpu_count() or 1
 
 VERSION = 1  # raise it when the pictures change, so that an old set isn't taken for a new one
-MARKER = "synthetic_market.json"  # written last: a folder that has it is complete
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query", "gt_bbox")
 MAX_ID = 1501  # Market's; training and test ids are drawn from 1..MAX_ID
 
@@ -110,7 +110,7 @@ def main(argv=None):
         return
     with new_folder(folder) as partial:
         counts = render(partial, SCALES[args.scale], args.seed, args.workers)
-        write_text(partial / MARKER, dumps(about | {"counts": counts}))
+        write_text(partial / STAND_IN, dumps(about | {"counts": counts}))
     print(f"{folder}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
@@ -120,7 +120,7 @@ def already_there(folder, about):
         return False
     files = {name: len(list((folder / name).glob("*.jpg"))) for name in FOLDERS}
     try:
-        stored = read_json(folder / MARKER, "")
+        stored = read_json(folder / STAND_IN, "")
     except UserError:
         stored = {}
     if not (about | {"counts": files}).items() <= stored.items():

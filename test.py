@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from reid.checkpoint import load_trained
-from reid.dataset import check_cameras, check_copies, eval_images
+from reid.dataset import check_cameras, check_copies, check_prepared, eval_images
 from reid.device import dtype_for, to_device
 from reid.distributed import join_world, leave_world
-from reid.errors import UserError, run
+from reid.errors import run
 from reid.features import eval_transforms, extract, fold_for_inference, made_by
 from reid.files import check_writable
 from reid.mat import EvalSets, check_storable, feature_set, save_mat
@@ -127,8 +127,7 @@ def find_images(data_dir, args):
 
     Raises UserError where their names, or their pictures, would make the scores untrue.
     """
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    check_prepared(data_dir)
     names = ["val", "train"] if args.val else ["query", "gallery"]
     names += ["multi-query"] if args.multi else []
     splits = {name: eval_images(data_dir / name) for name in names}

@@ -15,11 +15,16 @@ from argparse import Namespace
 from pathlib import Path
 
 from reid import engine, losses
-from reid.dataset import GENERATED_FOLDER, generated_images, training_splits
+from reid.dataset import (
+    GENERATED_FOLDER,
+    generated_folder,
+    generated_images,
+    training_splits,
+)
 from reid.distributed import join_world
 from reid.errors import UserError, run
 from reid.files import sha256
-from reid.gan_labels import NEED_A_RUN, Teacher, label_run
+from reid.gan_labels import Teacher, label_run
 from reid.options import (
     Parser,
     add_device_options,
@@ -68,7 +73,7 @@ def add_generated_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--gan_label",
-        choices=["lsro", "all_in_one", "pseudo", "mprl_static", "mprl_dynamic", "sls"],
+        choices=list(losses.RULES),
         default=GAN_LABEL,
         help="target of a generated image: lsro, all identities alike; all_in_one, a class of its "
         "own; pseudo, the most probable identity; mprl_*, identities by rank of their probability, "
@@ -83,7 +88,7 @@ def add_generated_options(parser: Parser) -> None:
     group.add_argument(
         "--gan_start",
         type=at_least(0),
-        default=None,  # else the baseline's
+        default=None,  # said outright: else add_training_options' 0 counts as given
         help="number of first epochs in which generated images don't count in the loss (default: "
         "0, with pseudo 20)",
     )
@@ -105,7 +110,7 @@ def add_generated_options(parser: Parser) -> None:
 
 def check_rule(args, generated):
     """Raise UserError where the flags of the label rule don't go together."""
-    static = args.gan_label in NEED_A_RUN
+    static = losses.needs_a_run(args.gan_label)
     if static and not args.label_run:
         raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
     if args.label_run and not static:
@@ -144,8 +149,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 def main(argv=None):
     args = parse(argv)
     real, validation = training_splits(args.data_dir, args.train_all)
-    gen_dir = args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER
-    generated = generated_images(gen_dir, args.num_generated, args.seed)
+    generated = generated_images(generated_folder(args), args.num_generated, args.seed)
     check_rule(args, generated)
     if args.label_run:
         args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
@@ -153,13 +157,10 @@ def main(argv=None):
     world.say(f"{len(real)} real and {len(generated)} generated images")
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
     with engine.opened(args, world, real + generated, validation, rule) as training:
-        if args.gan_label in NEED_A_RUN:
+        if losses.needs_a_run(args.gan_label):
             with world.together():
                 teacher = Teacher(args, real + validation, world)
-            if args.gan_label == "mprl_static":
-                rule.target.weights = teacher.rank_table(generated)
-            else:
-                rule.target.weights = teacher.cluster_table(real, generated)
+            rule.target.weights = teacher.targets(args.gan_label, real, generated)
         training.run()
 
 

@@ -36,7 +36,7 @@ from reid.exporting.agreement import Eager, File, spread_out
 from reid.exporting.network import metadata, torch_compute, torch_file
 from reid.exporting.onnx_format import onnx_compute, onnx_file
 from reid.features import Embedder
-from reid.transforms import enlarged, eval_transform
+from reid.transforms import EvalTransform, enlarged
 
 CPU = torch.device("cpu")
 EAGER, ONNX, EMBEDDER = "PyTorch, eager, fp32", "ONNX, fp32", "PyTorch, Embedder"
@@ -163,7 +163,7 @@ def some_images(args, trained):
     count = args.batchsize * args.batches
     if args.data_dir:
         entries = spread_out(eval_images(Path(args.data_dir) / "gallery"), count)
-        read = eval_transform(trained.height, trained.width).read
+        read = EvalTransform.for_testing(trained.height, trained.width).read
         return [read(entry.path) for entry in entries]
     noise = partial(np.random.default_rng(0).integers, 0, 256, dtype=np.uint8)
     return list(noise((count, *enlarged(trained.height, trained.width), 3)))

@@ -35,11 +35,11 @@ from reid import losses
 from reid.dataset import labelled_images
 from reid.device import choose_device, device_name, dtype_for, to_device
 from reid.distributed import World
-from reid.engine import Training
+from reid.engine import Learner
 from reid.features import extract_batches, fold_for_inference
 from reid.loading import EvalBatches
 from reid.optimizer import sgd
-from reid.transforms import eval_transform
+from reid.transforms import EvalTransform
 
 DATA_DIR = "data/demo/pytorch"
 MARKET_IMAGES = 12_936
@@ -159,7 +159,7 @@ class Ours:
 
     def training(self, precision):
         dtype = dtype_for(self.world.device, precision)
-        training = Training(self.options, self.world, self.net, dtype, losses.cross_entropy)
+        training = Learner(self.options, self.world, self.net, dtype, losses.cross_entropy)
         training.read(self.samples, [])
         training.net.train()
         return training
@@ -176,7 +176,7 @@ class Ours:
 
     def extract(self, paths):
         device = self.world.device
-        batches = EvalBatches(paths, eval_transform(256, 128), self.batchsize, 2, device)
+        batches = EvalBatches(paths, EvalTransform.for_testing(256, 128), self.batchsize, 2, device)
         dtype = dtype_for(device)
         net = to_device(fold_for_inference(self.net, dtype), device)
         extract_batches(net, batches, dtype, label=None)

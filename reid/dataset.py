@@ -10,6 +10,7 @@ import hashlib
 import os
 import random
 import re
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ EXAMPLES = {
     CAMERA_THIRD: "0000_000_01_0303morning_0015_0.jpg (id 0, camera 1)",
 }
 LARGEST_LABEL = 2**53  # MATLAB's numbers can't tell larger identities and cameras apart
+STAND_IN = "synthetic_market.json"  # written last into a rendered set, whose size is any
 IDENTITIES_FILE = "identities.json"  # the names and numbers of people in prepared own photos
 NO_IMAGE = "is no image, by its name"
 FEW_CAMERAS = 8  # a number of cameras that is credible in a dataset of any size
@@ -236,8 +238,7 @@ def training_splits(data_dir: str | Path, train_all: bool) -> tuple[list[Sample]
     is, and the second list is empty.
     """
     data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    check_prepared(data_dir)
     if train_all:
         return labelled_images(data_dir / "train_all_new"), []
     return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
@@ -254,6 +255,17 @@ def count_classes(samples: list[Sample]) -> int:
             folder = samples[0].path.parent.parent
             raise UserError(f"{folder}: class {label} is missing; run changeIndex.py again")
     return len(labels)
+
+
+def generated_folder(args: Namespace) -> Path:
+    """Return the folder of generated images: --gen_dir, else its usual place in --data_dir."""
+    return Path(args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER)
+
+
+def check_prepared(data_dir: str | Path) -> None:
+    """Raise UserError where there is no folder for --data_dir."""
+    if not Path(data_dir).is_dir():
+        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
 
 
 def generated_images(gen_dir: str | Path, number: int | None = None, seed: int = 0) -> list[Sample]:

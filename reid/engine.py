@@ -87,7 +87,8 @@ def opened(
         with world.together():  # and not above: other processes look there whether a run exists
             if world.first and not resuming:
                 run.start(vars(args), facts)
-        training = Training(args, world, net, dtype, loss_function, run, facts, writer)
+        learner = Learner(args, world, net, dtype, loss_function)
+        training = Training(learner, run, facts, train_samples, val_samples, writer)
         with world.together():
             if resuming:
                 training.resume()
@@ -99,7 +100,6 @@ def opened(
                 "that all machines share",
                 agreed=True,
             )
-        training.samples = train_samples, val_samples
         yield training
 
 
@@ -137,9 +137,88 @@ def check(
 
 
 class Training:
-    """A network in training: its run folder, optimizer, loss, and this process's shard of the data.
+    """A Learner that fills a run folder, epoch by epoch. Made by `opened`.
 
-    Made by `opened`. history: the lines of log.jsonl, one for each epoch that is done.
+    facts: those of opts.json. writer: gives TensorBoard's, or None. history: the lines of
+    log.jsonl, one for each epoch that is done.
+    """
+
+    def __init__(
+        self,
+        learner: "Learner",
+        run: Run,
+        facts: dict,
+        train_samples: list[Sample],
+        val_samples: list[Sample],
+        writer: Callable | None,
+    ):
+        self.learner, self.run_folder, self.facts, self.writer = learner, run, facts, writer
+        self.train_samples, self.val_samples = train_samples, val_samples
+        self.history = []
+
+    def run(self) -> None:
+        """Read the images, train the epochs that are left, write the run folder after each."""
+        learner, run, history = self.learner, self.run_folder, self.history
+        args, world = learner.args, learner.world
+        # ============ read the images ============
+        with world.together():
+            learner.read(self.train_samples, self.val_samples)
+        world.say(
+            f"{run.path}: {len(self.train_samples)} images of {self.facts['class_num']} classes, "
+            f"{len(self.val_samples)} held out, epochs {len(history) + 1} to {args.epochs} on "
+            f"{world.size} x {world.device}, {self.facts['arithmetic']}"
+        )
+        # ============ train ============
+        for epoch in range(len(history) + 1, args.epochs + 1):
+            history.append(learner.epoch(epoch))
+            if world.first:
+                run.save_state(learner.state() | {"history": history})
+                publish(run, learner.averaged(), history, args.save_every)
+                print_epoch(history[-1], args.epochs, self.writer)
+            world.wait()
+        # ============ the end ============
+        leave_world()
+        if world.first:
+            best = history[best_epoch(history) - 1]
+            update_results(
+                run.file("results.json"), "train", {"epochs": len(history), "best": best}
+            )
+            print(
+                f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
+            )
+
+    def resume(self) -> None:
+        """Go back to what the run saved last. Says what differs from then."""
+        learner, run, facts = self.learner, self.run_folder, self.facts
+        args, world = learner.args, learner.world
+        threads = run.opts().get("threads", facts["threads"])
+        if world.device.type == "cpu" and threads != facts["threads"]:
+            world.say(
+                f"--resume: with {facts['threads']} threads, not {threads}: the last bits differ"
+            )
+        state = run.load_state(world.device)
+        if state is None:  # stopped in its first epoch
+            return
+        try:
+            before, self.history = learner.load(state), state["history"]
+            epochs = len(self.history)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{run.path}: its state is not this run's ({first_line(error)}); start anew"
+            ) from error
+        if before != args.lr:
+            world.say(f"--lr: {before} up to epoch {epochs}, {args.lr} from there on")
+        if facts["generated"]:  # runs of older versions don't say
+            for line in self.history:
+                line.setdefault("with_generated", line["epoch"] > args.gan_start)
+        if world.first:  # a kill may have come between the state and what follows from it
+            publish(run, learner.averaged(), self.history, args.save_every)
+
+
+class Learner:
+    """A network, its loss and optimizer, and this process's shard of the images.
+
+    args, world, loss_function: as for `train`. dtype: autocast's, see `reid.device.dtype_for`.
     """
 
     def __init__(
@@ -149,14 +228,8 @@ class Training:
         net: nn.Module,
         dtype: torch.dtype | None,
         loss_function: Callable,
-        run: Run | None = None,
-        facts: dict | None = None,
-        writer: Callable | None = None,
     ):
-        self.args, self.world, self.dtype = args, world, dtype
-        self.loss_function, self.writer = loss_function, writer
-        self.run_folder, self.facts = run, facts
-        self.history = []
+        self.args, self.world, self.dtype, self.loss_function = args, world, dtype, loss_function
         self.metric_loss = MetricLoss(args.triplet, args.circle) if compares(args) else None
         net = to_device(net, world.device)
         self.ema = ema(net, args.ema) if args.ema else None
@@ -165,35 +238,6 @@ class Training:
         self.optimizer = sgd(self.net, args.lr)
         if args.compile:
             self.net.compile()
-
-    def run(self) -> None:
-        """Read the images, train the epochs that are left, write the run folder after each."""
-        args, world, run = self.args, self.world, self.run_folder
-        # ============ read the images ============
-        with world.together():
-            self.read(*self.samples)
-        world.say(
-            f"{run.path}: {len(self.samples[0])} images of {self.facts['class_num']} classes, "
-            f"{self.val_images} held out, epochs {len(self.history) + 1} to {args.epochs} on "
-            f"{world.size} x {world.device}, {self.facts['arithmetic']}"
-        )
-        # ============ train ============
-        for epoch in range(len(self.history) + 1, args.epochs + 1):
-            self.history.append(self.epoch(epoch))
-            if world.first:
-                run.save_state(self.state())
-                publish(run, self.averaged(), self.history, args.save_every)
-                print_epoch(self.history[-1], args.epochs, self.writer)
-            world.wait()
-        # ============ the end ============
-        leave_world()
-        if world.first:
-            best = self.history[best_epoch(self.history) - 1]
-            results = {"epochs": len(self.history), "best": best}
-            update_results(run.file("results.json"), "train", results)
-            print(
-                f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
-            )
 
     def averaged(self) -> nn.Module:
         """Return the network whose weights are saved and validated."""
@@ -351,47 +395,25 @@ class Training:
         left = tqdm.format_interval(epochs * images * (now - started) / bar.n)
         bar.set_postfix_str(f"loss {loss.item():.3f}, all epochs in {left}")
 
-    def state(self):
-        """Return what `resume` needs."""
+    def state(self) -> dict:
+        """Return what `load` takes."""
         return {
             "net": unwrap(self.net).state_dict(),
             "mean": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
         }
 
-    def resume(self):
-        """Go back to what the run saved last. Says what differs from then."""
-        run, facts = self.run_folder, self.facts
-        threads = run.opts().get("threads", facts["threads"])
-        if self.world.device.type == "cpu" and threads != facts["threads"]:
-            self.world.say(
-                f"--resume: with {facts['threads']} threads, not {threads}: the last bits differ"
-            )
-        state = run.load_state(self.world.device)
-        if state is None:  # stopped in its first epoch
-            return
+    def load(self, state: dict) -> float:
+        """Take over a state, but for the learning rate; returns the one that it had."""
         rates = [group["full_lr"] for group in self.optimizer.param_groups]
-        try:
-            unwrap(self.net).load_state_dict(state["net"])
-            if self.ema:
-                self.ema.load_state_dict(state["mean"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            before, epochs = self.optimizer.param_groups[-1]["full_lr"], len(state["history"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{run.path}: its state is not this run's ({first_line(error)}); start anew"
-            ) from error
-        if before != self.args.lr:
-            self.world.say(f"--lr: {before} up to epoch {epochs}, {self.args.lr} from there on")
+        unwrap(self.net).load_state_dict(state["net"])
+        if self.ema:
+            self.ema.load_state_dict(state["mean"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        before = self.optimizer.param_groups[-1]["full_lr"]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["full_lr"] = rate
-        if facts["generated"]:  # runs of older versions don't say
-            for line in state["history"]:
-                line.setdefault("with_generated", line["epoch"] > self.args.gan_start)
-        if self.world.first:  # a kill may have come between the state and what follows from it
-            publish(run, self.averaged(), state["history"], self.args.save_every)
-        self.history = state["history"]
+        return before
 
 
 def compares(args):

@@ -32,7 +32,7 @@ from reid.errors import UserError
 from reid.files import sha256
 from reid.images import read_image
 from reid.loading import EvalBatches
-from reid.transforms import EvalTransform, eval_transform, normalise
+from reid.transforms import EvalTransform, normalise
 
 READERS = 4  # threads that decode images
 FUSIONS = {
@@ -275,7 +275,7 @@ def mean_direction(scales: list[np.ndarray]) -> np.ndarray:
 
 def eval_transforms(trained: Trained, scales: tuple[float, ...] = (1.0,)) -> list[EvalTransform]:
     """Return the `EvalTransform`s that test a network (`Trained`) at each scale of the images."""
-    return [eval_transform(trained.height, trained.width, scale) for scale in scales]
+    return [EvalTransform.for_testing(trained.height, trained.width, scale) for scale in scales]
 
 
 def made_by(trained: Trained, layer: str | None, scales: tuple[float, ...]) -> dict:

@@ -1,6 +1,7 @@
-"""Targets of generated images that a finished run decides: the label rules mprl_static and sls.
+"""A finished run as teacher of generated images: the targets of the rules mprl_static and sls.
 
-They are computed once, before training; several processes share the work and come to the same.
+(All label rules are in `reid.losses`.) These targets are computed once, before training; several
+processes share the work and come to the same.
 Images are seen as in validation, at the size that the finished run was trained on, in fp32.
 """
 
@@ -24,7 +25,6 @@ from reid.losses import ranks
 from reid.options import HEIGHT, WIDTH
 from reid.transforms import EvalTransform, normalise
 
-NEED_A_RUN = ("mprl_static", "sls")  # the rules whose targets a finished run decides
 STARTS = 10  # of k-means, the best of which counts
 
 
@@ -71,6 +71,12 @@ class Teacher:
         self.transform = EvalTransform(options.get("height", HEIGHT), options.get("width", WIDTH))
         self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
+
+    def targets(self, rule: str, real: list[Sample], generated: list[Sample]) -> Tensor:
+        """Return the targets' weights by a rule's name: int [N, K], see `losses.FixedTargets`."""
+        if rule == "mprl_static":
+            return self.rank_table(generated)
+        return self.cluster_table(real, generated)
 
     def rank_table(self, generated: list[Sample]) -> Tensor:
         """Return, for mprl_static, the ranks of the probabilities it predicts: int32 [N, K].

@@ -75,21 +75,17 @@ class LabelRule:
 def label_rule(name: str, weight: float = 1.0, start: int = 0) -> LabelRule:
     """Return the `LabelRule` of that name.
 
-    lsro: uniform (Zheng et al., ICCV 2017). all_in_one: one class more than there are identities
-    (Salimans et al. 2016). pseudo: the network's current arg-max (Lee 2013). mprl_dynamic,
-    mprl_static: in proportion to the rank of the predicted probability, of the network as it is or
-    of a finished run's (Huang et al. 2018, multi-pseudo regularised label). sls: uniform over the
-    identities in the image's cluster of a finished run's features (Ainam et al. 2018, sparse label
-    smoothing). The rules of a finished run have a `FixedTargets`, to be filled before training.
+    lsro: uniform (Zheng et al., ICCV 2017, equation 6). all_in_one: one class more than there are
+    identities (Salimans et al. 2016). pseudo: the network's current arg-max (Lee 2013).
+    mprl_dynamic, mprl_static: in proportion to the rank of the predicted probability, of the
+    network as it is or of a finished run's (Huang et al. 2018, multi-pseudo regularised label).
+    sls: uniform over the identities in the image's cluster of a finished run's features (Ainam et
+    al. 2018, sparse label smoothing). The rules of a finished run have a `FixedTargets`, to be
+    filled before training.
     """
-    targets = {
-        "lsro": uniform,
-        "all_in_one": last_class,
-        "pseudo": most_probable,
-        "mprl_dynamic": by_rank,
-    }
-    extra = 1 if name == "all_in_one" else 0
-    return LabelRule(name, targets.get(name) or FixedTargets(), weight, start, extra)
+    target = RULES[name]
+    extra = 1 if target is last_class else 0
+    return LabelRule(name, FixedTargets() if target is None else target, weight, start, extra)
 
 
 # --- targets of generated images ----------------------------------------------------------------
@@ -127,8 +123,20 @@ class FixedTargets:
         return distributions(self.weights[(-1 - labels).clamp(min=0)], logits)
 
 
-# Label smoothing regularisation for outliers (Zheng et al., ICCV 2017, equation 6).
-lsro = LabelRule("lsro", uniform)
+# The target function of each label rule; None where a finished run decides before training.
+RULES = {
+    "lsro": uniform,
+    "all_in_one": last_class,
+    "pseudo": most_probable,
+    "mprl_static": None,
+    "mprl_dynamic": by_rank,
+    "sls": None,
+}
+
+
+def needs_a_run(rule: str) -> bool:
+    """Tell whether a finished run decides the targets of a label rule."""
+    return rule in RULES and RULES[rule] is None
 
 
 def ranks(logits: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
 
 def add_training_options(parser: Parser, data_dir: str) -> None:
     """Add the flags that train_baseline.py and train_lsro.py have in common."""
-    # Flags of train_lsro.py alone.
+    # The engine reads these three; train_baseline.py has no such flags and gets these values.
     parser.set_defaults(gan_batch=None, split_bn=False, gan_start=0)
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -147,6 +147,20 @@ class EvalTransform:
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
 
+    @classmethod
+    def for_testing(cls, height: int, width: int, scale: float = 1.0) -> "EvalTransform":
+        """Return the transform that tests a network: the size that training crops from x `scale`.
+
+        height, width: those that the network was trained on.
+        """
+        height, width = (round(scale * size) for size in enlarged(height, width))
+        if min(height, width) < SMALLEST:
+            raise UserError(
+                f"--ms {scale:g}: makes images of {height}x{width}; the networks take {SMALLEST} "
+                "pixels or more"
+            )
+        return cls(height, width)
+
     def read(self, path: str | Path) -> np.ndarray:
         """Decode and resize an image: uint8 [height, width, 3]."""
         return self.resize(read_image(path))
@@ -154,17 +168,6 @@ class EvalTransform:
     def resize(self, image: Image.Image) -> np.ndarray:
         """Resize a PIL image: uint8 [height, width, 3]."""
         return to_array(image.resize((self.width, self.height), Image.Resampling.BICUBIC))
-
-
-def eval_transform(height: int, width: int, scale: float = 1.0) -> EvalTransform:
-    """Return the transform for testing: the size that training crops from, times `scale`."""
-    height, width = (round(scale * size) for size in enlarged(height, width))
-    if min(height, width) < SMALLEST:
-        raise UserError(
-            f"--ms {scale:g}: makes images of {height}x{width}; the networks take {SMALLEST} "
-            "pixels or more"
-        )
-    return EvalTransform(height, width)
 
 
 def enlarged(height: int, width: int) -> tuple[int, int]:

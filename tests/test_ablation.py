@@ -204,6 +204,7 @@ def stop_at(line, number, flags):
     return out + rest, err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_grid_is_stopped_goes_on_and_is_not_run_again(small, prepared, tmp_path, capfd):
     """SIGTERM to it alone, Ctrl-C, the rest, nothing; then a cell of which results are lost."""
     flags = [*small, "--numbers", 2, "--seeds", 0, "--", *SMALL, 4]
@@ -256,6 +257,7 @@ def scripts(out):
     return re.findall(r"^\$ python (\w+)\.py ", out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_ends_the_grid_with_its_own_line(small, prepared, capfd):
     image = next((prepared / "train_new" / "0001").iterdir())
     image.write_bytes(b"no image")

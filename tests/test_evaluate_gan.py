@@ -215,6 +215,7 @@ def test_a_whole_run(data, flags, trained, tmp_path, capsys, monkeypatch):
         assert picture.size == (2 * width, 8 * pictures.LINE + pictures.GAP)
 
 
+@pytest.mark.slow
 def test_max_images_and_folders_by_flag(flags, data, trained, tmp_path, capsys):
     """Neighbours are searched among all training images, whatever is compared."""
     flat = tmp_path / "flat"

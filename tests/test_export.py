@@ -80,6 +80,7 @@ def check_features(found, expected):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_features_are_test_pys(name, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -107,6 +108,7 @@ def test_onnx_features_are_test_pys(name, tmp_path):
     np.testing.assert_allclose(file.of_batch(list(images[:1])), expected[:1], atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preprocess", ["outside", "inside"])
 def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
     trained = load_trained(folder)
@@ -162,6 +164,7 @@ SIZES = [(128, 64), (100, 40), (300, 151), (300, 149), (500, 90), (72, 36), (72,
 SIZES += [(40, 20), (200, 40), (30, 300), (9, 7), (1, 1)]
 
 
+@pytest.mark.xdist_group("onnx_preprocessing")
 @pytest.mark.parametrize("height, width", SIZES)
 def test_resizing_in_onnx_is_pillows(onnx_preprocessing, height, width):
     images = random_images(2, height, width)
@@ -225,6 +228,7 @@ def flags(folder, data_dir):
     return ("--name", folder.name, "--model_dir", folder.parent, "--data_dir", data_dir)
 
 
+@pytest.mark.slow
 def test_fp32_as_a_user(folder, prepared, capsys):
     pytest.importorskip("onnxruntime")
     call(export.main, *flags(folder, prepared), "--preprocess", "inside")
@@ -235,6 +239,7 @@ def test_fp32_as_a_user(folder, prepared, capsys):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -267,6 +272,7 @@ def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
     assert weights == [onnx.TensorProto.INT8] * kinds.count("Conv")
 
 
+@pytest.mark.slow
 def test_fp16_as_a_user(folder, prepared, capsys, tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -303,6 +309,7 @@ def test_a_file_that_computes_otherwise_is_not_kept(folder, prepared, capsys, mo
     fails(folder, capsys, *flags(folder, prepared), "--format", "torch", says="not written")
 
 
+@pytest.mark.slow
 def test_features_that_are_no_numbers_are_not_kept(folder, prepared, capsys, monkeypatch):
     def overflowed(path):
         compute, facts = torch_compute(path)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import run_script, save_image
+from conftest import call, save_image
 from PIL import Image
 from scipy.io import loadmat
 from torch import nn
 
+import test as extraction
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import UserError
@@ -202,6 +203,7 @@ def test_embedder_refuses_settings(run, wrong):
         Embedder(run, **(CPU | wrong))
 
 
+@pytest.mark.slow
 def test_embedder_from_many_threads_at_once(run):
     embed = Embedder(run, **CPU)
     images = crops(20)
@@ -244,7 +246,8 @@ def test_embedder_without_a_run(tmp_path):
         Embedder(tmp_path / "none")
 
 
-def test_script_and_embedder_give_the_same_features(run, prepared, tmp_path):
+def test_script_and_embedder_give_the_same_features(run, prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     flags = ["--model_dir", run.parent, "--name", run.name, "--test_dir", prepared]
     flags += ["--gpu_ids", "-1", "--precision", "fp32", "--workers", 0]
     for more, kind in [
@@ -252,9 +255,8 @@ def test_script_and_embedder_give_the_same_features(run, prepared, tmp_path):
         (["--ms", "1,0.9"], {"scales": (0.9, 1)}),
         (["--which_layer", "bottleneck", "--val"], {"layer": "bottleneck"}),
     ]:
-        code, _, err = run_script("test.py", *flags, *more, cwd=tmp_path)
-        assert code == 0, err
-        content = loadmat(tmp_path / "pytorch_result.mat")
+        call(extraction.main, *flags, *more)
+        content = loadmat("pytorch_result.mat")
         embed = Embedder(run, **kind, **CPU)
         for name in ("query", "gallery"):
             files = [prepared / file.rstrip() for file in content[f"{name}_files"]]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import call, exit_code, run_script, save_image
+from conftest import call, exit_code, save_image
 from PIL import Image
 from scipy.io import loadmat
 from torch import nn
 
+import test as extraction
 import train_baseline
 import train_lsro
 from model import ft_net_dense
@@ -135,6 +136,7 @@ class Plain:
         return torch.tensor(images)
 
 
+@pytest.mark.slow
 def test_clusters_from_end_to_end(folder, tmp_path, label_run, monkeypatch):
     """Identities 0 and 1 are dark, 1 and 2 bright; so are the generated images."""
     shades = {"0000": [10, 12, 14], "0001": [11, 240, 245], "0002": [235, 238, 250]}
@@ -185,15 +187,15 @@ def test_all_in_one_from_training_to_features(folder, tmp_path):
     assert np.isfinite(json.loads(log)["val_loss"])
     assert load_network(run / "net_last.pth").classifier[0].out_features == 4
     flags = ("--test_dir", folder, "--model_dir", tmp_path, "--name", "r", "--gpu_ids", -1)
-    code, _, err = run_script("test.py", *flags, "--workers", 0, cwd=tmp_path)
-    assert code == 0, err
-    assert loadmat(tmp_path / "pytorch_result.mat")["query_f"].shape == (3, 1024)
+    call(extraction.main, *flags, "--workers", 0, "--mat", tmp_path / "r.mat")
+    assert loadmat(tmp_path / "r.mat")["query_f"].shape == (3, 1024)
     flags = ("--gan_label", "mprl_static", "--label_run", "r", "--name", "other")
     with pytest.raises(UserError, match="--label_run r: its network has 4 classes"):
         train(folder, tmp_path, *flags)
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_resumed_static_run_is_bit_identical_and_of_the_same_rule(folder, tmp_path, label_run):
     rule = ("--gan_label", "mprl_static", "--label_run", label_run, "--gan_batch", 2, "--split_bn")
     run = train(folder, tmp_path, *rule, "--epochs", 2)
@@ -299,6 +301,7 @@ def test_split_network_keeps_names_and_shapes():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

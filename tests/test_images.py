@@ -126,7 +126,7 @@ def test_test_images_are_resized_by_pillow():
 
 def test_sizes_of_testing_and_validation(rendered):
     assert transforms.EvalTransform(256, 128).read(rendered[0]).shape == (256, 128, 3)
-    assert transforms.eval_transform(256, 128).read(rendered[0]).shape == (288, 144, 3)
+    assert transforms.EvalTransform.for_testing(256, 128).read(rendered[0]).shape == (288, 144, 3)
 
 
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])

@@ -13,7 +13,13 @@ def hits(rng, identities, mean, queries=4):
     return (rng.random(len(person)) < chance[person])[:, None].astype(float), person
 
 
-@pytest.mark.parametrize(("identities", "mean"), [(15, 0.8), (50, 0.97), (50, 0.6), (150, 0.92)])
+SIMULATED = [(50, 0.97), (50, 0.6), (150, 0.92)]
+
+
+@pytest.mark.parametrize(
+    ("identities", "mean"),
+    [(15, 0.8), *(pytest.param(*case, marks=pytest.mark.slow) for case in SIMULATED)],
+)
 def test_the_interval_covers_the_truth_95_times_in_100(identities, mean):
     rng = np.random.default_rng(1)
     covered = clustered = 0

@@ -17,7 +17,7 @@ from reid.loading import read_all
 from reid.transforms import EvalTransform, TrainTransform
 
 FLAGS = (
-    "--gpu_ids -1 --pretrained none --use_dense --height 256 --width 128 --batchsize 4 "
+    "--gpu_ids -1 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
     "--precision fp32 --epochs 1"
 ).split()
 
@@ -30,6 +30,7 @@ def train(prepared, folder, name, *flags):
     return torch.load(folder / name / "net_last.pth", weights_only=True)
 
 
+@pytest.mark.slow
 def test_cached_or_not_is_the_same(prepared, tmp_path):
     cached = train(prepared, tmp_path, "ram", "--cache", "ram")
     for workers in (0, 2):
@@ -65,6 +66,7 @@ def test_a_damaged_image_is_named(tmp_path):
             read_all(paths, read, 2, "ram", "")
 
 
+@pytest.mark.slow
 def test_processes_that_are_spawned_as_on_windows_and_macos(prepared, tmp_path):
     code = f"""
 import multiprocessing
@@ -76,7 +78,7 @@ if __name__ == "__main__":
 """
     (tmp_path / "start.py").write_text(code)
     flags = ["--data_dir", prepared, "--model_dir", tmp_path, "--name", "r", *FLAGS]
-    flags += ["--height", "64", "--width", "32", "--cache", "off", "--workers", "2"]
+    flags += ["--cache", "off", "--workers", "1"]
     done = subprocess.run(
         [sys.executable, tmp_path / "start.py", *map(str, flags)], capture_output=True, text=True
     )
@@ -84,10 +86,11 @@ if __name__ == "__main__":
     assert "best epoch 1" in done.stdout
 
 
+@pytest.mark.slow
 def test_tensorboard(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(prepared, tmp_path, "r", "--height", 64, "--width", 32, "--tensorboard", "--epochs", 2)
+    train(prepared, tmp_path, "r", "--tensorboard", "--epochs", 2)
     events = EventAccumulator(str(tmp_path / "r" / "tensorboard")).Reload()
     lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").open()]
     found = [(e.step, round(e.value, 5)) for e in events.Scalars("train_loss")]
@@ -96,13 +99,13 @@ def test_tensorboard(prepared, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_compiled_network_has_the_same_names(prepared, tmp_path, monkeypatch):
     """With dynamo's own back end, which traces but leaves the slow C++ compiler out."""
     eager = functools.partialmethod(torch.nn.Module.compile, backend="eager")
     monkeypatch.setattr(torch.nn.Module, "compile", eager)
-    small = ("--height", 64, "--width", 32)
-    compiled = train(prepared, tmp_path, "compiled", *small, "--compile")
-    plain = train(prepared, tmp_path, "plain", *small)
+    compiled = train(prepared, tmp_path, "compiled", "--compile")
+    plain = train(prepared, tmp_path, "plain")
     assert compiled.keys() == plain.keys()
     assert all(
         torch.allclose(compiled[name].float(), plain[name].float(), atol=1e-4) for name in plain

@@ -64,7 +64,7 @@ def test_lsro(case):
     flags = torch.tensor(case["flags"])
     # The marker of a generated image must not be read: any value gives the same loss.
     labels = torch.tensor(case["labels"]).masked_fill(flags == 1, -1)
-    loss = losses.lsro(logits, labels, flags)
+    loss = losses.label_rule("lsro")(logits, labels, flags)
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], abs=1e-6)
     np.testing.assert_allclose(logits.grad, np.array(arrays["grad"]), atol=1e-6)

@@ -19,7 +19,8 @@ from scipy.io import savemat
 import changeIndex
 import prepare
 from reid.dataset import eval_images, identity_folders, parse_name
-from reid.datasets.layouts import PUBLISHED, Counts, find
+from reid.datasets import cuhk03
+from reid.datasets.layouts import LAYOUTS, Counts, find
 from reid.datasets.own_photos import NAME_BYTES, number_names
 from reid.errors import UserError
 from reid.files import new_folder
@@ -640,15 +641,17 @@ def test_counts_beside_the_published_ones(dataset, tmp_path, capsys, monkeypatch
     out, err = capsys.readouterr()
     assert out.count("  published: ") == 3
     warning, *_ = err.splitlines()
-    name = f"{dataset} detected" if dataset == "cuhk03-np" else dataset
+    published = LAYOUTS[dataset].published
+    if dataset == "cuhk03-np":
+        published = cuhk03.PUBLISHED["detected"]
     assert warning.startswith("warning: train_all, query, gallery: not as large as")
-    published = {split: Counts(*counts) for split, counts in small.items()}
-    monkeypatch.setitem(PUBLISHED, name, published)
+    for split, counts in small.items():
+        monkeypatch.setitem(published, split, Counts(*counts))
     call(prepare.main, "--download_path", root)
     out, err = capsys.readouterr()
     assert "published: {} ids, {} images, {} cameras".format(*small["train"]) in out
     assert "not as large" not in err
-    monkeypatch.setitem(PUBLISHED, name, published | {"query": Counts(1, 2, 1)})
+    monkeypatch.setitem(published, "query", Counts(1, 2, 1))
     call(prepare.main, "--download_path", root)
     assert "warning: query: not as large as" in capsys.readouterr().err
 

@@ -1,52 +1,178 @@
-"""The README stays true: its commands parse, its links lead somewhere."""
+"""README and docs stay true: commands parse, flags exist, snippets run, links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import shlex
+import subprocess
+import sys
+from functools import cache
 
+import numpy as np
 import pytest
-from conftest import ROOT
+import torch
+from conftest import ROOT, save_image
 
-README = (ROOT / "README.md").read_text()
+from model import ft_net
+from reid.checkpoint import Run
+from reid.errors import UserError
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GAN = ROOT / "DCGAN-tensorflow"
+# Flags of tools that are not ours: torchrun's, pytest's, run.sh's.
+OTHERS = "--nproc_per_node --nnodes --rdzv_backend --rdzv_endpoint --quick".split()
+
+
+def texts():
+    return {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 
 
 def commands():
-    """The `python SCRIPT.py ...` lines of the README that run at the root."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line, comments=True) for line in lines]
-    found = [words for words in found if words and words[0] in ("python", "torchrun")]
-    # torchrun's own flags come before the script.
-    starts = [next(n for n, word in enumerate(words) if word.endswith(".py")) for words in found]
-    found = [words[start:] for words, start in zip(found, starts, strict=True)]
-    return [words for words in found if (ROOT / words[0]).is_file()]
+    """(page, folder, words) of each line `python SCRIPT.py ...` or `torchrun ... SCRIPT.py ...`."""
+    found = []
+    for page, text in texts().items():
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+            folder = ROOT
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["cd"]:
+                    folder = GAN if words[1].startswith("DCGAN") else ROOT
+                elif words and words[0] in ("python", "torchrun"):
+                    script = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
+                    if script is not None:  # torchrun's own flags come before the script
+                        found.append((page, folder, words[script:]))
+    return found
 
 
-def test_there_are_commands_for_every_script_of_the_pipeline():
-    scripts = {words[0] for words in commands()}
+@cache
+def parser(script):
+    """The parser of a script of the root or of benchmarks/."""
+    spec = importlib.util.spec_from_file_location(script.replace("/", "_"), ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    if str(ROOT / "benchmarks") not in sys.path:
+        sys.path.append(str(ROOT / "benchmarks"))  # some of them import another
+    spec.loader.exec_module(module)
+    return module.get_parser()
+
+
+@cache
+def flags(script):
+    return {flag for action in parser(script)._actions for flag in action.option_strings}
+
+
+@cache
+def gan_flags():
+    """{script: its flags} of DCGAN-tensorflow, whose modules have names of the root's."""
+    code = """if True:
+        import json, main, resizeImage
+        scripts = {"main.py": main, "resizeImage.py": resizeImage}
+        print(json.dumps({name: [flag for action in module.get_parser()._actions
+                                 for flag in action.option_strings]
+                          for name, module in scripts.items()}))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=GAN, capture_output=True, check=True)
+    return {name: set(found) for name, found in json.loads(done.stdout).items()}
+
+
+def test_there_are_commands_for_every_script():
+    readme = {(folder, words[0]) for page, folder, words in commands() if page == "README.md"}
     pipeline = "prepare changeIndex train_baseline train_lsro test evaluate evaluate_rerank"
-    assert {f"{name}.py" for name in pipeline.split()} <= scripts
+    assert {(ROOT, f"{name}.py") for name in pipeline.split()} <= readme
+    assert {(GAN, "main.py"), (GAN, "resizeImage.py")} <= readme
+    everywhere = {words[0] for _, folder, words in commands() if folder == ROOT}
+    everywhere |= set(re.findall(r"python (evaluate_gan\.py)", texts()["docs/gan.md"]))
+    assert {path.name for path in ROOT.glob("*.py")} - everywhere == {
+        "model.py", "random_erasing.py", "re_ranking.py",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_command_parses(words):
-    spec = importlib.util.spec_from_file_location("script", ROOT / words[0])
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.get_parser().parse_args(words[1:])  # exits where a flag is unknown
+@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command[2])[:60])
+def test_command_parses(command):
+    _, folder, words = command
+    if folder == GAN:
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert given <= gan_flags()[words[0]]
+    else:
+        parser(words[0]).parse_args(words[1:])  # raises UserError where a flag is unknown
+
+
+def test_a_wrong_flag_would_be_seen():
+    with pytest.raises(UserError, match="--colour"):
+        parser("search.py").parse_args(["--query", "a.jpg", "--colour", "red"])
+
+
+def test_flags_in_the_text_exist():
+    """All are somebody's; those after a script's name are that script's."""
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]
+    paths = [path for path in paths if "\ndef get_parser" in path.read_text()]
+    scripts = [path.relative_to(ROOT).as_posix() for path in paths]
+    known = set().union(*map(flags, scripts), *gan_flags().values(), OTHERS)
+    for page, text in texts().items():
+        for flag in re.findall(r"(?<![\w-])--[a-z]\w*", text):
+            assert flag in known, (page, flag)
+    inline = re.findall(r"`(?:python )?([\w/]+\.py) ([^`]*)`", "".join(texts().values()))
+    assert len(inline) > 5
+    for script, rest in inline:
+        if script in scripts:
+            assert set(re.findall(r"--\w+", rest)) <= flags(script), (script, rest)
 
 
 def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
-    links = [one or other for one, other in links]
-    assert len(links) >= 2
-    for link in links:
-        assert (ROOT / link).exists(), link
+    for page, text in texts().items():
+        folder = (ROOT / page).parent
+        links = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", text)
+        for link in (one or other for one, other in links):
+            path, _, title = link.partition("#")
+            target = folder / path if path else ROOT / page
+            assert target.exists(), (page, link)
+            if title:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+                assert title in anchors, (page, link)
 
 
-def test_table_of_scripts_names_flags_that_exist():
-    for script, flags in re.findall(r"^\| `(\w+\.py)` \|.*\| (.*) \|$", README, re.MULTILINE):
-        source = (ROOT / script).read_text() + (ROOT / "reid" / "options.py").read_text()
-        source += (ROOT / "reid" / "report.py").read_text()
-        for flag in re.findall(r"--\w+", flags):
-            assert f'"{flag}"' in source, (script, flag)
+def test_the_readme_is_short():
+    assert len(texts()["README.md"].splitlines()) <= 200
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with what the snippets use: `model/<run>` with exported files, `crop.jpg`."""
+    pytest.importorskip("onnxruntime")
+    from reid.checkpoint import load_trained
+    from reid.exporting.network import metadata
+    from reid.exporting.onnx_format import onnx_file
+
+    folder = tmp_path_factory.mktemp("readme")
+    save_image(folder / "crop.jpg", 0, (50, 120))
+    for name in ("ft_ResNet50", "demo_baseline"):
+        run = Run(folder / "model" / name)
+        run.start({"height": 64, "width": 32}, {})
+        torch.manual_seed(0)
+        run.save_weights(ft_net(3), "last")
+    trained = load_trained(run.path)
+    facts = metadata(trained, run.path.name, None, "fp32", "inside")
+    content = onnx_file(trained, facts)
+    for name in ("ft_ResNet50", "demo_baseline"):
+        (folder / "model" / name / "features_fp32_inside.onnx").write_bytes(content)
+    return folder
+
+
+def snippets():
+    return [
+        (page, code)
+        for page, text in texts().items()
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page, code", snippets(), ids=[page for page, _ in snippets()])
+def test_snippet_runs(page, code, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    names = {"crops": [np.zeros((90, 40, 3), np.uint8)]}
+    exec(code, names)
+    features = names["features"]
+    assert features.dtype == np.float32
+    assert features.shape == (1, 2048)
+    assert np.linalg.norm(features[0]) == pytest.approx(1, abs=1e-4)

@@ -34,8 +34,10 @@ def train(main, prepared, folder, *flags):
     "flags",
     [
         "--recipe strong --instances 2",
-        "--circle 1 --instances 3 --pooling gem",
-        "--ema 0.9 --schedule cosine --color_jitter --auto_augment",
+        pytest.param("--circle 1 --instances 3 --pooling gem", marks=pytest.mark.slow),
+        pytest.param(
+            "--ema 0.9 --schedule cosine --color_jitter --auto_augment", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_trains_with_generated_images_and_loads_again(flags, prepared, tmp_path):

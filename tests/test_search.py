@@ -451,6 +451,7 @@ with open_gallery(sys.argv[4]) as found:
 """
 
 
+@pytest.mark.slow
 def test_kill_9_loses_only_the_batch_in_work(tmp_path):
     folder, index = crops(tmp_path / "crops", 200), tmp_path / "crops.index"
     words = [ROOT, ROOT / "tests", folder, index]
@@ -533,6 +534,7 @@ def test_an_index_that_can_only_be_read(tmp_path):
 # --- the script ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_search_as_a_process(flags, run, tmp_path):
     before = sorted((tmp_path / "crops").rglob("*"))
     code, out, err = run_script("search.py", *flags, "--json", "found.json", cwd=tmp_path)
@@ -588,6 +590,7 @@ def test_an_earlier_searchs_picture_is_no_crop(flags, tmp_path, capsys):
     assert (tmp_path / "crops" / "search.jpg").exists()
 
 
+@pytest.mark.slow
 def test_index_then_search_without_a_folder(flags, run, tmp_path, capsys):
     index = ("--index", "crops.index", "--json", "found.json")
     call(search.main, *flags, *index)
@@ -700,6 +703,7 @@ def test_the_picture_keeps_the_shape_of_odd_crops(tmp_path):
         assert picture.size == (2 * 78 + 18, 184)
 
 
+@pytest.mark.slow
 def test_names_of_every_kind(flags, tmp_path):
     """Undecodable, with line breaks, as long as may be; to a terminal of ASCII, too."""
     names = ["人物 ü.png", "x" * 251 + ".png", os.fsdecode(b"\xff\xfe.png"), "a\nb\x1b[1m.png"]
@@ -799,6 +803,7 @@ def test_a_network_that_diverged(flags, run, tmp_path, capsys):
     assert "makes features that are no numbers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bomb_as_a_process(flags, tmp_path):
     from test_pictures import bomb
 

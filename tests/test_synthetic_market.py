@@ -15,6 +15,8 @@ from PIL import Image
 
 import synthetic_market as market
 
+pytestmark = pytest.mark.xdist_group("synthetic_market")  # one process renders
+
 TINY = market.Scale(
     train_ids=5, train_images=24, test_ids=4, queries=11, gallery_images=30, distractors=5, junk=6
 )
@@ -145,6 +147,7 @@ def test_contact_sheet_has_a_row_for_each_person_and_a_column_for_each_camera(re
         assert sheet.width > 6 * 64 and sheet.height > TINY.test_ids * 128
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte_and_the_seed_does(rendered, tmp_path):
     parallel, other = tmp_path / "parallel", tmp_path / "other"
     for folder, seed, workers in ((parallel, 3, 2), (other, 4, 0)):

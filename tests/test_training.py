@@ -6,11 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, save_image
+from conftest import ROOT, call, make_market, make_prepared, save_image
 from PIL import Image
 
 import train_baseline
@@ -19,6 +20,8 @@ from model import ft_net, ft_net_dense
 from reid import engine, optimizer
 from reid.checkpoint import Run
 from reid.errors import UserError
+
+pytestmark = pytest.mark.xdist_group("training")  # one process makes the runs that they share
 
 FLAGS = (
     "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
@@ -49,11 +52,40 @@ def equal(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_run_folder(prepared, tmp_path):
-    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 2, "--save_every", 1)
+def log_of(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A prepared dataset that tests only read."""
+    return make_prepared(make_market(tmp_path_factory.mktemp("shared") / "market"))
+
+
+@pytest.fixture(scope="module")
+def finished(shared, tmp_path_factory):
+    """A run of the baseline on `shared`, of four epochs with the weights of each."""
+    folder = tmp_path_factory.mktemp("finished")
+    return train(train_baseline.main, shared, folder, "r", "--epochs", 4, "--save_every", 1)
+
+
+@pytest.fixture(scope="module")
+def first_epoch(shared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first_epoch")
+    return train(train_baseline.main, shared, folder, "r", "--epochs", 1)
+
+
+@pytest.fixture
+def begun(first_epoch, tmp_path):
+    """A run `r` in tmp_path, on `shared`, after its first epoch: to be changed and resumed."""
+    return Path(shutil.copytree(first_epoch, tmp_path / "r"))
+
+
+def test_run_folder(finished):
+    run = finished
     there = {path.name for path in run.iterdir()}
     expected = "opts.json log.jsonl results.json state.pth state_previous.pth train.jpg"
-    weights_files = "net_1.pth net_2.pth net_best.pth net_last.pth"
+    weights_files = "net_1.pth net_2.pth net_3.pth net_4.pth net_best.pth net_last.pth"
     assert there == {*expected.split(), *weights_files.split()}
     opts = json.loads((run / "opts.json").read_text())
     assert opts["options"]["batchsize"] == 4
@@ -61,73 +93,63 @@ def test_run_folder(prepared, tmp_path):
     assert opts["generated"] == 0
     assert opts["dataset"]["images"] == 9
     assert {"command", "versions", "git", "device", "arithmetic"} <= opts.keys()
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in log] == [1, 2]
+    log = log_of(run)
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4]
     assert {"train_loss", "train_top1err", "val_loss", "val_top1err", "lr"} <= log[0].keys()
     assert Image.open(run / "train.jpg").size[0] > 800
     assert not any(name.startswith("module.") for name in weights(run))
 
 
-def test_best_weights_are_of_the_best_epoch(prepared, tmp_path):
-    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 4, "--save_every", 1)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    best = min(log, key=lambda line: (line["val_top1err"], line["val_loss"]))["epoch"]
+def test_best_weights_are_of_the_best_epoch(finished):
+    run = finished
+    best = min(log_of(run), key=lambda line: (line["val_top1err"], line["val_loss"]))["epoch"]
     assert equal(weights(run, "best"), weights(run, best))
     others = {1, 2, 3, 4} - {best}
     assert not any(equal(weights(run, "best"), weights(run, other)) for other in others)
 
 
-def test_resumed_run_is_bit_identical(prepared, tmp_path):
+@pytest.mark.slow
+def test_resumed_run_is_bit_identical(shared, tmp_path):
     workers = ("--workers", 2)  # the default: random numbers are drawn in them
-    whole = train(train_baseline.main, prepared, tmp_path, "whole", "--epochs", 2, *workers)
-    train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 1, *workers)
-    cut = train(train_baseline.main, prepared, tmp_path, "cut", "--epochs", 2, "--resume", *workers)
+    whole = train(train_baseline.main, shared, tmp_path, "whole", "--epochs", 2, *workers)
+    train(train_baseline.main, shared, tmp_path, "cut", "--epochs", 1, *workers)
+    cut = train(train_baseline.main, shared, tmp_path, "cut", "--epochs", 2, "--resume", *workers)
     assert equal(weights(whole), weights(cut))
     timing = ("seconds", "images_per_s")
     logs = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in timing}
-            for line in (run / "log.jsonl").read_text().splitlines()
-        ]
+        [{k: v for k, v in line.items() if k not in timing} for line in log_of(run)]
         for run in (whole, cut)
     ]
     assert logs[0] == logs[1]
 
 
-def test_resume_refuses_other_options_and_a_run_is_never_overwritten(prepared, tmp_path):
-    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
-    before = weights(run)
+def test_resume_refuses_other_options_and_a_run_is_never_overwritten(shared, tmp_path, begun):
+    before = weights(begun)
     with pytest.raises(UserError, match=r"was started with --lr_step 40, not 9"):
-        train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--lr_step", 9)
+        train(train_baseline.main, shared, tmp_path, "r", "--resume", "--lr_step", 9)
     with pytest.raises(UserError, match="holds a run already"):
-        train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
-    assert equal(before, weights(run))
+        train(train_baseline.main, shared, tmp_path, "r", "--epochs", 1)
+    assert equal(before, weights(begun))
 
 
-def log_of(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def test_resume_starts_a_run_that_is_not_there_yet(prepared, tmp_path, capsys):
+def test_resume_starts_a_run_that_is_not_there_yet(shared, tmp_path, capsys):
     """A scheduler repeats one command."""
-    flags = (train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 1)
+    flags = (train_baseline.main, shared, tmp_path, "r", "--resume", "--epochs", 1)
     run = train(*flags)
     assert "there is no run in" in capsys.readouterr().out
     train(*flags)
     assert len(log_of(run)) == 1
 
 
-def test_learning_rate_may_change_on_resume(prepared, tmp_path, capsys):
-    train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
-    run = train(
-        train_baseline.main, prepared, tmp_path, "r", "--epochs", 2, "--resume", "--lr", 0.01
-    )
+def test_learning_rate_may_change_on_resume(shared, tmp_path, begun, capsys):
+    run = train(train_baseline.main, shared, tmp_path, "r", "--epochs", 2, "--resume", "--lr", 0.01)
     assert "--lr: 0.05 up to epoch 1, 0.01 from there on" in capsys.readouterr().out
     assert [line["lr"] for line in log_of(run)] == [0.05, 0.01]
     groups = torch.load(run / "state.pth", weights_only=True)["optimizer"]["param_groups"]
     assert [group["lr"] for group in groups] == pytest.approx([0.002, 0.01])
 
 
+@pytest.mark.slow
 def test_what_a_path_leads_to_decides_on_resume(prepared, tmp_path):
     """The data, the runs, the weights to start from may lie elsewhere by now."""
     start = tmp_path / "start.pth"
@@ -147,22 +169,22 @@ def test_what_a_path_leads_to_decides_on_resume(prepared, tmp_path):
         train(*again)
 
 
-def test_another_number_of_threads_is_said(prepared, tmp_path, capsys):
+def test_another_number_of_threads_is_said(shared, tmp_path, begun, capsys):
     """On a CPU sums, and so the last bits, depend on it."""
-    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
-    opts = json.loads((run / "opts.json").read_text())
+    opts = json.loads((begun / "opts.json").read_text())
     assert opts["threads"] == torch.get_num_threads()
-    (run / "opts.json").write_text(json.dumps(opts | {"threads": 99}))
-    train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1, "--resume")
+    (begun / "opts.json").write_text(json.dumps(opts | {"threads": 99}))
+    train(train_baseline.main, shared, tmp_path, "r", "--epochs", 1, "--resume")
     assert "threads, not 99: the last bits differ" in capsys.readouterr().out
 
 
-def test_frozen_backbone(prepared, tmp_path):
+@pytest.mark.slow
+def test_frozen_backbone(shared, tmp_path):
     """At first the head alone is trained; neither weights nor batch norm of the backbone move."""
     torch.manual_seed(3)  # as the script seeds it
     start = ft_net_dense(3).state_dict()
     flags = ("--epochs", 2, "--freeze_epochs", 1, "--save_every", 1)
-    run = train(train_baseline.main, prepared, tmp_path, "r", *flags)
+    run = train(train_baseline.main, shared, tmp_path, "r", *flags)
     first, second = weights(run, 1), weights(run, 2)
     for name, value in start.items():
         same = torch.equal(value, first[name])
@@ -207,8 +229,8 @@ def test_the_commit_is_this_codes(tmp_path, monkeypatch):
     assert "'dirty': False" in commit()
 
 
-def test_resume_refuses_another_script_or_other_images(prepared, tmp_path):
-    train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1)
+def test_resume_refuses_another_script_or_other_images(shared, tmp_path, begun):
+    prepared = shutil.copytree(shared, tmp_path / "pytorch")
     with pytest.raises(UserError, match="was trained by another script"):
         train(train_lsro.main, prepared, tmp_path, "r", "--resume", "--num_generated", 0)
     next((prepared / "train_new").glob("*/*.jpg")).unlink()
@@ -238,24 +260,21 @@ def test_a_run_killed_while_its_first_epoch_is_saved_can_be_started_again(
     assert (run / "state.pth").exists()
 
 
-def test_reduced_precision_is_recorded_and_trains(prepared, tmp_path):
-    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1, "--precision", "bf16")
+@pytest.mark.slow
+def test_reduced_precision_is_recorded_and_trains(shared, tmp_path):
+    run = train(train_baseline.main, shared, tmp_path, "r", "--epochs", 1, "--precision", "bf16")
     assert json.loads((run / "opts.json").read_text())["arithmetic"] == "bfloat16"
     assert all(value.isfinite().all() for value in weights(run).values())
 
 
-def test_seed_decides(prepared, tmp_path):
-    runs = [
-        train(train_baseline.main, prepared, tmp_path, name, "--epochs", 1, "--seed", seed)
-        for name, seed in [("a", 5), ("b", 5), ("c", 6)]
-    ]
-    a, b, c = map(weights, runs)
-    assert equal(a, b)
-    assert not equal(a, c)
+def test_seed_decides(shared, finished, first_epoch, tmp_path):
+    other = train(train_baseline.main, shared, tmp_path, "r", "--epochs", 1, "--seed", 6)
+    assert equal(weights(first_epoch), weights(finished, 1))  # two runs of one seed
+    assert not equal(weights(first_epoch), weights(other))
 
 
-def test_train_all_trains_on_everything_and_holds_nothing_out(prepared, tmp_path):
-    run = train(train_baseline.main, prepared, tmp_path, "r", "--epochs", 1, "--train_all")
+def test_train_all_trains_on_everything_and_holds_nothing_out(shared, tmp_path):
+    run = train(train_baseline.main, shared, tmp_path, "r", "--epochs", 1, "--train_all")
     assert json.loads((run / "opts.json").read_text())["dataset"]["images"] == 12
     assert "val_loss" not in json.loads((run / "log.jsonl").read_text())
 
@@ -270,10 +289,9 @@ def test_lsro_uses_the_number_of_generated_images_asked_for(prepared, tmp_path):
     assert opts["gan_manifest"]["sha256"] == hashlib.sha256(b"{}").hexdigest()
 
 
-def test_lsro_without_generated_images_is_the_baseline(prepared, tmp_path):
-    baseline = train(train_baseline.main, prepared, tmp_path, "a", "--epochs", 2)
-    none = train(train_lsro.main, prepared, tmp_path, "b", "--epochs", 2, "--num_generated", 0)
-    a, b = weights(baseline), weights(none)
+def test_lsro_without_generated_images_is_the_baseline(shared, finished, tmp_path):
+    none = train(train_lsro.main, shared, tmp_path, "r", "--epochs", 2, "--num_generated", 0)
+    a, b = weights(finished, 2), weights(none)
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=1e-5, err_msg=name)
 

@@ -16,12 +16,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from reid.datasets.layouts import MARKET_FOLDERS, RawImage, folder_splits
+from reid.datasets.layouts import MARKET_FOLDERS, Counts, RawImage, folder_splits
 from reid.errors import UserError, missing_package
 from reid.files import encoded
 
 VARIANTS = ("detected", "labeled")  # boxes of a detector, or drawn by hand
 NAME = re.compile(r"\d+_\d+_(?P<view>[12])_\d+\.png")
+PUBLISHED = {  # Zhong et al. 2017
+    "detected": {
+        "train": Counts(767, 7365, 2),
+        "query": Counts(700, 1400, 2),
+        "gallery": Counts(700, 5332, 2),
+    },
+    "labeled": {
+        "train": Counts(767, 7368, 2),
+        "query": Counts(700, 1400, 2),
+        "gallery": Counts(700, 5328, 2),
+    },
+}
 SPLITS = {"train": "train_idx", "query": "query_idx", "gallery": "gallery_idx"}
 
 

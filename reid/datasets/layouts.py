@@ -1,12 +1,13 @@
-"""The layouts of raw datasets, and their published sizes.
+"""The layouts of raw datasets: how to recognise each, how to list its images, its published size.
 
-Each layout has a function that lists the images of each split, `{split: [RawImage, ...]}`: train,
-query, gallery and, for Market-1501, multi-query, each sorted by name. CUHK03-NP and own photos have
-theirs in cuhk03.py and own_photos.py.
+`LAYOUTS`, at the end, has an entry for each. Its function lists the images of each split,
+`{split: [RawImage, ...]}`: train, query, gallery and, for Market-1501, multi-query, each sorted by
+name. CUHK03-NP and own photos have theirs in cuhk03.py and own_photos.py.
 """
 
 import os
 import re
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,29 +22,8 @@ VERI_FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "imag
 # The names in MSMT17's first and second version.
 MSMT17_FOLDERS = {"train": ("train", "mask_train_v2"), "test": ("test", "mask_test_v2")}
 
-# A dataset is recognised by any of these files and folders.
-SIGNS = {
-    "market1501": ("bounding_box_train", "bounding_box_test"),
-    "duke": ("bounding_box_train", "bounding_box_test"),
-    "cuhk03-np": (
-        "bounding_box_train",
-        "detected/bounding_box_train",
-        "labeled/bounding_box_train",
-        "cuhk03_new_protocol_config_detected.mat",
-        "cuhk03_new_protocol_config_labeled.mat",
-    ),
-    "msmt17": ("list_train.txt", "list_query.txt", "list_gallery.txt", "mask_train_v2"),
-    "veri": ("image_train", "image_test"),
-}
-# Three datasets have the same folders; their images' names tell them apart.
-MARKET_NAMES = {
-    "market1501": r"-?\d+_c\d+s\d+_",
-    "duke": r"\d+_c\d+_f\d+",
-    "cuhk03-np": r"\d+_c\d_\d+(_\d+)*\.png$",
-}
 DEPTH = 3  # levels of folders below the named one in which a dataset is looked for
 SAMPLE = 100  # images whose names are read to tell a dataset from own photos
-STAND_IN = "synthetic_market.json"  # marks a rendered set, whose size is not the published one
 
 
 class RawImage(NamedTuple):
@@ -70,41 +50,20 @@ class Counts(NamedTuple):
         return f"{ids} ids, {images} images, {cameras} cameras"
 
 
-# Identities are people or vehicles, without the labels -1 and 0 in Market-1501's gallery.
-# Zheng et al. 2015 (Market-1501), Zheng et al. 2017 (Duke), Zhong et al. 2017 (CUHK03-NP),
-# Wei et al. 2018 (MSMT17), Liu et al. 2016 and the release's own readme (VeRi-776).
-PUBLISHED = {
-    "market1501": {
-        "train": Counts(751, 12936, 6),
-        "query": Counts(750, 3368, 6),
-        "gallery": Counts(750, 19732, 6),
-    },
-    "duke": {
-        "train": Counts(702, 16522, 8),
-        "query": Counts(702, 2228, 8),
-        "gallery": Counts(1110, 17661, 8),
-    },
-    "cuhk03-np detected": {
-        "train": Counts(767, 7365, 2),
-        "query": Counts(700, 1400, 2),
-        "gallery": Counts(700, 5332, 2),
-    },
-    "cuhk03-np labeled": {
-        "train": Counts(767, 7368, 2),
-        "query": Counts(700, 1400, 2),
-        "gallery": Counts(700, 5328, 2),
-    },
-    "msmt17": {
-        "train": Counts(1041, 32621, 15),
-        "query": Counts(3060, 11659, 15),
-        "gallery": Counts(3060, 82161, 15),
-    },
-    "veri": {
-        "train": Counts(576, 37778, 20),
-        "query": Counts(200, 1678, 19),
-        "gallery": Counts(200, 11579, None),
-    },
-}
+class Layout(NamedTuple):
+    """A raw dataset.
+
+    signs: files and folders, any of which tells the dataset. names: regular expression that matches
+    the names of its images. splits: function of its folder that lists the images; None for
+    CUHK03-NP. published: {split: Counts}. zero_is_person: whether 0 is an identity like others, and
+    not the label of distractors.
+    """
+
+    signs: tuple[str, ...]
+    names: str
+    splits: Callable[[Path], dict[str, list[RawImage]]] | None
+    published: dict[str, Counts]
+    zero_is_person: bool = False
 
 
 def find(source: Path, dataset: str | None = None) -> tuple[str, Path]:
@@ -132,11 +91,14 @@ def find(source: Path, dataset: str | None = None) -> tuple[str, Path]:
     if names:
         check_own(source, names)
         return "folder", source
+    owners = {}
+    for name, layout in LAYOUTS.items():
+        for sign in layout.signs:
+            owners.setdefault(sign, []).append(name)
+    signs = ", ".join(f"{sign} ({', '.join(names)})" for sign, names in owners.items())
     raise UserError(
         f"{source / 'bounding_box_train'}: no such folder, and no other dataset here. Looked for "
-        "bounding_box_train (market1501, duke, cuhk03-np), detected or labeled or "
-        "cuhk03_new_protocol_config_*.mat (cuhk03-np), list_train.txt (msmt17), "
-        "image_train (veri), <id>/<photos> (folder); check --download_path"
+        f"{signs}, <id>/<photos> (folder); check --download_path"
     )
 
 
@@ -151,10 +113,9 @@ def folders_in(folder):
 
 def check_own(source, names):
     """Raise UserError where most of the file names are like those of a dataset, not own photos'."""
-    patterns = {**MARKET_NAMES, "msmt17": CAMERA_THIRD.pattern, "veri": r"v?\d+_c\d{3}_\d{8}_\d"}
-    for dataset, pattern in patterns.items():
-        if 2 * sum(bool(re.match(pattern, name)) for name in names) > len(names):
-            signs = " or ".join(SIGNS[dataset][:2])
+    for dataset, layout in LAYOUTS.items():
+        if 2 * sum(bool(re.match(layout.names, name)) for name in names) > len(names):
+            signs = " or ".join(layout.signs[:2])
             raise UserError(
                 f"{source}: images called as {dataset}'s ({names[0]}), but no {signs}; put it "
                 "there, or if these are your own photos pass --dataset folder"
@@ -167,21 +128,14 @@ def guess(folder, dataset=None):
         return dataset
     names = [
         name
-        for name in ([dataset] if dataset else SIGNS)
-        if any((folder / sign).exists() for sign in SIGNS[name])
+        for name in ([dataset] if dataset else LAYOUTS)
+        if any((folder / sign).exists() for sign in LAYOUTS[name].signs)
     ]
-    if len(names) > 1:
-        return guess_by_name(folder / MARKET_FOLDERS["train"])
+    if len(names) > 1:  # datasets with Market-1501's folders: their images' names differ
+        images = sorted(p for p in (folder / MARKET_FOLDERS["train"]).glob("*") if is_image(p))
+        fitting = [n for n in names if images and re.match(LAYOUTS[n].names, images[0].name)]
+        names = fitting or names
     return names[0] if names else None
-
-
-def guess_by_name(folder):
-    """Tell datasets with Market-1501's folders apart, by the name of the first training image."""
-    images = sorted(path for path in folder.glob("*") if is_image(path))
-    for dataset, pattern in MARKET_NAMES.items():
-        if images and re.match(pattern, images[0].name):
-            return dataset
-    return "market1501"
 
 
 def market_splits(root: Path) -> dict[str, list[RawImage]]:
@@ -281,3 +235,63 @@ def hold_out_first(images: list) -> tuple[list, list]:
     for image in images:
         firsts.setdefault(image.identity, image)
     return list(firsts.values()), [i for i in images if firsts[i.identity] is not i]
+
+
+# Published identities are people or vehicles, without the labels -1 and 0 in Market-1501's gallery.
+# Zheng et al. 2015 (Market-1501), Zheng et al. 2017 (Duke), Wei et al. 2018 (MSMT17), Liu et al.
+# 2016 and the release's own readme (VeRi-776); CUHK03-NP's are in cuhk03.py.
+LAYOUTS = {
+    "market1501": Layout(
+        signs=("bounding_box_train", "bounding_box_test"),
+        names=r"-?\d+_c\d+s\d+_",
+        splits=market_splits,
+        published={
+            "train": Counts(751, 12936, 6),
+            "query": Counts(750, 3368, 6),
+            "gallery": Counts(750, 19732, 6),
+        },
+    ),
+    "duke": Layout(
+        signs=("bounding_box_train", "bounding_box_test"),
+        names=r"\d+_c\d+_f\d+",
+        splits=market_splits,
+        published={
+            "train": Counts(702, 16522, 8),
+            "query": Counts(702, 2228, 8),
+            "gallery": Counts(1110, 17661, 8),
+        },
+    ),
+    "cuhk03-np": Layout(
+        signs=(
+            "detected/bounding_box_train",
+            "labeled/bounding_box_train",
+            "bounding_box_train",
+            "cuhk03_new_protocol_config_detected.mat",
+            "cuhk03_new_protocol_config_labeled.mat",
+        ),
+        names=r"\d+_c\d_\d+(_\d+)*\.png$",
+        splits=None,
+        published={},
+    ),
+    "msmt17": Layout(
+        signs=("list_train.txt", "list_query.txt", "list_gallery.txt", "mask_train_v2"),
+        names=CAMERA_THIRD.pattern,
+        splits=msmt17_splits,
+        published={
+            "train": Counts(1041, 32621, 15),
+            "query": Counts(3060, 11659, 15),
+            "gallery": Counts(3060, 82161, 15),
+        },
+        zero_is_person=True,
+    ),
+    "veri": Layout(
+        signs=("image_train", "image_test"),
+        names=r"v?\d+_c\d{3}_\d{8}_\d",
+        splits=lambda root: folder_splits(root, VERI_FOLDERS),
+        published={
+            "train": Counts(576, 37778, 20),
+            "query": Counts(200, 1678, 19),
+            "gallery": Counts(200, 11579, None),
+        },
+    ),
+}

@@ -14,7 +14,7 @@ from reid.exporting.network import input_size, network_input
 from reid.features import ImageModel, view_features
 from reid.mat import feature_set
 from reid.metrics import evaluate, similarity_blocks
-from reid.transforms import EvalTransform, eval_transform, to_array
+from reid.transforms import EvalTransform, to_array
 
 # Similarities closer than this have no order. Pixels that differ by 1 of 255, since another resize
 # rounds otherwise, move similarities by a few 1e-5.
@@ -31,7 +31,7 @@ class Eager(ImageModel):
     def __init__(self, trained: Trained, layer: str | None):
         self.net, self.layer = trained.net.eval(), layer
         self.dim = trained.net.dim(layer)
-        self.to_input = eval_transform(trained.height, trained.width).resize
+        self.to_input = EvalTransform.for_testing(trained.height, trained.width).resize
 
     @torch.inference_mode()
     def of_batch(self, batch: list[np.ndarray]) -> np.ndarray:
