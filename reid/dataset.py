@@ -21,7 +21,9 @@ from reid.files import sha256
 from reid.images import is_hidden, is_image
 
 GENERATED_FOLDER = "gen_0000"
-GENERATED_LABEL = -1  # a marker: generated images have no identity, and no loss may read it
+# The label of generated images, which have no identity. In batches they are numbered -1, -2, ...;
+# no loss may take such a number for a class.
+GENERATED_LABEL = -1
 
 # Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png,
 # VeRi 0001_c001_00016450_0.jpg, whose identities are also written v0001

@@ -65,9 +65,9 @@ class Scores:
         return self.mean(self.inp, valid_only)
 
     def mean(self, values, valid_only):
-        """Return the mean of `values` [Nq]: over all queries, or with `valid_only` over those.
+        """Return the mean of `values` [Nq] over all queries, as the original does.
 
-        Queries without a good image have 0, and count as 0 in the original.
+        Queries without a good image have 0; valid_only: leave them out.
         """
         # Without any valid query the sum is 0, and so is the score.
         return float(values.sum() / (max(self.valid.sum(), 1) if valid_only else len(values)))

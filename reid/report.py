@@ -219,10 +219,11 @@ def lines(scores, sets, interval_pair):
     )
     if valid < queries:
         yield (
-            f"  the {valid} valid queries alone: Rank@1 {percent(scores.rank(1, True))}, "
-            f"mAP {percent(scores.mean_ap(False, True))}, "
-            f"standard {percent(scores.mean_ap(True, True))}, "
-            f"mINP {percent(scores.mean_inp(True))}"
+            f"  the {valid} valid queries alone: "
+            f"Rank@1 {percent(scores.rank(1, valid_only=True))}, "
+            f"mAP {percent(scores.mean_ap(valid_only=True))}, "
+            f"standard {percent(scores.mean_ap(standard=True, valid_only=True))}, "
+            f"mINP {percent(scores.mean_inp(valid_only=True))}"
         )
 
 
