@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The two commands of this project:
+# The commands of this project:
 #
-#   ./run.sh demo    the whole pipeline on a small rendered dataset, ending in a table
-#   ./run.sh test    linter and tests
+#   ./run.sh demo            the whole pipeline on a small rendered dataset, ending in a table
+#   ./run.sh test            linter and all tests, about 8 minutes on two CPU cores
+#   ./run.sh test --quick    linter and the tests that are not marked slow, about a minute
+#   ./run.sh test tests/test_losses.py -k lsro    what else is given goes to pytest
 #
-# Both make .venv and install requirements.txt into it where that is not done yet.
+# Each makes .venv and installs requirements.txt into it where that is not done yet.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"  # of the file itself, where a link leads to it
 
@@ -126,8 +128,16 @@ data/demo/query/0001_c3s1_028002_00.jpg --gallery data/demo/bounding_box_test \
   echo "To start afresh: rm -r data/demo model/demo_*"
 }
 
+# run_tests [--quick] [PYTEST'S ARGUMENTS]
+run_tests() {
+  if [ "${1:-}" = --quick ]; then set -- -m "not slow" "${@:2}"; fi
+  ruff check .
+  ruff format --check .
+  OMP_NUM_THREADS=1 python -m pytest "$@"
+}
+
 case "${1:-}" in
   demo) install; demo ;;
-  test) install; ruff check .; ruff format --check .; OMP_NUM_THREADS=1 python -m pytest ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  test) install; run_tests "${@:2}" ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

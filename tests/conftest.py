@@ -53,9 +53,8 @@ def save_image(path, seed=None, size=(64, 128)):
     return path
 
 
-@pytest.fixture
-def market(tmp_path):
-    """A raw Market-1501 folder: 3 training ids, 2 query ids, a distractor, junk, gt_bbox."""
+def make_market(folder):
+    """Make a raw Market-1501 folder: 3 training ids, 2 query ids, a distractor, junk, gt_bbox."""
     names = {
         "bounding_box_train": [
             f"{identity}_c{camera}s1_00000{shot}_01.jpg"
@@ -77,23 +76,34 @@ def market(tmp_path):
             "0002_c1s1_000001_00.jpg",
         ],
     }
-    for folder, files in names.items():
+    for subfolder, files in names.items():
         for name in files:
-            save_image(tmp_path / "market" / folder / name)
+            save_image(folder / subfolder / name)
     # A stand-in, so that nobody is warned of its size.
-    (tmp_path / "market" / "synthetic_market.json").write_text("{}")
-    return tmp_path / "market"
+    (folder / "synthetic_market.json").write_text("{}")
+    return folder
 
 
-@pytest.fixture
-def prepared(market):
-    """The `pytorch` folder made from `market`, classes numbered."""
+def make_prepared(market):
+    """Make the `pytorch` folder of a raw one, classes numbered."""
     import changeIndex
     import prepare
 
     call(prepare.main, "--download_path", market)
     call(changeIndex.main, "--data_dir", market / "pytorch")
     return market / "pytorch"
+
+
+@pytest.fixture
+def market(tmp_path):
+    """A raw Market-1501 folder, see `make_market`."""
+    return make_market(tmp_path / "market")
+
+
+@pytest.fixture
+def prepared(market):
+    """The `pytorch` folder made from `market`, classes numbered."""
+    return make_prepared(market)
 
 
 def random_sets(dim=4, seed=0, noise=0.5):

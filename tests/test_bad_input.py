@@ -1,11 +1,13 @@
 """A user's mistakes: one line that names the file or flag, exit code 2, nothing left behind."""
 
 import importlib
+import runpy
 import shutil
+import sys
 
 import pytest
 import torch
-from conftest import FIXTURES, exit_code, run_script, save_image
+from conftest import FIXTURES, ROOT, exit_code, run_script, save_image
 from scipy.io import loadmat, savemat
 
 import changeIndex
@@ -13,6 +15,7 @@ import evaluate
 import evaluate_rerank
 import prepare
 import results_table
+import test as extraction
 import train_baseline
 import train_lsro
 from model import ft_net, ft_net_dense
@@ -48,20 +51,32 @@ def fails(tmp_path, capsys):
 
 
 SCRIPTS = "prepare changeIndex train_baseline train_lsro evaluate evaluate_rerank results_table"
-SCRIPTS += " ablation evaluate_gan search export"
+SCRIPTS += " ablation evaluate_gan search export test synthetic_market"
 
 
-def test_every_script_as_a_process(tmp_path):
-    """Also for a wrong flag: one line on standard error, exit code 2."""
-    for name in [*SCRIPTS.split(), "test", "synthetic_market"]:
-        code, out, err = run_script(f"{name}.py", "--nonsense", cwd=tmp_path)
-        assert (code, out) == (2, ""), name
-        assert len(err.splitlines()) == 1, err
-        assert err.startswith("error: ")
+@pytest.mark.parametrize("script", SCRIPTS.split())
+def test_a_wrong_flag_of_every_script(script, tmp_path, monkeypatch, capsys):
+    """As `python SCRIPT.py` runs it, but in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--nonsense"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
     assert tree(tmp_path) == []
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS.split(), "synthetic_market"])
+def test_a_wrong_flag_as_a_process(tmp_path):
+    code, out, err = run_script("evaluate.py", "--nonsense", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS.split())
 def test_help_explains_every_flag_with_its_default(script):
     parser = importlib.import_module(script).get_parser()
     for action in parser._actions:
@@ -200,37 +215,29 @@ def test_gpu_that_is_not_there(fails, prepared, monkeypatch):
     fails(train_baseline.main, "--data_dir", prepared, "--gpu_ids", "first", says="--gpu_ids first")
 
 
-def test_extraction(prepared, tmp_path):
-    """test.py: a missing run, a missing epoch, another network, a place that can't be written."""
-    Run(tmp_path / "dense").path.mkdir()
-    Run(tmp_path / "dense").save_weights(ft_net_dense(3), "last")
-    Run(tmp_path / "resnet").path.mkdir()
-    Run(tmp_path / "resnet").save_weights(ft_net(3), "last")
+def test_extraction(fails, prepared, tmp_path, monkeypatch):
+    """test.py: a missing run, a missing epoch, another network, a file that can't be written."""
+    monkeypatch.chdir(tmp_path)
+    for name, network in ("dense", ft_net_dense), ("resnet", ft_net):
+        Run(tmp_path / name).path.mkdir()
+        Run(tmp_path / name).save_weights(network(3), "last")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "net_last.pth").write_bytes(b"damaged")
     (tmp_path / "file").touch()
-    before = tree(tmp_path)
-    cases = [
-        (("--name", "none"), "none: no such run"),
-        (("--name", "dense", "--which_epoch", "59"), "--which_epoch can be last"),
-        (("--name", "damaged"), "net_last.pth: not a readable"),
-        (("--name", "resnet", "--use_dense"), "holds a ResNet-50, not the expected DenseNet-121"),
-        (("--name", "dense", "--data_dir", tmp_path / "nowhere"), "nowhere: no such folder"),
-        (("--name", "dense", "--mat", tmp_path / "file" / "r.mat"), "can't be written"),
-    ]
-    for flags, says in cases:
-        flags = ("--test_dir", prepared, "--model_dir", tmp_path, *CPU, *flags)
-        code, _, err = run_script("test.py", *flags, cwd=tmp_path)
-        assert code == 2, err
-        assert len(err.splitlines()) == 1, err
-        assert says in err
+    flags = ("--test_dir", prepared, "--model_dir", tmp_path, *CPU, "--name")
+    for more, says in [
+        (("none",), "none: no such run"),
+        (("dense", "--which_epoch", "59"), "--which_epoch can be last"),
+        (("damaged",), "net_last.pth: not a readable"),
+        (("resnet", "--use_dense"), "holds a ResNet-50, not the expected DenseNet-121"),
+        (("dense", "--data_dir", tmp_path / "nowhere"), "nowhere: no such folder"),
+        (("dense", "--mat", tmp_path / "file" / "r.mat"), "can't be written"),
+    ]:
+        fails(extraction.main, *flags, *more, says=says)
     image = next((prepared / "query").glob("*/*.jpg"))
     image.write_bytes(image.read_bytes()[:500])
-    flags = ("--name", "dense", "--data_dir", prepared, "--model_dir", tmp_path, *CPU[:2])
-    code, _, err = run_script("test.py", *flags, "--mat", tmp_path / "r.mat", "--workers", 1)
-    assert (code, len(err.splitlines())) == (2, 1)
-    assert image.name in err  # though a loader's process met it
-    assert tree(tmp_path) == before
+    # Though a loader's process meets it.
+    fails(extraction.main, *flags, "dense", "--workers", 1, says=image.name)
 
 
 @pytest.mark.parametrize("main", [evaluate.main, evaluate_rerank.main])

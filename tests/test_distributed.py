@@ -2,18 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script, save_image
+from conftest import ROOT, call, make_market, make_prepared, save_image
 from PIL import Image
 from scipy.io import loadmat
+from under_torchrun import make_tables, train_steps
 
+import test as extraction
+import train_lsro
 from model import ft_net_dense
 from reid.checkpoint import Run, load_network
+
+pytestmark = pytest.mark.slow
 
 FLAGS = (
     "--gpu_ids -1 --workers 1 --pretrained none --use_dense --height 64 --width 32 "
@@ -22,7 +28,7 @@ FLAGS = (
 
 
 def torchrun(processes, *words, cwd):
-    """Run a script of the root on several processes; returns the finished process."""
+    """Run a script on several processes; returns the finished process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*command, "--nproc_per_node", str(processes), *map(str, words)],
@@ -35,35 +41,67 @@ def torchrun(processes, *words, cwd):
 
 @pytest.fixture
 def generated(prepared):
-    """Generated images among the real ones of `prepared`; returns the prepared folder."""
+    """`prepared` with generated images among the real ones."""
+    return add_generated(prepared)
+
+
+def add_generated(prepared):
     for number in range(9):
         save_image(prepared / "train_new" / "gen_0000" / f"gen_{number}.jpg", seed=number)
     return prepared
 
 
-# Batch norm over a few images of a kind is chaotic: in one process, too, images changed by 1e-15
-# lead to other weights in 20 steps. So there it is fewer.
-@pytest.mark.parametrize(
-    "steps, extra",
-    [
-        (20, ()),
-        (20, ("--neck", "bnneck", "--triplet", 1, "--instances", 3)),
-        # In eight steps, batches with no, one, some and only generated images.
-        (8, ("--gan_label", "mprl_dynamic", "--split_bn")),
-        # One process has real images alone, the other all generated ones.
-        (8, ("--gan_label", "pseudo", "--split_bn", "--gan_batch", 5, "--batchsize", 12)),
-    ],
-    ids=["lsro", "triplet", "mprl_split", "pseudo_split_gan_batch"],
-)
-def test_two_processes_train_like_one(steps, extra, generated, tmp_path):
-    """Gradients, and weights after some steps: batch norm, dropout, generated images and all."""
-    flags = [steps, *FLAGS, *map(str, extra)]
-    script, one, two = ROOT / "tests/twenty_steps.py", tmp_path / "one.pth", tmp_path / "two.pth"
-    code, _, err = run_script(script, generated, one, *flags)
-    assert code == 0, err
-    done = torchrun(2, script, generated, two, *flags, cwd=tmp_path)
+# Cases, each a number of steps and flags. Fewer steps where batch norm is split: over a few images of
+# a kind it is chaotic. In one process, too, images changed by 1e-15 lead to other weights in 20.
+CASES = {
+    "lsro": (20,),
+    "triplet": (20, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
+    # In eight steps, batches with no, one, some and only generated images.
+    "mprl_split": (8, "--gan_label", "mprl_dynamic", "--split_bn"),
+    # One process has real images alone, the other all generated ones.
+    "pseudo_split": (8, *"--gan_label pseudo --split_bn --gan_batch 5 --batchsize 12".split()),
+}
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory):
+    """What two processes compute, in one start of torchrun; returns the words of each `case`.
+
+    Beside the word of its output file FILE, which one process is to write, stands FILE_of_two.
+    """
+    folder = tmp_path_factory.mktemp("on_two")
+    prepared = add_generated(make_prepared(make_market(folder / "market")))
+    cases = {
+        name: [str(folder / name), str(prepared), steps, *FLAGS, *map(str, flags)]
+        for name, (steps, *flags) in CASES.items()
+    }
+
+    (folder / "old").mkdir()
+    torch.manual_seed(0)
+    net = ft_net_dense(3)
+    torch.nn.init.normal_(net.classifier[0].weight)
+    Run(folder / "old").save_weights(net, "last")
+    coloured = shutil.copytree(prepared, folder / "coloured")
+    for number, path in enumerate(sorted((coloured / "train_new" / "gen_0000").iterdir())):
+        Image.new("RGB", (64, 128), (30 * number, 250 - 30 * number, 100)).save(path)
+    flags = ["--model_dir", str(folder), "--label_run", "old", "--clusters", "2"]
+    cases["tables"] = [str(folder / "tables"), str(coloured), *FLAGS, *flags]
+
+    work = [
+        ["make_tables" if name == "tables" else "train_steps", f"{out}_of_two", *words]
+        for name, (out, *words) in cases.items()
+    ]
+    done = torchrun(2, ROOT / "tests/under_torchrun.py", json.dumps(work), cwd=folder)
     assert done.returncode == 0, done.stderr[-6000:]
-    one, two = (torch.load(path, weights_only=True) for path in (one, two))
+    return cases
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_like_one(case, on_two):
+    """Gradients, and weights after some steps: batch norm, dropout, generated images and all."""
+    train_steps(*on_two[case])
+    out = on_two[case][0]
+    one, two = (torch.load(path, weights_only=True) for path in (out, f"{out}_of_two"))
     # The losses are computed in fp32, the rest in fp64.
     for name, expected in one["gradients"].items():
         error = (two["gradients"][name] - expected).abs().max()
@@ -73,31 +111,20 @@ def test_two_processes_train_like_one(steps, extra, generated, tmp_path):
         assert error <= 1e-4 * expected.abs().max() + 1e-12, name
 
 
-def test_two_processes_make_the_same_tables(generated, tmp_path):
-    """Of the label rules, in each process; nine generated images are shared out unevenly."""
-    for number, path in enumerate(sorted((generated / "train_new" / "gen_0000").iterdir())):
-        Image.new("RGB", (64, 128), (30 * number, 250 - 30 * number, 100)).save(path)
-    torch.manual_seed(0)
-    (tmp_path / "old").mkdir()
-    net = ft_net_dense(3)
-    torch.nn.init.normal_(net.classifier[0].weight)
-    Run(tmp_path / "old").save_weights(net, "last")
-    flags = [*FLAGS, "--model_dir", tmp_path, "--label_run", "old", "--clusters", 2]
-    script, out = ROOT / "tests/gan_tables.py", tmp_path / "table"
-    code, _, err = run_script(script, generated, out, *flags)
-    assert code == 0, err
+def test_two_processes_make_the_same_tables(on_two):
+    """Of the label rules, in each process; nine generated images are dealt out unevenly."""
+    make_tables(*on_two["tables"])
+    out = on_two["tables"][0]
     ranks, clusters = torch.load(f"{out}.0")
     assert ranks.shape == clusters.shape == (9, 3)
     assert len(ranks.unique(dim=0)) > 1
-    done = torchrun(2, script, generated, out, *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-6000:]
     for rank in (0, 1):
-        found = torch.load(f"{out}.{rank}")
-        assert torch.equal(found[0], ranks)
-        assert torch.equal(found[1], clusters)
+        of_two = torch.load(f"{out}_of_two.{rank}")
+        assert torch.equal(of_two[0], ranks)
+        assert torch.equal(of_two[1], clusters)
 
 
-def test_two_processes_fill_one_run_folder(generated, tmp_path):
+def test_two_processes_fill_one_run_folder(generated, tmp_path, capsys):
     flags = ["--data_dir", generated, "--model_dir", tmp_path, *FLAGS, "--name", "r"]
     done = torchrun(2, ROOT / "train_lsro.py", *flags, "--epochs", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
@@ -108,9 +135,8 @@ def test_two_processes_fill_one_run_folder(generated, tmp_path):
     assert json.loads((run / "opts.json").read_text())["processes"] == 2
     names = load_network(run / "net_best.pth").state_dict().keys()
     assert not any(name.startswith("module.") for name in names)
-    code, out, err = run_script("train_lsro.py", *flags, "--epochs", 3, "--resume", cwd=tmp_path)
-    assert code == 0, err
-    assert "epoch 3/3" in out
+    call(train_lsro.main, *flags, "--epochs", 3, "--resume")
+    assert "epoch 3/3" in capsys.readouterr().out
     for more, says in [
         (("--batchsize", 7), "error: --batchsize: 7 images can't be shared among 2"),
         ((), "r: holds a run already"),  # which the first process alone finds
@@ -137,10 +163,10 @@ def test_what_one_process_alone_finds_is_said_once(generated, tmp_path):
 
 def test_extraction_is_shared_out(generated, tmp_path):
     flags = ["--data_dir", generated, "--model_dir", tmp_path, *FLAGS, "--epochs", 1]
-    assert run_script("train_lsro.py", *flags, "--name", "r", cwd=tmp_path)[0] == 0
+    call(train_lsro.main, *flags, "--name", "r")
     flags = ["--test_dir", generated, "--model_dir", tmp_path, "--name", "r", "--gpu_ids", -1]
     flags += ["--precision", "fp32"]
-    assert run_script("test.py", *flags, "--mat", "one.mat", cwd=tmp_path)[0] == 0
+    call(extraction.main, *flags, "--mat", tmp_path / "one.mat")
     done = torchrun(2, ROOT / "test.py", *flags, "--mat", "two.mat", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
     one, two = loadmat(tmp_path / "one.mat"), loadmat(tmp_path / "two.mat")

@@ -164,7 +164,6 @@ SIZES = [(128, 64), (100, 40), (300, 151), (300, 149), (500, 90), (72, 36), (72,
 SIZES += [(40, 20), (200, 40), (30, 300), (9, 7), (1, 1)]
 
 
-@pytest.mark.xdist_group("onnx_preprocessing")
 @pytest.mark.parametrize("height, width", SIZES)
 def test_resizing_in_onnx_is_pillows(onnx_preprocessing, height, width):
     images = random_images(2, height, width)

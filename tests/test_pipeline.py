@@ -48,6 +48,7 @@ def dcgan(script, *flags):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_pipeline(data):
     market, prepared, work = data / "market", data / "market" / "pytorch", data / "work"
     work.mkdir()

@@ -115,7 +115,7 @@ def test_smoothing_is_for_real_images():
     smooth = F.cross_entropy(logits[real], labels[real], label_smoothing=0.1, reduction="sum")
     even = -F.log_softmax(logits[~real], 1).mean(1).sum()
     expected = (smooth + even) / 6
-    assert torch.allclose(losses.lsro(logits, labels, generated, 0.1), expected)
+    assert torch.allclose(losses.label_rule("lsro")(logits, labels, generated, 0.1), expected)
     assert torch.allclose(
         losses.cross_entropy(logits[real], labels[real], generated[real], 0.1), smooth / 4
     )

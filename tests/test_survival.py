@@ -4,19 +4,23 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call
+from conftest import ROOT, call, exit_code, make_market, make_prepared
 
 import train_baseline
 from model import ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import Interrupted, UserError
+
+pytestmark = pytest.mark.slow
 
 EPOCHS = 6
 FLAGS = (
@@ -42,7 +46,7 @@ def start(*words, **kind):
 
 
 def files(run):
-    """Everything a run says: each weights file, and the log without its timings."""
+    """Return everything a run says: each weights file, and the log without its timings."""
     weights = {p.name: torch.load(p, weights_only=True) for p in sorted(run.glob("net_*.pth"))}
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     timing = ("seconds", "images_per_s")
@@ -58,17 +62,39 @@ def assert_same(run, expected):
     assert not list(run.glob(".*"))  # nothing half-written
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The dataset of all tests here, which only read it."""
+    return make_prepared(make_market(tmp_path_factory.mktemp("data") / "market"))
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """The runs that nothing happens to: `unbroken` of EPOCHS epochs, `begun` of two less."""
+    folder = tmp_path_factory.mktemp("trained")
+    call(train_baseline.main, *flags(prepared, folder, "begun", "--epochs", EPOCHS - 2))
+    call(train_baseline.main, *flags(prepared, folder, "unbroken", "--epochs", EPOCHS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(trained):
+    return files(trained / "unbroken")
+
+
 @pytest.fixture
-def unbroken(prepared, tmp_path):
-    """What a run of EPOCHS epochs comes to when nothing happens to it."""
-    call(train_baseline.main, *flags(prepared, tmp_path, "unbroken", "--epochs", EPOCHS))
-    return files(tmp_path / "unbroken")
+def begun(trained, tmp_path):
+    """A run `r` in tmp_path to be damaged and resumed."""
+    return Path(shutil.copytree(trained / "begun", tmp_path / "r"))
 
 
 def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
-    """Killed again and again, half of the times while something is being written."""
-    seed = random.randrange(2**32)  # other moments each time the tests run
-    print(f"seed {seed}")  # shown where the test fails
+    """Killed again and again, half of the times while something is being written.
+
+    At other moments each time; KILL_SEED in the environment repeats those of a failure.
+    """
+    seed = int(os.environ.get("KILL_SEED", random.randrange(2**32)))
+    print(f"KILL_SEED={seed}")  # pytest shows it where the test fails
     rng = random.Random(seed)
     run = tmp_path / "killed"
     for attempt in range(6):
@@ -89,23 +115,21 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
     assert_same(run, unbroken)
 
 
-def test_a_run_belongs_to_one_process(prepared, tmp_path):
+def test_a_run_belongs_to_one_process(prepared, tmp_path, capsys):
     """A second one of the same name, with or without --resume, ends and leaves it alone."""
     words = flags(prepared, tmp_path, "same", "--epochs", 1000)
     first = start(*words)
     first.stdout.readline()  # it has begun
     for more in ((), ("--resume",)):
-        second = start(*words, *more)
-        out, err = second.communicate(timeout=60)
-        assert second.returncode == 2, out
+        assert exit_code(train_baseline.main, *words, *more) == 2
+        err = capsys.readouterr().err
         assert len(err.splitlines()) == 1
-        if "--resume" in more or not more:
-            assert f"same: another process is writing it (process {first.pid} on " in err
+        assert f"same: another process is writing it (process {first.pid} on " in err
     assert first.poll() is None
     first.terminate()
     first.communicate(timeout=60)
     assert (tmp_path / "same" / "opts.json").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"market", "same"}
+    assert {path.name for path in tmp_path.iterdir()} == {"same"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -141,7 +165,7 @@ def test_interrupted_in_the_first_epoch(prepared, tmp_path, monkeypatch):
     start_from = ["--epochs", 2, "--pretrained", tmp_path / "net_last.pth"]
     words = flags(prepared, tmp_path, "early", *start_from)
     with monkeypatch.context() as patch:
-        patch.setattr("reid.engine.Training.step", interrupt)
+        patch.setattr("reid.engine.Learner.step", interrupt)
         with pytest.raises(Interrupted, match="--resume"):
             call(train_baseline.main, *words)
     call(train_baseline.main, *words, "--resume")
@@ -150,9 +174,10 @@ def test_interrupted_in_the_first_epoch(prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
-def test_a_damaged_state_falls_back_to_the_one_before(damage, prepared, tmp_path, unbroken, capsys):
-    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS - 2))
-    path = tmp_path / "r" / "state.pth"
+def test_a_damaged_state_falls_back_to_the_one_before(
+    damage, prepared, tmp_path, begun, unbroken, capsys
+):
+    path = begun / "state.pth"
     content = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
@@ -161,63 +186,58 @@ def test_a_damaged_state_falls_back_to_the_one_before(damage, prepared, tmp_path
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    capsys.readouterr()
     call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume"))
     out, err = capsys.readouterr()
     assert f"epochs {EPOCHS - 2} to {EPOCHS}" in out  # one epoch again
     assert "state_previous.pth: going on from this, the state before the newest" in err
     assert ("state.pth: damaged" in err) == (damage != "missing")
-    assert (tmp_path / "r" / "state_previous.pth").exists()
-    assert_same(tmp_path / "r", unbroken)
+    assert (begun / "state_previous.pth").exists()
+    assert_same(begun, unbroken)
 
 
-def test_states_deleted_to_save_room_lose_no_weights(prepared, tmp_path):
+def test_states_deleted_to_save_room_lose_no_weights(prepared, tmp_path, begun):
     """The run can't go on, and nothing takes its place."""
-    words = flags(prepared, tmp_path, "r", "--epochs", 2)
-    call(train_baseline.main, *words)
+    words = flags(prepared, tmp_path, "r", "--epochs", EPOCHS)
     for name in ("state.pth", "state_previous.pth"):
-        (tmp_path / "r" / name).unlink()
-    there = sorted(path.name for path in (tmp_path / "r").iterdir())
+        (begun / name).unlink()
+    there = sorted(path.name for path in begun.iterdir())
     with pytest.raises(UserError, match="holds a run already"):
         call(train_baseline.main, *words)
     with pytest.raises(UserError, match=r"its state\.pth is gone"):
         call(train_baseline.main, *words, "--resume")
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == there
+    assert sorted(path.name for path in begun.iterdir()) == there
 
 
-def test_when_both_states_are_damaged(prepared, tmp_path):
-    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 2))
+def test_when_both_states_are_damaged(prepared, tmp_path, begun):
     for name in ("state.pth", "state_previous.pth"):
-        (tmp_path / "r" / name).write_bytes(b"damaged")
+        (begun / name).write_bytes(b"damaged")
     with pytest.raises(UserError, match="its states are damaged"):
-        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--resume"))
+        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume"))
 
 
 @pytest.mark.parametrize("content", [{}, {"net": torch.zeros(3)}, {"net": {}, "history": []}])
-def test_a_state_of_something_else(content, prepared, tmp_path):
-    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 1))
-    torch.save(content, tmp_path / "r" / "state.pth")
+def test_a_state_of_something_else(content, prepared, tmp_path, begun):
+    torch.save(content, begun / "state.pth")
     with pytest.raises(UserError, match=r"its state is not this run's .*; start anew"):
-        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--resume"))
+        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume"))
 
 
-def test_a_full_disk(prepared, tmp_path, unbroken):
+def test_a_full_disk(prepared, tmp_path, begun, unbroken):
     """Files can't grow over 1 MB, as if the disk were full: one line, and the run goes on later."""
 
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
-    call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 2))
     words = flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume")
-    before = (tmp_path / "r" / "state.pth").read_bytes()
+    before = (begun / "state.pth").read_bytes()
     process = start(*words, preexec_fn=small_disk)
     _, err = process.communicate()
     assert process.returncode == 2
     assert len(err.splitlines()) == 1, err
     assert "can't be written (File too large)" in err
-    assert (tmp_path / "r" / "state.pth").read_bytes() == before
+    assert (begun / "state.pth").read_bytes() == before
     call(train_baseline.main, *words)
-    assert_same(tmp_path / "r", unbroken)
+    assert_same(begun, unbroken)
 
 
 def test_best_weights_are_mended_after_a_kill_between_state_and_weights(

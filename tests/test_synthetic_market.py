@@ -15,8 +15,6 @@ from PIL import Image
 
 import synthetic_market as market
 
-pytestmark = pytest.mark.xdist_group("synthetic_market")  # one process renders
-
 TINY = market.Scale(
     train_ids=5, train_images=24, test_ids=4, queries=11, gallery_images=30, distractors=5, junk=6
 )

@@ -21,8 +21,6 @@ from reid import engine, optimizer
 from reid.checkpoint import Run
 from reid.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("training")  # one process makes the runs that they share
-
 FLAGS = (
     "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
     "--precision fp32 --seed 3"
@@ -132,6 +130,7 @@ def test_resume_refuses_other_options_and_a_run_is_never_overwritten(shared, tmp
     assert equal(before, weights(begun))
 
 
+@pytest.mark.slow
 def test_resume_starts_a_run_that_is_not_there_yet(shared, tmp_path, capsys):
     """A scheduler repeats one command."""
     flags = (train_baseline.main, shared, tmp_path, "r", "--resume", "--epochs", 1)

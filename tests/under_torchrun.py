@@ -1,0 +1,75 @@
+"""What test_distributed.py computes in its own process and, on two, in one start of torchrun.
+
+python tests/under_torchrun.py '[["train_steps", "OUT.pth", "PREPARED", STEPS, FLAG, ...], ...]'
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train_lsro
+from model import ft_net_dense
+from reid import losses
+from reid.checkpoint import unwrap
+from reid.dataset import generated_images, labelled_images
+from reid.distributed import join_world, leave_world
+from reid.engine import Learner
+from reid.gan_labels import Teacher
+from reid.options import parse_training
+
+
+def train_steps(out, prepared, last, *flags):
+    """Train some steps and write gradients and weights.
+
+    In float64, since rounding grows from step to step.
+    """
+    args = parse_training(train_lsro.get_parser(), flags)
+    world = join_world(args.gpu_ids)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        net = ft_net_dense(3, neck=args.neck)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    training = Learner(args, world, net, None, losses.label_rule(args.gan_label))
+    real, generated = images(prepared)
+    training.read(real + generated, labelled_images(Path(prepared) / "val_new"))
+    result, steps = {}, 0
+    while steps < last:
+        torch.manual_seed(steps)
+        training.net.train()
+        for batch in training.batches.epoch(steps):
+            training.step(batch._replace(images=batch.images.double()))
+            named = unwrap(training.net).named_parameters()
+            if steps == 0:
+                result["gradients"] = {n: p.grad.clone() for n, p in named if p.requires_grad}
+            steps += 1
+    result["weights"] = unwrap(training.net).state_dict()
+    if world.first:
+        torch.save(result, out)
+
+
+def make_tables(out, prepared, *flags):
+    """Write the tables of the label rules mprl_static and sls, each process its own."""
+    args = train_lsro.parse(flags)
+    world = join_world(args.gpu_ids)
+    real, generated = images(prepared)
+    teacher = Teacher(args, real, world)
+    tables = [teacher.rank_table(generated), teacher.cluster_table(real, generated)]
+    torch.save(tables, f"{out}.{world.rank}")
+
+
+def images(prepared):
+    """Return real and generated training images."""
+    folder = Path(prepared) / "train_new"
+    return labelled_images(folder), generated_images(folder / "gen_0000")
+
+
+if __name__ == "__main__":
+    for name, *words in json.loads(sys.argv[1]):
+        globals()[name](*words)
+    leave_world()
