@@ -51,8 +51,8 @@ def add_generated(prepared):
     return prepared
 
 
-# Cases, each a number of steps and flags. Fewer steps where batch norm is split: over a few images of
-# a kind it is chaotic. In one process, too, images changed by 1e-15 lead to other weights in 20.
+# Cases: a number of steps, and flags. Fewer steps where batch norm is split: over a few images of a
+# kind it is chaotic. In one process, too, images changed by 1e-15 lead to other weights in 20.
 CASES = {
     "lsro": (20,),
     "triplet": (20, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
