@@ -147,7 +147,7 @@ def main(argv=None):
         make(target, splits, identities, put)
         print(f"{target}: made")
     zero_is_person = dataset == "folder" or LAYOUTS[dataset].zero_is_person
-    summarise(splits, published_counts(dataset, root, args), dataset, zero_is_person)
+    summarise(splits, *published_counts(dataset, root, args), zero_is_person)
     if dataset != "msmt17":  # it numbers the people of training and of testing each from 0
         warn_of_known_people(splits, zero_is_person)
     warn_of_single_images(splits)
@@ -283,15 +283,19 @@ def put_checked(source, targets, put):
 
 
 def published_counts(dataset, root, args):
-    """Return the published {split: Counts} of a dataset; none for own photos or a rendered set."""
+    """Return a dataset's published {split: Counts} and full name.
+
+    There are none for own photos and for a rendered set.
+    """
     if dataset == "folder" or (root / STAND_IN).exists():
-        return {}
+        return {}, dataset
     if dataset == "cuhk03-np":
-        return cuhk03.PUBLISHED[cuhk03.choose_variant(root, args.variant)]
-    return LAYOUTS[dataset].published
+        variant = cuhk03.choose_variant(root, args.variant)
+        return cuhk03.PUBLISHED[variant], f"{dataset} {variant}"
+    return LAYOUTS[dataset].published, dataset
 
 
-def summarise(splits, published, dataset, zero_is_person):
+def summarise(splits, published, name, zero_is_person):
     """Print the sizes of the splits, beside the published ones.
 
     A line on standard error names the splits where they differ.
@@ -309,7 +313,7 @@ def summarise(splits, published, dataset, zero_is_person):
         print(line)
     if different:
         print(
-            f"warning: {', '.join(different)}: not as large as {dataset} is published; "
+            f"warning: {', '.join(different)}: not as large as {name} is published; "
             "is it whole, and the right one?",
             file=sys.stderr,
         )

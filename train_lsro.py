@@ -158,10 +158,15 @@ def main(argv=None):
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
     with engine.opened(args, world, real + generated, validation, rule) as training:
         if losses.needs_a_run(args.gan_label):
-            with world.together():
-                teacher = Teacher(args, real + validation, world)
-            rule.target.weights = teacher.targets(args.gan_label, real, generated)
+            rule.target.weights = taught_targets(args, world, real, validation, generated)
         training.run()
+
+
+def taught_targets(args, world, real, validation, generated):
+    """Return the targets' weights that the finished run --label_run decides: int [N, K]."""
+    with world.together():
+        teacher = Teacher(args, real + validation, world)
+    return teacher.targets(args.gan_label, real, generated)
 
 
 if __name__ == "__main__":

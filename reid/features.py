@@ -60,8 +60,10 @@ class ImageModel:
         [N, H, W, 3]. label: name of a progress bar, None for no bar.
         Raises ValueError for anything else, UserError for a file that can't be read.
         """
-        are_paths = len(images) and isinstance(images[0], str | PathLike)
-        stream = self.of_files(images) if are_paths else self.of_arrays(images)
+        paths = {isinstance(image, str | PathLike) for image in images}
+        if isinstance(images, str | PathLike) or len(paths) > 1:
+            raise ValueError("expected a list of arrays or a list of paths")
+        stream = self.of_files(images) if True in paths else self.of_arrays(images)
         quiet = True if label is None else None
         features = []
         for _, feature in tqdm(stream, label, len(images), False, unit="image", disable=quiet):

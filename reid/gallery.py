@@ -16,7 +16,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import tee
 from pathlib import Path
 from types import ModuleType
@@ -270,16 +270,16 @@ class Gallery:
         rows, again = tee(self.base.execute("SELECT * FROM listed ORDER BY path"))
         features = embed.of_files((os.fsdecode(path) for path, _, _ in again), threads)
         extracted, committed = 0, time.monotonic()
-        bar = tqdm(rows, "gallery", total, unit="image", disable=None)
-        for row, (_, feature) in zip(bar, features, strict=True):
-            if isinstance(feature, UserError):
-                messages.append(str(feature))
-            else:
-                self.add(row, feature)
-                extracted += 1
-            if time.monotonic() - committed > COMMIT:
-                self.base.commit()
-                committed = time.monotonic()
+        with closing(features), tqdm(rows, "gallery", total, unit="image", disable=None) as bar:
+            for row, (_, feature) in zip(bar, features, strict=True):
+                if isinstance(feature, UserError):
+                    messages.append(str(feature))
+                else:
+                    self.add(row, feature)
+                    extracted += 1
+                if time.monotonic() - committed > COMMIT:
+                    self.base.commit()
+                    committed = time.monotonic()
         self.base.commit()
         return extracted
 
@@ -371,7 +371,7 @@ def import_faiss() -> ModuleType:
     try:
         import faiss
     except ImportError as error:
-        raise missing_package("search.py", "faiss-cpu") from error
+        raise missing_package("searching", "faiss-cpu") from error
     return faiss
 
 

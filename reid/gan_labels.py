@@ -76,7 +76,9 @@ class Teacher:
         """Return the targets' weights by a rule's name: int [N, K], see `losses.FixedTargets`."""
         if rule == "mprl_static":
             return self.rank_table(generated)
-        return self.cluster_table(real, generated)
+        if rule == "sls":
+            return self.cluster_table(real, generated)
+        raise ValueError(f"rule {rule!r}: a Teacher has no targets for it")
 
     def rank_table(self, generated: list[Sample]) -> Tensor:
         """Return, for mprl_static, the ranks of the probabilities it predicts: int32 [N, K].

@@ -90,10 +90,12 @@ class TrainTransform:
     def read(self, path: str | Path) -> np.ndarray:
         """Decode an image and resize its width: uint8 [h, 9/8 width, 3].
 
-        h is as in the file; of an image that gets lower, the height is resized here, too.
+        h is as in the file; an image that gets lower, or is narrow, is resized whole here.
         """
         image = read_image(path)
-        size = self.full_width, min(image.height, self.full_height)
+        width, height = self.full_width, self.full_height
+        whole = image.height >= height or image.height * width > height * image.width
+        size = width, height if whole else image.height
         return to_array(image.resize(size, Image.Resampling.BICUBIC))
 
     def crop(

@@ -247,7 +247,7 @@ def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
     results = tmp_path / "results.json"
     call(
         export.main, *flags(folder, prepared), "--precision", "int8", "--json", results,
-        "--calibration_images", 4,
+        "--calibration_images", 4, "--preprocess", "inside",
     )  # fmt: skip
     out, err = capsys.readouterr()
     assert "PyTorch's fp32: Rank@1" in out
@@ -255,7 +255,7 @@ def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
     assert {Path(path).parent.parent.name for path in seen[0]} == {"train_all"}
 
     section = json.loads(results.read_text())["export"]
-    path = folder / "features_int8.onnx"
+    path = folder / "features_int8_inside.onnx"
     assert section["sha256"] == sha256(path)
     assert section["agreement"]["cosine_min"] > 0.99
     assert set(section["accuracy"]) == {"exported", "pytorch_fp32"}

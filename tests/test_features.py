@@ -195,6 +195,12 @@ def test_embedder_refuses(run, image):
         Embedder(run, batchsize=2, **CPU)([*crops(2), image])
 
 
+@pytest.mark.parametrize("images", ["a.jpg", [np.zeros((8, 8, 3), np.uint8), "a.jpg"]], ids=str)
+def test_embedder_takes_arrays_or_paths_in_a_list(run, images):
+    with pytest.raises(ValueError, match="a list of arrays or a list of paths"):
+        Embedder(run, **CPU)(images)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"layer": "pol"}, {"precision": "fp16"}, {"batchsize": 0}, {"scales": (20,)}]
 )

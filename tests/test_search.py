@@ -791,7 +791,7 @@ def test_several_gpus(flags, monkeypatch, capsys):
 def test_without_faiss(flags, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert exit_code(search.main, *flags) == 2
-    assert capsys.readouterr().err == "error: search.py: needs faiss-cpu; pip install faiss-cpu\n"
+    assert capsys.readouterr().err == "error: searching: needs faiss-cpu; pip install faiss-cpu\n"
 
 
 def test_a_network_that_diverged(flags, run, tmp_path, capsys):

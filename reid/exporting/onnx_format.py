@@ -27,7 +27,7 @@ try:
     import onnxscript  # noqa: F401  (torch's exporter needs it)
     from onnx import compose, helper
 except ImportError as error:
-    raise missing_package("--format onnx (not --format torch)", *ONNX_PACKAGES) from error
+    raise missing_package("--format onnx (unlike --format torch)", *ONNX_PACKAGES) from error
 
 from reid.exporting.int8 import as_convolutions, quantised
 
@@ -78,7 +78,11 @@ def joined(first, second):
     """Join two ModelProtos into one that feeds the output of the first to the second."""
     first.ir_version = second.ir_version
     first = compose.add_prefix(first, "preprocessing_", rename_inputs=False)
-    return compose.merge_models(first, second, io_map=[(f"preprocessing_{OUTPUT}", INPUT)])
+    model = compose.merge_models(first, second, io_map=[(f"preprocessing_{OUTPUT}", INPUT)])
+    opsets = {opset.domain: opset.version for opset in model.opset_import}  # each was there twice
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(*opset) for opset in opsets.items())
+    return model
 
 
 def onnx_compute(
