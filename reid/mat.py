@@ -17,6 +17,7 @@ from scipy.io import loadmat, savemat
 from reid.dataset import LARGEST_LABEL, EvalImage
 from reid.errors import UserError, missing_package
 from reid.files import parse_json, replacing
+from reid.metrics import FeatureSet
 
 MATLAB_73 = b"MATLAB 7.3"
 NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # first bytes of .npz and .npy
@@ -24,19 +25,6 @@ NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # first bytes of .npz and .npy
 LOCATIONS = ("run", "run_from_mat", "data_from_mat", "split")
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
-
-
-class FeatureSet(NamedTuple):
-    """Images' features float32 [N, D], identities int [N], cameras int [N], paths [N] or None."""
-
-    features: np.ndarray
-    identities: np.ndarray
-    cameras: np.ndarray
-    files: np.ndarray | None = None
-
-    def take(self, rows: np.ndarray) -> "FeatureSet":
-        """Return the FeatureSet of some rows, an index array."""
-        return FeatureSet(*(None if field is None else field[rows] for field in self))
 
 
 class EvalSets(NamedTuple):

@@ -11,14 +11,26 @@ Rankings are never sorted: a good image's rank is the number of images that are 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-
-from reid.mat import FeatureSet
 
 JUNK_IDENTITY = -1
 SAME = 1e-6  # how far from 1 the similarity of one picture with itself may be, for rounding
 QUERY_BLOCK = 256  # queries scored at a time, to bound memory
+
+
+class FeatureSet(NamedTuple):
+    """Images' features float32 [N, D], identities int [N], cameras int [N], paths [N] or None."""
+
+    features: np.ndarray
+    identities: np.ndarray
+    cameras: np.ndarray
+    files: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "FeatureSet":
+        """Return the FeatureSet of some rows, an index array."""
+        return FeatureSet(*(None if field is None else field[rows] for field in self))
 
 
 @dataclass
