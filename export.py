@@ -70,7 +70,8 @@ def get_parser():
     group.add_argument(
         "--output",
         metavar="FILE",
-        help="file to write (default: features_<precision>.onnx or .pt2 in the run folder)",
+        help="file to write (default: in the run folder, e.g. features_fp32.onnx, or with other "
+        "flags features_int8_inside.onnx, features_fp32.pt2)",
     )
 
     group = parser.add_argument_group("checks")

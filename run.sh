@@ -2,8 +2,8 @@
 # The commands of this project:
 #
 #   ./run.sh demo            the whole pipeline on a small rendered dataset, ending in a table
-#   ./run.sh test            linter and all tests, about 8 minutes on two CPU cores
-#   ./run.sh test --quick    linter and the tests that are not marked slow, about a minute
+#   ./run.sh test            linter and all tests, 8 to 10 minutes on two CPU cores
+#   ./run.sh test --quick    linter and the tests that are not marked slow, 1 to 2 minutes
 #   ./run.sh test tests/test_losses.py -k lsro    what else is given goes to pytest
 #
 # Each makes .venv and installs requirements.txt into it where that is not done yet.

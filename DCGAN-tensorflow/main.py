@@ -188,8 +188,9 @@ def read_options(path: Path) -> dict:
 
 def find_dataset(args: argparse.Namespace) -> Path:
     """Return the folder --dataset: the one of this name under --data_dir, or else the path."""
-    named = Path(args.data_dir) / args.dataset
-    return named if named.is_dir() or not Path(args.dataset).is_dir() else Path(args.dataset)
+    named, path = Path(args.data_dir) / args.dataset, Path(args.dataset)
+    is_name = path.name == args.dataset and not path.is_dir()
+    return named if named.is_dir() or is_name else path
 
 
 def start_backend() -> str:

@@ -265,15 +265,21 @@ def generated_folder(args: Namespace) -> Path:
 
 
 def check_prepared(data_dir: str | Path) -> None:
-    """Raise UserError where there is no folder for --data_dir."""
+    """Raise UserError where --data_dir names no folder, or the one above a prepared one."""
     if not Path(data_dir).is_dir():
         raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    if (Path(data_dir) / "pytorch").is_dir():
+        raise UserError(f"{data_dir}: not prepared itself; name {Path(data_dir) / 'pytorch'}")
 
 
 def generated_images(gen_dir: str | Path, number: int | None = None, seed: int = 0) -> list[Sample]:
     """Return Samples of `number` generated images in `gen_dir`, drawn by the seed (None: all)."""
     if number == 0:
         return []
+    if not Path(gen_dir).is_dir():
+        raise UserError(
+            f"{gen_dir}: no such folder; generate images with DCGAN-tensorflow, or name --gen_dir"
+        )
     images = list_images(gen_dir)
     if number is not None:
         if number > len(images):

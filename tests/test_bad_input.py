@@ -254,3 +254,11 @@ def test_scoring(fails, main, tmp_path):
 
 def test_results_table_without_scores(fails, tmp_path):
     fails(results_table.main, tmp_path, says="opts.json: no such file")
+
+
+def test_the_folder_above_the_prepared_one(fails, market, prepared):
+    fails(train_baseline.main, "--data_dir", market, says=[market, "name", prepared])
+
+
+def test_no_generated_images(fails, prepared):
+    fails(train_lsro.main, "--data_dir", prepared, says=["gen_0000: no such folder", "--gen_dir"])
