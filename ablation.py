@@ -36,7 +36,7 @@ from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.intervals import mean_interval, paired_difference
 from reid.losses import needs_a_run
-from reid.options import NETWORKS, Parser, at_least, network_name, run_name, seed
+from reid.options import NETWORKS, Parser, at_least, run_name, seed
 from reid.provenance import ROOT, command_line, provenance
 from results_table import read_run
 
@@ -51,8 +51,8 @@ SEEDS = [0, 1, 2]
 
 # Flags of train_lsro.py that the grid itself sets.
 GRID_FLAGS = (
-    "--name --model_dir --data_dir --gen_dir --num_generated --seed --use_dense --gan_label "
-    "--label_run --resume"
+    "--name --model_dir --data_dir --gen_dir --num_generated --seed --backbone --use_dense "
+    "--gan_label --label_run --resume"
 ).split()
 # Options that may differ between the cells of a grid; the number of epochs may not.
 FREE = FREE_ON_RESUME - {"epochs", "lr"}
@@ -112,7 +112,10 @@ def get_parser():
     )
     group.add_argument("--seeds", type=seed, nargs="+", default=SEEDS, help="training seeds")
     group.add_argument(
-        "--backbones", nargs="+", choices=NETWORKS, default=["resnet50"], help="networks"
+        "--backbones",
+        nargs="+",
+        default=["resnet50"],
+        help="networks, see train_lsro.py --backbone",
     )
     group.add_argument(
         "--nproc_per_node",
@@ -176,9 +179,7 @@ def training_words(args, cell):
     """Return the flags of train_lsro.py for a cell, a list of words."""
     words = ["--name", cell.name, "--model_dir", Path(args.model_dir) / args.name]
     words += ["--data_dir", args.data_dir, *(["--gen_dir", args.gen_dir] if args.gen_dir else [])]
-    words += ["--num_generated", cell.number, "--seed", cell.seed]
-    if cell.backbone == network_name(use_dense=True):
-        words += ["--use_dense"]
+    words += ["--num_generated", cell.number, "--seed", cell.seed, "--backbone", cell.backbone]
     flags = args.training_flags
     if cell.rule:
         words += ["--gan_label", cell.rule]
@@ -224,7 +225,8 @@ def check_images(args, folder, cells, options):
 
     Raises UserError where images are missing, or are not those that earlier cells were trained on.
     """
-    real, _ = training_splits(args.data_dir, options[cells[0]]["train_all"])
+    asked = options[cells[0]]
+    real = training_splits(args.data_dir, asked["train_all"], asked["val_ids"]).train
     gen_dir = generated_folder(args)
     largest = max(cell.number for cell in cells)
     count = len(list_images(gen_dir))
@@ -364,7 +366,7 @@ def table_lines(rows):
     yield "|---|---|---:|---|---:|---:|---:|---:|"
     for row in rows:
         cells = [
-            NETWORKS[row["backbone"]],
+            NETWORKS.get(row["backbone"], row["backbone"]),
             row["rule"] or "–",
             f"{row['number']:,}",
             row["ranking"],

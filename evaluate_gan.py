@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from reid.checkpoint import build_network, load_trained
+from reid.checkpoint import as_trained, load_trained
 from reid.dataset import (
     GENERATED_FOLDER,
     generated_folder,
@@ -39,15 +39,16 @@ from reid.dataset import (
     list_images,
     manifest,
 )
-from reid.device import dtype_for, to_device
+from reid.device import dtype_name, to_device
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
-from reid.features import extract, fold_for_inference
+from reid.features import eval_transforms, extract, fold_for_inference, inference_dtype
 from reid.files import check_writable, read_results, sha256, update_results
 from reid.options import (
     HEIGHT,
     WIDTH,
     Parser,
+    add_backbone_options,
     add_device_options,
     add_run_options,
     at_least,
@@ -55,7 +56,7 @@ from reid.options import (
 )
 from reid.pictures import draw_neighbours
 from reid.provenance import provenance
-from reid.transforms import EvalTransform
+from reid.weights import build_network
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
 REAL_DIR = None  # training images; None: <data_dir>/train_all_new
@@ -126,11 +127,7 @@ def get_parser():
         help="take features not of the run but of torchvision's ImageNet weights (downloaded on "
         "first use), or of a weights file with such a backbone, at 256x128",
     )
-    group.add_argument(
-        "--use_dense",
-        action="store_true",
-        help="DenseNet-121 in place of ResNet-50, with --pretrained; a run's weights tell which",
-    )
+    add_backbone_options(group, None)
     group.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
     group.add_argument(
         "--nearest_k",
@@ -252,39 +249,45 @@ def features_of(images, args, world):
     The first process alone has the features.
     """
     with world.together():
-        net, transform, source = feature_space(args)
-        dtype = dtype_for(world.device, args.precision, world.gpus)
-    source["arithmetic"] = str(dtype or torch.float32).removeprefix("torch.")
-    size = f"{transform.height}x{transform.width}"
-    world.say(f"features of {source['weights']}: {source['network']}, {size}, on {world.device}")
-    net = to_device(fold_for_inference(net, dtype), world.device)
+        trained, source = feature_space(args)
+        dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
+    source["arithmetic"] = dtype_name(dtype)
+    size = "{}x{}".format(*trained.size)
+    world.say(f"features of {source['weights']}: {source['backbone']}, {size}, on {world.device}")
+    net = to_device(fold_for_inference(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
-    options = {"dtype": dtype, "batchsize": args.batchsize, "workers": args.workers}
+    transforms = eval_transforms(trained)
+    options = {
+        "dtype": dtype,
+        "layer": trained.layer,
+        "batchsize": args.batchsize,
+        "workers": args.workers,
+    }
     features = [
-        extract(net, paths, [transform], world, label=name, **options)
+        extract(net, paths, transforms, world, label=name, layer=trained.layer, **options)
         for name, paths in images._asdict().items()
     ]
     return features, source
 
 
 def feature_space(args):
-    """Return the network, the transform of its images, and a dict of what both are."""
-    height, width, weights = HEIGHT, WIDTH, args.pretrained
+    """Return the network as a `Trained`, and a dict of what it is."""
     if args.pretrained == "none":
         run_folder = Path(args.model_dir) / args.name
-        net, weights, height, width = load_trained(run_folder, args.which_epoch, args.use_dense)
+        trained = load_trained(run_folder, args.which_epoch, args.backbone)
     else:
-        net = build_network(args.use_dense, 1, args.pretrained)
-    transform = EvalTransform.for_testing(height, width)
+        net = build_network(args.backbone or "resnet50", 1, args.pretrained)
+        trained = as_trained(net, Path(args.pretrained), HEIGHT, WIDTH)
     source = {
-        "weights": str(weights),
-        "sha256": None if args.pretrained == "imagenet" else sha256(weights),
-        "network": type(net).__name__,
-        "height": transform.height,
-        "width": transform.width,
+        "weights": str(trained.weights),
+        "sha256": None if args.pretrained == "imagenet" else sha256(trained.weights),
+        "backbone": trained.net.backbone,
+        "height": trained.size[0],
+        "width": trained.size[1],
+        "layer": trained.layer,
     }
-    return net, transform, source
+    return trained, source
 
 
 def lines(measured, facts, dim):

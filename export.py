@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reid.checkpoint import load_trained
+from reid.checkpoint import load_asked
 from reid.dataset import check_prepared, eval_images, identity_folders, list_images
 from reid.errors import UserError, run
 from reid.exporting.agreement import (
@@ -113,8 +113,9 @@ def main(argv=None):
         raise UserError("--precision int8: ONNX only; take --format onnx, or fp32 or fp16")
     make, open_file = tools(args)
     run_folder = Path(args.model_dir) / args.name
-    trained = load_trained(run_folder, args.which_epoch)
-    output = Path(args.output or run_folder / default_name(args))
+    trained = load_asked(args)
+    source = Path(args.weights) if args.weights else run_folder
+    output = Path(args.output or (source.parent if args.weights else source) / default_name(args))
     check_writable(output)
     if args.json:
         check_writable(args.json)
@@ -129,8 +130,8 @@ def main(argv=None):
     queries = spread_out(query, args.check_images // 5)
     shown = spread_out(gallery, args.check_images - args.check_images // 5)
     paths = [entry.path for entry in queries + shown]
-    facts = metadata(trained, args.name, args.which_layer, args.precision, args.preprocess)
-    expected = Eager(trained, args.which_layer)(paths, "PyTorch")
+    facts = metadata(trained, source.name, args.precision, args.preprocess)
+    expected = Eager(trained)(paths, "PyTorch")
     content = make(trained, facts, **calibration)  # changes the network
 
     result = {"file": str(output), "format": args.format, "metadata": facts}
@@ -153,9 +154,7 @@ def main(argv=None):
             )
         result |= {"bytes": len(content), "sha256": sha256(temporary)}
         if args.precision != "fp32" and not args.skip_accuracy:
-            pytorch = Embedder(
-                run_folder, args.which_epoch, precision="fp32", layer=args.which_layer
-            )
+            pytorch = Embedder(load_asked(args), precision="fp32")
             result["accuracy"] = {
                 name: accuracy(model, query, gallery, data_dir, name)
                 for name, model in (("exported", file), ("pytorch_fp32", pytorch))
@@ -178,7 +177,7 @@ def training_images(data_dir, trained, count):
     split = data_dir / "train_all"
     split = split if split.is_dir() else data_dir / "train"
     paths = [path for folder in identity_folders(split) for path in list_images(folder)]
-    read = EvalTransform.for_testing(trained.height, trained.width).read
+    read = EvalTransform(*trained.size).read
     return [read(path) for path in spread_out(paths, count)]
 
 
@@ -195,7 +194,7 @@ def lines(result, query, gallery):
     """Yield the lines to print of the results."""
     facts = result["metadata"]
     yield (
-        f"{result['file']}: {facts['network']} in {facts['precision']}, "
+        f"{result['file']}: {facts['backbone']} in {facts['precision']}, "
         f"{result['bytes'] / 1e6:.1f} MB, input {facts['input_shape']}, "
         f"features float32 [N, {facts['dim']}]"
     )

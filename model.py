@@ -1,19 +1,21 @@
-"""The two re-ID networks: ft_net (ResNet-50) and ft_net_dense (DenseNet-121).
+"""The re-ID networks: ft_net (ResNet-50), ft_net_dense (DenseNet-121), ft_net_timm (any of timm's).
 
-Each is a backbone to its global average pooling, then the bottleneck head, then the classifier:
+Each is a backbone to its pooled feature, then the bottleneck head, then the classifier:
 
-    image [B, 3, H, W] -> pooled feature [B, 2048 or 1024]
+    image [B, 3, H, W] -> pooled feature [B, D], D = 2048 for ResNet-50, 1024 for DenseNet-121
                        -> Linear 512, BatchNorm1d, LeakyReLU 0.1, Dropout 0.5 -> Linear K
 
-Parameter names and shapes are those of the 2018 Person-reid-GAN-pytorch, so that its weights load.
+Parameter names and shapes of the first two are those of the 2018 Person-reid-GAN-pytorch, so that
+its weights load.
 
     net = ft_net_dense(751)
     logits = net(images)                           # [B, 751], for training
     features = net(images, return_features=True)   # [B, 1024], for testing
 """
 
-import re
-from pathlib import Path
+import difflib
+import json
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +23,24 @@ from torchvision import models
 
 BOTTLENECK_DIM = 512
 LAYERS = ("pool", "bottleneck")
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
 
 
 class ReIDNet(nn.Module):
-    """The parts that both networks have: images [B, 3, H, W] to logits or, in testing, features.
+    """The parts that all networks have: images [B, 3, H, W] to logits or, in testing, features.
+
+    Subclasses have `backbone`, its name; `feature_dim`, the numbers of a pooled feature;
+    `normalisation`, the mean and deviation of the pixels (each three numbers, of values from 0 to
+    1) that images are normalised with; `any_size`, whether one network takes images of all sizes.
 
     neck: "bottleneck" as above, or "bnneck" (Luo et al. 2019, "Bag of Tricks"): one batch norm
         between the pooled feature and a classifier without bias.
     pooling: "avg", or "gem" (Radenovic et al. 2018), the generalised mean with a learnt exponent.
     last_stride: 2, or 1 to keep the last stage's feature maps at twice the size (Sun et al. 2018).
     """
+
+    normalisation = IMAGENET
+    any_size = True
 
     def _add_head(self, class_num, neck, pooling, last_stride):
         bnneck = neck == "bnneck"
@@ -59,11 +69,21 @@ class ReIDNet(nn.Module):
         "bottleneck", what the classifier sees. None takes the usual one: pooled, with bnneck after
         its batch norm.
         """
-        pooled = self.pooling(self.feature_maps(images))
+        pooled = self.pooled(images)
         if return_features:
             return pooled if self.eval_layer(layer) == "pool" else self.model.fc(pooled)
         logits = self.classifier(self.model.fc(pooled))
         return (logits, pooled) if return_both else logits
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return the pooled features [B, feature_dim]."""
+        return self.pooling(self.feature_maps(images))
+
+    def set_size(self, height: int, width: int) -> None:
+        """Make the network ready for images of this size in pixels.
+
+        Raises ValueError where it can't take them.
+        """
 
     def backbone_eval(self) -> None:
         """Put the backbone in evaluation mode, so that its batch norms stay as they are."""
@@ -86,10 +106,11 @@ class ReIDNet(nn.Module):
 class ft_net(ReIDNet):
     """ResNet-50 for `class_num` identities; features of 2048 numbers.
 
-    `pretrained` fills the backbone: None (random), "imagenet" (torchvision's weights, downloaded
-    on first use) or a weights file; see `load_backbone`.
+    `pretrained` fills the backbone: None (random) or "imagenet" (torchvision's weights, downloaded
+    on first use). `reid.weights` fills it from a file.
     """
 
+    backbone = "resnet50"
     feature_dim = 2048
 
     def __init__(
@@ -106,8 +127,6 @@ class ft_net(ReIDNet):
         if last_stride == 1:
             block = self.model.layer4[0]
             block.conv2.stride = block.downsample[0].stride = (1, 1)
-        if pretrained not in (None, "imagenet"):
-            load_backbone(self, pretrained)
 
     def feature_maps(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 2048, H / 32, W / 32]."""
@@ -119,6 +138,7 @@ class ft_net(ReIDNet):
 class ft_net_dense(ReIDNet):
     """DenseNet-121 for `class_num` identities; features of 1024 numbers. Used like `ft_net`."""
 
+    backbone = "densenet121"
     feature_dim = 1024
 
     def __init__(
@@ -135,8 +155,6 @@ class ft_net_dense(ReIDNet):
         # hold it. Without gradients, neither weight decay nor an optimiser's state touches it.
         self.model.classifier.requires_grad_(False)
         self._add_head(class_num, neck, pooling, last_stride)
-        if pretrained not in (None, "imagenet"):
-            load_backbone(self, pretrained)
 
     def feature_maps(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, 1024, H / 32, W / 32].
@@ -160,6 +178,128 @@ class ft_net_dense(ReIDNet):
             else:
                 x = part(x)
         return x
+
+
+class ft_net_timm(ReIDNet):
+    """Any model of timm (Wightman 2019) for `class_num` identities. Used like `ft_net`.
+
+    backbone: its name there, with or without the tag of a set of weights. The pooled feature is
+    what timm feeds to its own classifier. Models made for one size of images (ViT, Swin) have that
+    size until `set_size` is called.
+    Raises ImportError without timm, ValueError for a name, a pooling or a last_stride that timm
+    does not have, another error where `pretrained` weights can't be had.
+    """
+
+    def __init__(
+        self,
+        class_num: int,
+        backbone: str,
+        pretrained: str | None = None,
+        neck: str = "bottleneck",
+        pooling: str = "avg",
+        last_stride: int = 2,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.model = timm_model(backbone, pretrained == "imagenet", last_stride)
+        config = self.model.pretrained_cfg
+        self.normalisation = tuple(config["mean"]), tuple(config["std"])
+        self.any_size = not config.get("fixed_input_size", False)
+        self.size = None if self.any_size else config["input_size"][1:]
+        maps, pooled = self.try_out(*config["input_size"][1:])
+        if pooling == "gem" and maps.dim() != 4:
+            raise ValueError(f"--pooling gem: {backbone} has no feature maps; take avg")
+        self.feature_dim = pooled.shape[1]
+        self._add_head(class_num, neck, pooling, last_stride)
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> what timm pools: maps [B, C, H / 32, W / 32], or tokens [B, N, C]."""
+        maps = self.model.forward_features(images)
+        return maps.permute(0, 3, 1, 2) if self.channels_are_last() else maps
+
+    def channels_are_last(self):
+        return getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Return the pooled features [B, feature_dim]: timm's, or those of GeM."""
+        maps = self.feature_maps(images)
+        if isinstance(self.pooling, GeM):  # timm's pooling then finds one pixel
+            maps = self.pooling(maps)[:, :, None, None].to(maps.dtype)
+        if self.channels_are_last():
+            maps = maps.permute(0, 2, 3, 1)
+        return self.model.forward_head(maps, pre_logits=True)
+
+    def set_size(self, height: int, width: int) -> None:
+        """Make the network ready for images of this size, in place: position codes are resampled.
+
+        Raises ValueError where it can't take them.
+        """
+        if not self.any_size and (height, width) != tuple(self.size):
+            if not hasattr(self.model, "set_input_size"):
+                size = "x".join(map(str, self.size))
+                raise ValueError(f"{self.backbone}: takes images of {size} only")
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of how timm calls PyTorch
+                    self.model.set_input_size(img_size=(height, width))
+            except Exception as error:
+                raise self.refuses(height, width, error) from error
+            self.size = height, width
+        try:
+            self.try_out(height, width)
+        except Exception as error:  # each of timm's models has its own
+            raise self.refuses(height, width, error) from error
+
+    def refuses(self, height, width, error):
+        return ValueError(f"{self.backbone}: can't take images of {height}x{width} ({error})")
+
+    @torch.no_grad()
+    def try_out(self, height, width):
+        """Return feature maps and pooled feature of a black image."""
+        training, weight = self.model.training, next(self.model.parameters())
+        self.model.eval()
+        image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
+        maps = self.model.forward_features(image)
+        pooled = self.model.forward_head(maps, pre_logits=True)
+        self.model.train(training)
+        return maps, pooled
+
+    def get_extra_state(self) -> Tensor:
+        """Return what a weights file must tell beside the weights, as text in bytes."""
+        mean, std = self.normalisation
+        facts = {"backbone": self.backbone, "size": self.size, "mean": mean, "std": std}
+        return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the normalisation from a weights file; the rest is in `options_of`."""
+        facts = extra_facts(state)
+        self.normalisation = tuple(facts["mean"]), tuple(facts["std"])
+
+
+def extra_facts(state):
+    return json.loads(bytes(state.tolist()))
+
+
+def timm_model(name, pretrained, last_stride):
+    """Make a model of timm without its classifier."""
+    import timm
+
+    if not timm.is_model(name):
+        base = name.partition(".")[0]
+        near = difflib.get_close_matches(base, timm.list_models(), cutoff=0.7)
+        near = near or timm.list_models(f"*{base}*")[:3]
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise ValueError(f"{name}: not resnet50, densenet121 or a model of timm's{hint}")
+    options = {"output_stride": 16} if last_stride == 1 else {}
+    try:
+        return timm.create_model(name, pretrained, num_classes=0, **options)
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        if not options:
+            raise
+        raise ValueError(
+            f"--last_stride 1: {name} can't keep its last stage's resolution; take 2"
+        ) from error
+    except RuntimeError as error:  # a tag that timm does not know
+        raise error if pretrained else ValueError(f"{name}: {error}") from error
 
 
 def dense_layer(layer, x):
@@ -215,71 +355,44 @@ def classifier(class_num: int, in_dim: int = BOTTLENECK_DIM, bias: bool = True) 
     return nn.Sequential(linear)
 
 
-def options_of(weights: dict) -> dict:
-    """Return the keyword arguments that a network was made with, as its state_dict shows them."""
+def _imagenet(pretrained, weights):
+    return weights.IMAGENET1K_V1 if pretrained == "imagenet" else None
+
+
+def make_network(
+    backbone: str, class_num: int, pretrained: str | None = None, **options
+) -> ReIDNet:
+    """Make the network with a backbone: "resnet50", "densenet121" or the name of a timm model.
+
+    pretrained, options (neck, pooling, last_stride): those of `ft_net`.
+    """
+    if backbone in CLASSIC:
+        return CLASSIC[backbone](class_num, pretrained, **options)
+    return ft_net_timm(class_num, backbone, pretrained, **options)
+
+
+def options_of(weights: dict[str, Tensor]) -> dict:
+    """Return the keyword arguments of `make_network` that a network was made with.
+
+    weights: its state_dict, which shows them. Raises KeyError where it is no ReIDNet's.
+    """
+    if "_extra_state" in weights:
+        backbone = extra_facts(weights["_extra_state"])["backbone"]
+    else:
+        dense = any(name.startswith("model.features.") for name in weights)
+        backbone = (ft_net_dense if dense else ft_net).backbone
     return {
+        "backbone": backbone,
+        "class_num": len(weights["classifier.0.weight"]),
         "neck": "bottleneck" if weights["model.fc.0.weight"].dim() == 2 else "bnneck",
         "pooling": "gem" if "pooling.p" in weights else "avg",
         "last_stride": 1 if "stride_1" in weights else 2,
     }
 
 
-def load_backbone(net: ReIDNet, path: str | Path) -> None:
-    """Fill the backbone of `net` from a file: torchvision's weights for it, or a `net_*.pth`.
-
-    Head and classifier keep their start values. Raises ValueError where the file is no weights
-    file, or holds another network's weights.
-    """
-    weights = read_weights(path)
-    if any(name.startswith("model.") for name in weights):  # a re-ID checkpoint
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in weights.items()
-            if name.startswith("model.")
-        }
-    weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    # DenseNet files as torchvision serves them say "norm.1", its modules are called "norm1".
-    weights = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): value
-        for name, value in weights.items()
-    }
-    wanted = {
-        name: value for name, value in net.model.state_dict().items() if not name.startswith("fc.")
-    }
-    # Files older than PyTorch 0.4.1 lack these counters, which nothing here reads.
-    missing = [name for name in wanted.keys() - weights.keys() if "num_batches" not in name]
-    wrong = [
-        name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape
-    ]
-    extra = weights.keys() - wanted.keys()
-    if missing or wrong or extra:
-        raise ValueError(f"{path}: not the weights of a {type(net.model).__name__} backbone")
-    net.model.load_state_dict(weights, strict=False)
+def size_of(weights: dict[str, Tensor]) -> list[int] | None:
+    """Return the height and width that a network's state_dict is tied to; None where it is not."""
+    return extra_facts(weights["_extra_state"])["size"] if "_extra_state" in weights else None
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the state_dict in a weights file, on the CPU, without a `module.` prefix.
-
-    Takes files that hold it beside other things, too, as "state_dict" or "model". Raises
-    ValueError for a file that is missing, damaged, or holds something else.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such weights file")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path}: not a readable PyTorch weights file") from error
-    for name in ("state_dict", "model"):  # other codes keep epoch and optimiser beside them
-        if isinstance(weights, dict) and isinstance(weights.get(name), dict):
-            weights = weights[name]
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(torch.is_tensor(v) for v in weights.values())
-    ):
-        raise ValueError(f"{path}: holds no plain state_dict")
-    return {name.removeprefix("module."): value for name, value in weights.items()}
-
-
-def _imagenet(pretrained, weights):
-    return weights.IMAGENET1K_V1 if pretrained == "imagenet" else None
+CLASSIC = {network.backbone: network for network in (ft_net, ft_net_dense)}

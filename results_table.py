@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reid.errors import UserError, run
 from reid.files import demand, is_a, read_json, read_results
-from reid.options import NETWORKS, Parser, network_name
+from reid.options import NETWORKS, Parser, backbone_of
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
 ADVICE = "train this run first"
@@ -36,8 +36,9 @@ def rows(folder):
     """Yield the table's rows of a run folder: plain, then re-ranked."""
     opts, results = read_run(folder, ["evaluate", "evaluate_rerank"], COLUMNS)
     demand(opts, folder / "opts.json", ADVICE, options=dict, generated=int)
-    demand(opts["options"], folder / "opts.json", ADVICE, use_dense=bool)
-    model = NETWORKS[network_name(opts["options"]["use_dense"])]
+    backbone = backbone_of(opts["options"])
+    demand({"backbone": backbone}, folder / "opts.json", ADVICE, backbone=str)
+    model = NETWORKS.get(backbone, backbone)
     for section, ranking in [("evaluate", "plain"), ("evaluate_rerank", "re-ranked")]:
         scores = [cell(results[section], column) for column in COLUMNS]
         cells = [folder.name, model, str(opts["generated"]), ranking, *scores]

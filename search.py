@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reid.checkpoint import load_asked
 from reid.device import choose_device, set_up
 from reid.errors import UserError, printable, run
 from reid.features import Embedder
@@ -99,13 +100,11 @@ def main(argv=None):
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     folder = Path(args.model_dir) / args.name
     embed = Embedder(
-        folder,
-        args.which_epoch,
-        device,
-        args.precision,
-        args.which_layer,
-        args.ms,
-        args.batchsize,
+        load_asked(args),
+        device=device,
+        precision=args.precision,
+        scales=args.ms,
+        batchsize=args.batchsize,
     )
     set_up(embed.device)
     print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
@@ -159,12 +158,12 @@ def find_threshold(args, folder, embed):
     """Return the threshold above which two images count as one person, and its origin, if any."""
     if args.threshold is not None:
         return args.threshold, "--threshold"
-    stored = stored_threshold(folder)
+    stored = None if args.weights else stored_threshold(folder)
     if stored is None:
         return None, None
     if stored["made_by"] != embed.made_by:
         print(
-            f"{folder / FILE}: of other weights, another layer or other scales, so not used; "
+            f"{folder / FILE}: of other weights, another layer, size or other scales, so not used; "
             "calibrate again, or pass --threshold",
             file=sys.stderr,
         )

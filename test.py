@@ -2,6 +2,7 @@
 
     python test.py --name ft_ResNet50 --which_epoch best --test_dir data/Market/pytorch
     python test.py --name ft_ResNet50 --val --mat val.mat    # for evaluate.py --calibrate
+    python test.py --weights theirs.pth --last_stride 1      # the weights of another code
 
 Which network it is, how many classes it has, and the size of its images are read from the run
 folder; nothing needs to be repeated here. (The project's tests are in tests/.)
@@ -13,12 +14,18 @@ from pathlib import Path
 
 import torch
 
-from reid.checkpoint import load_trained
+from reid.checkpoint import load_asked
 from reid.dataset import check_cameras, check_copies, check_prepared, eval_images
-from reid.device import dtype_for, to_device
+from reid.device import dtype_name, to_device
 from reid.distributed import join_world, leave_world
 from reid.errors import run
-from reid.features import eval_transforms, extract, fold_for_inference, made_by
+from reid.features import (
+    eval_transforms,
+    extract,
+    fold_for_inference,
+    inference_dtype,
+    made_by,
+)
 from reid.files import check_writable
 from reid.mat import EvalSets, check_storable, feature_set, save_mat
 from reid.options import (
@@ -57,18 +64,7 @@ def get_parser():
         help="the validation data in place of the test data: `val` as query, `train` as gallery",
     )
     parser.add_argument(
-        "--use_dense",
-        action="store_true",
-        help="expect a DenseNet-121; not needed, the weights tell",
-    )
-    parser.add_argument(
         "--batchsize", type=at_least(1), default=64, help="number of images in a batch"
-    )
-    parser.add_argument(
-        "--height", type=at_least(32), help="image height in training (default: the run's, or 256)"
-    )
-    parser.add_argument(
-        "--width", type=at_least(32), help="image width in training (default: the run's, or 128)"
     )
     add_feature_options(parser)
     add_device_options(parser)
@@ -82,18 +78,17 @@ def main(argv=None):
     with world.together():
         check_writable(args.mat)
         splits = find_images(data_dir, args)
-        trained = load_trained(
-            run_folder, args.which_epoch, args.use_dense or None, args.height, args.width
-        )
-        dim = trained.net.dim(args.which_layer)
-        check_storable(args.mat, data_dir.resolve(), splits, dim)
-        dtype = dtype_for(world.device, args.precision, world.gpus)
+        trained = load_asked(args)
+        transforms = eval_transforms(trained, args.ms)
+        check_storable(args.mat, data_dir.resolve(), splits, trained.net.dim(trained.layer))
+        dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
     world.say(
-        f"{trained.weights}: {type(trained.net).__name__}, trained at "
-        f"{trained.height}x{trained.width}, on {world.device}"
+        f"{trained.weights}: {trained.net.backbone}, trained at {trained.height}x{trained.width}, "
+        f"layer {trained.layer} at {trained.size[0]}x{trained.size[1]}, on {world.device} in "
+        f"{dtype_name(dtype)}"
     )
     source = {**locations(run_folder, data_dir, args.mat), "split": next(iter(splits))}
-    source |= made_by(trained, args.which_layer, args.ms)
+    source |= made_by(trained, args.ms)
     net = to_device(fold_for_inference(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
@@ -103,13 +98,13 @@ def main(argv=None):
         features = extract(
             net,
             [entry.path for entry in entries],
-            eval_transforms(trained, args.ms),
+            transforms,
             world,
             dtype=dtype,
             batchsize=args.batchsize,
             workers=args.workers,
             label=name,
-            layer=args.which_layer,
+            layer=trained.layer,
         )
         if world.first:
             sets.append(feature_set(features, entries, data_dir))

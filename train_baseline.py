@@ -35,8 +35,8 @@ def get_parser():
 
 def main(argv=None):
     args = parse_training(get_parser(), argv)
-    train, validation = training_splits(args.data_dir, args.train_all)
-    engine.train(args, join_world(args.gpu_ids), train, validation, losses.cross_entropy)
+    splits = training_splits(args.data_dir, args.train_all, args.val_ids)
+    engine.train(args, join_world(args.gpu_ids), splits, losses.cross_entropy)
 
 
 if __name__ == "__main__":

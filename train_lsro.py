@@ -148,25 +148,26 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv=None):
     args = parse(argv)
-    real, validation = training_splits(args.data_dir, args.train_all)
+    splits = training_splits(args.data_dir, args.train_all, args.val_ids)
     generated = generated_images(generated_folder(args), args.num_generated, args.seed)
     check_rule(args, generated)
     if args.label_run:
         args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
     world = join_world(args.gpu_ids)
-    world.say(f"{len(real)} real and {len(generated)} generated images")
+    world.say(f"{len(splits.train)} real and {len(generated)} generated images")
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
-    with engine.opened(args, world, real + generated, validation, rule) as training:
+    together = splits._replace(train=splits.train + generated)
+    with engine.opened(args, world, together, rule) as training:
         if losses.needs_a_run(args.gan_label):
-            rule.target.weights = taught_targets(args, world, real, validation, generated)
+            rule.target.weights = taught_targets(args, world, splits, generated)
         training.run()
 
 
-def taught_targets(args, world, real, validation, generated):
+def taught_targets(args, world, splits, generated):
     """Return the targets' weights that the finished run --label_run decides: int [N, K]."""
     with world.together():
-        teacher = Teacher(args, real + validation, world)
-    return teacher.targets(args.gan_label, real, generated)
+        teacher = Teacher(args, splits.train + splits.validation, world)
+    return teacher.targets(args.gan_label, splits.train, generated)
 
 
 if __name__ == "__main__":

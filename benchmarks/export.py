@@ -1,7 +1,7 @@
 """How fast an exported network extracts features, beside PyTorch, on the CPU.
 
     python benchmarks/export.py                          # DenseNet-121 at 128x64
-    python benchmarks/export.py --no-use_dense           # ResNet-50
+    python benchmarks/export.py --backbone resnet50
     python benchmarks/export.py --run model/ft_ResNet50  # a trained one: its network and size
 
 Images are decoded and resized already: what is timed is from uint8 pixels to features, image and
@@ -28,7 +28,6 @@ import onnxruntime
 import torch
 from tqdm import tqdm
 
-from model import ft_net, ft_net_dense
 from reid.checkpoint import Run, load_trained
 from reid.dataset import eval_images
 from reid.device import device_name, dtype_for, set_up
@@ -36,7 +35,8 @@ from reid.exporting.agreement import Eager, File, spread_out
 from reid.exporting.network import metadata, torch_compute, torch_file
 from reid.exporting.onnx_format import onnx_compute, onnx_file
 from reid.features import Embedder
-from reid.transforms import EvalTransform, enlarged
+from reid.transforms import EvalTransform
+from reid.weights import build_network
 
 CPU = torch.device("cpu")
 EAGER, ONNX, EMBEDDER = "PyTorch, eager, fp32", "ONNX, fp32", "PyTorch, Embedder"
@@ -56,7 +56,7 @@ IMAGES = "images.npy"
 def get_parser():
     parser = argparse.ArgumentParser(description="Time exported networks against PyTorch.")
     parser.add_argument("--run", help="a run folder (default: a new network, random weights)")
-    parser.add_argument("--use_dense", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--backbone", default="densenet121", help="of a new network")
     parser.add_argument("--height", type=int, default=128, help="of a new network's images")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--data_dir", help="what prepare.py made (default: noise for images)")
@@ -87,9 +87,9 @@ def main(argv=None):
             {way: child(args, way, run, folder) for way in ways}
             for _ in tqdm(range(args.turns), desc="turns", disable=None)
         ]
-    height, width = enlarged(trained.height, trained.width)
+    height, width = trained.size
     print(
-        f"{type(trained.net).__name__}, images of {height}x{width}, batch {args.batchsize}, "
+        f"{trained.net.backbone}, images of {height}x{width}, batch {args.batchsize}, "
         f"{args.threads} threads, {device_name(CPU)}; torch {torch.__version__}, "
         f"onnxruntime {onnxruntime.__version__}; {args.turns} turns of {len(images)} images\n"
     )
@@ -121,7 +121,7 @@ def measure(args):
 def prepared_way(args):
     """A function of a batch of resized images, uint8 [H, W, 3] each, to features."""
     if args.one == EAGER:
-        return Eager(load_trained(args.run), None).of_batch
+        return Eager(load_trained(args.run)).of_batch
     kind, precision = args.one.rsplit(", ", 1)
     if kind == EMBEDDER:
         embed = Embedder(args.run, device="cpu", precision=precision)
@@ -150,11 +150,11 @@ def export_all(args, run, images, folder):
     precisions = ["fp32", "int8", *(["fp16"] if args.fp16 else [])]
     for precision in tqdm(precisions, desc="exporting", disable=None):
         trained = load_trained(run)
-        facts = metadata(trained, "benchmark", None, precision, "outside")
+        facts = metadata(trained, "benchmark", precision, "outside")
         extra = {"calibration": images[:CALIBRATION]} if precision == "int8" else {}
         (folder / f"{precision}.onnx").write_bytes(onnx_file(trained, facts, **extra))
     trained = load_trained(run)
-    facts = metadata(trained, "benchmark", None, "fp32", "outside")
+    facts = metadata(trained, "benchmark", "fp32", "outside")
     (folder / "fp32.pt2").write_bytes(torch_file(trained, facts))
 
 
@@ -163,16 +163,16 @@ def some_images(args, trained):
     count = args.batchsize * args.batches
     if args.data_dir:
         entries = spread_out(eval_images(Path(args.data_dir) / "gallery"), count)
-        read = EvalTransform.for_testing(trained.height, trained.width).read
+        read = EvalTransform(*trained.size).read
         return [read(entry.path) for entry in entries]
     noise = partial(np.random.default_rng(0).integers, 0, 256, dtype=np.uint8)
-    return list(noise((count, *enlarged(trained.height, trained.width), 3)))
+    return list(noise((count, *trained.size, 3)))
 
 
 def new_run(args, path):
     """A run folder with a new network."""
     torch.manual_seed(0)
-    net = (ft_net_dense if args.use_dense else ft_net)(751)
+    net = build_network(args.backbone, 751, size=(args.height, args.width))
     run = Run(path)
     run.start({"height": args.height, "width": args.width}, {})
     run.save_weights(net, "last")

@@ -26,7 +26,7 @@ from reid.images import read_image
 from reid.loading import EvalBatches
 from reid.mat import feature_set
 from reid.options import Parser, at_least
-from reid.transforms import EvalTransform
+from reid.transforms import EvalTransform, enlarged
 
 DATA_DIR = "data/demo/pytorch"
 STRIPES = 8
@@ -48,7 +48,7 @@ def main(argv=None):
     device, _ = choose_device()
     torch.manual_seed(args.seed)
     net = to_device(ft_net_dense(1), device)
-    transform = EvalTransform.for_testing(args.height, args.width)
+    transform = EvalTransform(*enlarged(args.height, args.width))
 
     def untrained(entries):
         batches = EvalBatches([entry.path for entry in entries], transform, 64, 2, device)

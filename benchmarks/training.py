@@ -1,7 +1,7 @@
 """How fast training and extraction are, against the plain way of doing the same.
 
     python benchmarks/training.py                     # DenseNet-121, the demo's images
-    python benchmarks/training.py --no-use_dense      # ResNet-50
+    python benchmarks/training.py --backbone resnet50
     python benchmarks/training.py --part memory       # peak memory at Market-1501's size
 
 The plain way is `Plain` below, as the 2018 code did it: each image through PIL transforms in
@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import train_baseline
-from model import ft_net, ft_net_dense
 from reid import losses
 from reid.dataset import labelled_images
 from reid.device import choose_device, device_name, dtype_for, to_device
@@ -40,6 +39,7 @@ from reid.features import extract_batches, fold_for_inference
 from reid.loading import EvalBatches
 from reid.optimizer import sgd
 from reid.transforms import EvalTransform
+from reid.weights import build_network
 
 DATA_DIR = "data/demo/pytorch"
 MARKET_IMAGES = 12_936
@@ -50,7 +50,7 @@ PARTS = ("loader", "train", "train_fp32", "extract")
 def get_parser():
     parser = argparse.ArgumentParser(description="Time training against the plain way.")
     parser.add_argument("--data_dir", default=DATA_DIR, help="what changeIndex.py made")
-    parser.add_argument("--use_dense", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--backbone", default="densenet121", help="as train_baseline.py's")
     parser.add_argument("--batchsize", type=int, default=32)
     parser.add_argument("--steps", type=int, default=12, help="steps timed in a turn")
     parser.add_argument("--turns", type=int, default=5)
@@ -65,8 +65,8 @@ def main(argv=None):
         print(json.dumps(measure(args, args.part[0], args.one)))
         return
     device, _ = choose_device()
-    name = "DenseNet-121" if args.use_dense else "ResNet-50"
-    print(f"{name}, batch {args.batchsize}, 256x128, on {device} ({device_name(device)})\n")
+    print(f"{args.backbone}, batch {args.batchsize}, 256x128, on {device} ({device_name(device)})")
+    print()
     print("| | ours, images/s | plain, images/s | ratio | peak GB, ours | plain |")
     print("|---|---:|---:|---:|---:|---:|")
     for part in args.part or (*PARTS, "memory"):
@@ -95,7 +95,7 @@ def spread(values, digits):
 def child(args, part, one):
     """One measurement, as a process of its own."""
     flags = ["--data_dir", args.data_dir, "--batchsize", str(args.batchsize)]
-    flags += ["--use_dense" if args.use_dense else "--no-use_dense", "--steps", str(args.steps)]
+    flags += ["--backbone", args.backbone, "--steps", str(args.steps)]
     command = [sys.executable, __file__, *flags, "--part", part, "--one", one]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -176,7 +176,7 @@ class Ours:
 
     def extract(self, paths):
         device = self.world.device
-        batches = EvalBatches(paths, EvalTransform.for_testing(256, 128), self.batchsize, 2, device)
+        batches = EvalBatches(paths, EvalTransform(288, 144), self.batchsize, 2, device)
         dtype = dtype_for(device)
         net = to_device(fold_for_inference(self.net, dtype), device)
         extract_batches(net, batches, dtype, label=None)
@@ -188,7 +188,6 @@ class Plain:
     def __init__(self, args, device, classes, samples):
         self.device, self.samples, self.batchsize = device, samples, args.batchsize
         self.net = network(args, classes).to(device)
-        self.dense = args.use_dense
 
     def load(self):
         for images, _ in self.loader(self.samples, TRAIN, shuffle=True):
@@ -216,10 +215,12 @@ class Plain:
                 F.normalize(both[0] + both[1]).cpu()
 
     def features(self, images):
-        """Pooled features, by torchvision's own forward pass."""
-        if self.dense:
-            return self.net.model.features(images).mean(dim=(2, 3))
+        """Pooled features, by torchvision's or timm's own forward pass."""
         net = self.net.model
+        if self.net.backbone == "densenet121":
+            return net.features(images).mean(dim=(2, 3))
+        if self.net.backbone != "resnet50":
+            return self.net.pooled(images)
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         return net.avgpool(net.layer4(net.layer3(net.layer2(net.layer1(x))))).flatten(1)
 
@@ -276,7 +277,7 @@ TEST = transforms.Compose([transforms.Resize((288, 144), interpolation=BICUBIC),
 
 def network(args, classes):
     """The network both ways train."""
-    return (ft_net_dense if args.use_dense else ft_net)(classes)
+    return build_network(args.backbone, classes)
 
 
 if __name__ == "__main__":

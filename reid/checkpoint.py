@@ -16,9 +16,9 @@ it when the run is resumed.
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import ZipFile
@@ -26,21 +26,24 @@ from zipfile import ZipFile
 import torch
 from torch import nn
 
-from model import ReIDNet, ft_net, ft_net_dense, options_of, read_weights
-from reid.errors import UserError
+from model import ReIDNet
+from reid.errors import UserError, first_line
 from reid.files import (
     cannot_write,
     check_types,
     link,
     locked,
     read_json,
+    read_results,
     replacing,
     sha256,
     write_json,
     write_text,
 )
-from reid.options import HEIGHT, NETWORKS, WIDTH, network_name
+from reid.options import HEIGHT, NETWORKS, WIDTH, backbone_of
 from reid.provenance import provenance
+from reid.transforms import test_size
+from reid.weights import as_user_errors, foreign_network, load_network
 
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
 # for bit as it would have.
@@ -53,9 +56,8 @@ SAME_ON_RESUME = {
     "class_num": "with another number of classes",
     "dataset": "on other images",
     "held_out": "with other images held out",
-    "arithmetic": "in other arithmetic (see --precision)",
 }
-OPTION_TYPES = {"height": int, "width": int, "use_dense": bool, "pretrained": str}
+OPTION_TYPES = {"height": int, "width": int, "backbone": str, "pretrained": str}
 LARGEST_SIDE = 4096  # pixels of an image to train on
 STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 
@@ -157,11 +159,18 @@ class Run:
         advice = "restore or delete it"
         opts = read_json(path, advice, options=dict)
         options = opts.get("options", {})
+        if backbone_of(options):
+            options["backbone"] = backbone_of(options)
         check_types(options, path, advice, **OPTION_TYPES)
         for side in ("height", "width"):
             if not 1 <= options.get(side, 1) <= LARGEST_SIDE:
                 raise UserError(f"{path}: its {side} is {options[side]}; {advice}")
         return opts
+
+    def found_best(self) -> dict:
+        """Return the layer and test size that training found best on held-out people, if any."""
+        results = read_results(self.file("results.json")).get("train", {})
+        return results.get("testing", {}) if isinstance(results, dict) else {}
 
     def save_weights(self, net: nn.Module, label: str | int) -> None:
         """Write `net_<label>.pth`."""
@@ -233,77 +242,98 @@ def weights_hash(pretrained: str) -> str | None:
     return sha256(pretrained) if Path(pretrained).is_file() else None
 
 
-def build_network(use_dense: bool, class_num: int, pretrained: str = "none", **options) -> ReIDNet:
-    """Build a network with a backbone from ImageNet ("imagenet"), a file, or random ("none").
-
-    options: neck, pooling, last_stride. Raises UserError where the weights can't be had.
-    """
-    network = partial(ft_net_dense if use_dense else ft_net, **options)
-    if pretrained == "none":
-        return network(class_num)
-    try:
-        return network(class_num, pretrained)
-    except ValueError as error:  # the named file is not what it should be
-        raise UserError(f"--pretrained {error}") from error
-    except (OSError, RuntimeError) as error:  # no network, a proxy, a broken download
-        raise UserError(
-            f"--pretrained imagenet: torchvision's weights can't be downloaded ({error}); "
-            "pass --pretrained FILE with a copy of them, or --pretrained none"
-        ) from error
-
-
-def load_network(path: str | Path, use_dense: bool | None = None) -> ReIDNet:
-    """Load the network in a weights file, whatever its class count, with or without `module.`.
-
-    use_dense: whether the caller expects a DenseNet-121; None takes what the file holds.
-    Raises UserError for a damaged file, and for another network than expected.
-    """
-    try:
-        weights = read_weights(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    dense = any(name.startswith("model.features.") for name in weights)
-    if use_dense is not None and use_dense != dense and "classifier.0.weight" in weights:
-        holds, expected = (NETWORKS[network_name(flag)] for flag in (dense, use_dense))
-        raise UserError(f"{path}: holds a {holds}, not the expected {expected}")
-    try:
-        with torch.device("meta"):  # random weights need not be drawn
-            net = build_network(dense, len(weights["classifier.0.weight"]), **options_of(weights))
-        net.load_state_dict(weights, assign=True)
-        net.float()
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: not the weights of a ft_net or ft_net_dense") from error
-    return net
-
-
 class Trained(NamedTuple):
-    """A run's network, the file its weights are from, the image size it was trained at."""
+    """A trained network, the file its weights are from, and how its images and features are.
 
-    net: torch.nn.Module
+    height, width: of the images that it was trained on. size: height and width of those that it is
+    tested on. layer: of its features, one of `model.LAYERS`.
+    """
+
+    net: ReIDNet
     weights: Path
     height: int
     width: int
+    size: tuple[int, int]
+    layer: str
 
 
 def load_trained(
     run: str | Path,
     which_epoch: str = "last",
-    use_dense: bool | None = None,
+    backbone: str | None = None,
     height: int | None = None,
     width: int | None = None,
+    layer: str | None = None,
+    test_size: str | None = None,
 ) -> Trained:
     """Load the network of a run folder, as `Trained`.
 
-    use_dense, height, width: in place of what opts.json says; the original's folders have none, and
-    were trained at 256 x 128.
+    backbone: the one that is expected. height, width: in place of what opts.json says; the
+    original's folders have none, and were trained at 256 x 128. layer, test_size (see
+    `reid.transforms.test_size`): in place of what training found best on held-out people, or was
+    told, or else is usual.
     """
     run = Run(run)
     weights = run.weights_file(which_epoch)
-    options = run.opts().get("options", {})
-    net = load_network(weights, use_dense or options.get("use_dense"))
-    height = height or options.get("height", HEIGHT)
-    width = width or options.get("width", WIDTH)
-    return Trained(net, weights, height, width)
+    options, found = run.opts().get("options", {}), run.found_best()
+    net = load_network(weights, backbone)
+    return as_trained(
+        net,
+        weights,
+        height or options.get("height", HEIGHT),
+        width or options.get("width", WIDTH),
+        layer or found.get("layer"),
+        test_size or found.get("test_size") or options.get("test_size"),
+    )
+
+
+def load_weights(
+    path: str | Path,
+    backbone: str = "resnet50",
+    last_stride: int = 2,
+    height: int | None = None,
+    width: int | None = None,
+    layer: str | None = None,
+    test_size: str | None = None,
+) -> Trained:
+    """Load a weights file of another code, or one of ours without its run, as `Trained`.
+
+    Prints what was found in it, and what was left out. The arguments: of the other code's network,
+    and as for `load_trained`.
+    """
+    height, width = height or HEIGHT, width or WIDTH
+    test_size = test_size or "same"
+    net, lines = foreign_network(path, backbone, last_stride, (height, width))
+    for line in lines:
+        print(f"{path}: {line}")
+    return as_trained(net, Path(path), height, width, layer, test_size)
+
+
+def as_trained(
+    net: ReIDNet,
+    weights: Path,
+    height: int,
+    width: int,
+    layer: str | None = None,
+    kind: str | None = None,
+) -> Trained:
+    """Return the `Trained` of a network, made ready for images of the size for testing.
+
+    kind: that size, see `reid.transforms.test_size`; None: the backbone's usual one.
+    """
+    kind = kind or ("enlarged" if net.backbone in NETWORKS else "same")
+    size = test_size(kind, height, width)
+    with as_user_errors(net.backbone):
+        net.set_size(*size)
+    return Trained(net, weights, height, width, size, net.eval_layer(layer))
+
+
+def load_asked(args: Namespace) -> Trained:
+    """Load the network that the options of `add_run_options` and `add_feature_options` name."""
+    size = args.height, args.width, args.which_layer, args.test_size
+    if args.weights:
+        return load_weights(args.weights, args.backbone or "resnet50", args.last_stride, *size)
+    return load_trained(Path(args.model_dir) / args.name, args.which_epoch, args.backbone, *size)
 
 
 def unwrap(net: nn.Module) -> nn.Module:
@@ -331,8 +361,3 @@ def write(path: str | Path, content: dict) -> None:
             torch.save(content, file)
         except RuntimeError as error:  # how torch says that the disk is full
             raise (error.__context__ or OSError(0, first_line(error))) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return an exception's message, cut to its first line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

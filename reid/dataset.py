@@ -57,6 +57,17 @@ class EvalImage(NamedTuple):
     camera: int
 
 
+class Splits(NamedTuple):
+    """The real images of a training: Samples to train on and to validate on, EvalImages of people.
+
+    `people` are held out with all their images; only they tell how well new people are found.
+    """
+
+    train: list[Sample]
+    validation: list[Sample]
+    people: list[EvalImage]
+
+
 def parse_name(
     path: str | Path, patterns: Sequence[re.Pattern] = (CAMERA_AFTER_C, CAMERA_THIRD)
 ) -> tuple[int, int]:
@@ -233,17 +244,37 @@ def copies(images: list, others: list) -> Iterator[tuple]:
                 yield image, other
 
 
-def training_splits(data_dir: str | Path, train_all: bool) -> tuple[list[Sample], list[Sample]]:
-    """Return the real images for training and for validation: two lists of Samples.
+def training_splits(data_dir: str | Path, train_all: bool, val_ids: int = 0) -> Splits:
+    """Return the real images of a training.
 
     The first image of each identity is held out for validation (`val_new`); with `train_all` none
-    is, and the second list is empty.
+    is. val_ids: number of identities to hold out whole, evenly spaced; the others' classes are
+    numbered anew.
     """
     data_dir = Path(data_dir)
     check_prepared(data_dir)
     if train_all:
-        return labelled_images(data_dir / "train_all_new"), []
-    return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
+        train, validation = labelled_images(data_dir / "train_all_new"), []
+    else:
+        train, validation = (labelled_images(data_dir / f"{name}_new") for name in ("train", "val"))
+    if not val_ids:
+        return Splits(train, validation, [])
+    labels = sorted({sample.label for sample in train})
+    if val_ids > len(labels) - 2:
+        raise UserError(f"--val_ids {val_ids}: of {len(labels)} identities; leave two to train on")
+    held_out = {labels[n * len(labels) // val_ids] for n in range(val_ids)}
+    classes = {label: n for n, label in enumerate(x for x in labels if x not in held_out)}
+    people = [s for s in train + validation if s.label in held_out]
+    return Splits(
+        renumbered(train, classes),
+        renumbered(validation, classes),
+        [EvalImage(sample.path, *parse_name(sample.path)) for sample in people],
+    )
+
+
+def renumbered(samples, classes):
+    """Return the Samples whose labels are keys of `classes`, with the labels that these give."""
+    return [s._replace(label=classes[s.label]) for s in samples if s.label in classes]
 
 
 def count_classes(samples: list[Sample]) -> int:

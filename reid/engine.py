@@ -13,18 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from reid.checkpoint import Run, build_network, first_line, unwrap, weights_hash
+from reid.checkpoint import Run, unwrap, weights_hash
 from reid.curves import draw_curves
-from reid.dataset import Sample, classes_hash, count_classes, fingerprint, manifest
-from reid.device import autocast, device_name, dtype_for, to_device
+from reid.dataset import Sample, Splits, classes_hash, count_classes, fingerprint, manifest
+from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
 from reid.distributed import Split, World, distribute, leave_world
-from reid.errors import Interrupted, UserError, missing_package
+from reid.errors import Interrupted, UserError, first_line, missing_package
 from reid.files import update_results
 from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
 from reid.losses import MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
+from reid.selection import choose_testing, queries_and_gallery
 from reid.transforms import EvalTransform, TrainTransform, normalise
+from reid.weights import build_network
 
 CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
 SHOW_EVERY = 0.5  # seconds between changes of the progress bar
@@ -33,17 +35,16 @@ SHOW_EVERY = 0.5  # seconds between changes of the progress bar
 def train(
     args: Namespace,
     world: World,
-    train_samples: list[Sample],
-    val_samples: list[Sample],
+    splits: Splits,
     loss_function: Callable,
 ) -> None:
     """Train a network and fill its run folder.
 
     args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
-    `add_speed_options`. world: `reid.distributed.World`. train_samples, val_samples: lists of
-    `reid.dataset.Sample`; the second may be empty. loss_function: see `reid.losses`.
+    `add_speed_options`. world: `reid.distributed.World`. splits: `reid.dataset.Splits`, of which
+    only the images to train on must be there. loss_function: see `reid.losses`.
     """
-    with opened(args, world, train_samples, val_samples, loss_function) as training:
+    with opened(args, world, splits, loss_function) as training:
         training.run()
 
 
@@ -51,8 +52,7 @@ def train(
 def opened(
     args: Namespace,
     world: World,
-    train_samples: list[Sample],
-    val_samples: list[Sample],
+    splits: Splits,
     loss_function: Callable,
 ) -> Iterator["Training"]:
     """Check all that can be checked, claim the run folder, and give a `Training` that can `run`.
@@ -64,8 +64,11 @@ def opened(
     with ExitStack() as stack:
         # ============ check, and build the network ============
         with world.together():
-            dtype = dtype_for(world.device, args.precision, world.gpus)
-            facts = check(args, world, dtype, train_samples, val_samples, loss_function)
+            check_split(args, world)
+            check_batchsize(args, world, splits.train)
+            if splits.people:
+                queries_and_gallery(splits.people)
+            facts = measure(args, world, splits, loss_function)
             if world.first:
                 stack.enter_context(run.claimed())
             resuming = args.resume and run.exists()
@@ -74,13 +77,17 @@ def opened(
             writer = tensorboard_writer(run.file("tensorboard")) if args.tensorboard else None
             torch.manual_seed(args.seed)
             net = build_network(
-                args.use_dense,
+                args.backbone,
                 facts["class_num"] + getattr(loss_function, "extra", 0),
                 "none" if resuming and run.has_state() else args.pretrained,
+                (args.height, args.width),
                 neck=args.neck,
                 pooling=args.pooling,
                 last_stride=args.last_stride,
             )
+        dtype = choose_dtype(args, world, net, run.opts() if resuming else {})
+        facts["arithmetic"] = dtype_name(dtype)
+        facts["mean"], facts["std"] = net.normalisation
 
         # ============ start the run folder, or resume ============
         stack.enter_context(leaving_clean(run, world))
@@ -88,7 +95,7 @@ def opened(
             if world.first and not resuming:
                 run.start(vars(args), facts)
         learner = Learner(args, world, net, dtype, loss_function)
-        training = Training(learner, run, facts, train_samples, val_samples, writer)
+        training = Training(learner, run, facts, splits, writer)
         with world.together():
             if resuming:
                 training.resume()
@@ -103,37 +110,37 @@ def opened(
         yield training
 
 
-def check(
-    args: Namespace,
-    world: World,
-    dtype: torch.dtype | None,
-    train_samples: list[Sample],
-    val_samples: list[Sample],
-    loss_function: Callable,
-) -> dict:
-    """Return the facts that opts.json holds beside the options.
-
-    Raises UserError where images and options don't go together.
-    """
-    real = [sample for sample in train_samples + val_samples if not sample.generated]
-    generated = sum(sample.generated for sample in train_samples)
-    check_split(args, world)
-    check_batchsize(args, world, len(train_samples) - generated + (args.gan_batch or generated))
+def measure(args: Namespace, world: World, splits: Splits, loss_function: Callable) -> dict:
+    """Return the facts that opts.json holds beside the options."""
+    real = [s for s in splits.train + splits.validation if not s.generated]
     return {
         "loss": loss_function.__name__,
         "class_num": count_classes(real),
-        "generated": generated,
-        "dataset": fingerprint(train_samples),
-        "gan_manifest": manifest(train_samples),
+        "generated": sum(sample.generated for sample in splits.train),
+        "dataset": fingerprint(splits.train),
+        "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),
         "device": str(world.device),
         "device_name": device_name(world.device),
         "processes": world.size,
         "threads": torch.get_num_threads(),
-        "arithmetic": str(dtype or torch.float32).removeprefix("torch."),
-        "held_out": fingerprint(val_samples),
+        "held_out": fingerprint(splits.validation),
         "classes_sha256": classes_hash(real),
     }
+
+
+def choose_dtype(args, world, net, opts):
+    """Return the dtype to train in. opts: those of the run that goes on, which keeps its own."""
+    precision, kept = args.precision, opts.get("arithmetic")
+    if precision == "auto" and kept:
+        precision = "fp32" if kept == dtype_name(None) else "bf16"
+    with world.together():
+        dtype = dtype_for(world.device, precision, world.gpus)
+    if precision == "auto" and dtype:
+        size = args.height, args.width
+        dtype = faster_dtype(net, world.device, size, training=True, total=world.sum)
+        world.say(f"{dtype_name(dtype)} is the faster arithmetic for {net.backbone} here")
+    return dtype
 
 
 class Training:
@@ -148,13 +155,11 @@ class Training:
         learner: "Learner",
         run: Run,
         facts: dict,
-        train_samples: list[Sample],
-        val_samples: list[Sample],
+        splits: Splits,
         writer: Callable | None,
     ):
         self.learner, self.run_folder, self.facts, self.writer = learner, run, facts, writer
-        self.train_samples, self.val_samples = train_samples, val_samples
-        self.history = []
+        self.splits, self.history = splits, []
 
     def run(self) -> None:
         """Read the images, train the epochs that are left, write the run folder after each."""
@@ -162,11 +167,12 @@ class Training:
         args, world = learner.args, learner.world
         # ============ read the images ============
         with world.together():
-            learner.read(self.train_samples, self.val_samples)
+            learner.read(self.splits.train, self.splits.validation)
         world.say(
-            f"{run.path}: {len(self.train_samples)} images of {self.facts['class_num']} classes, "
-            f"{len(self.val_samples)} held out, epochs {len(history) + 1} to {args.epochs} on "
-            f"{world.size} x {world.device}, {self.facts['arithmetic']}"
+            f"{run.path}: {args.backbone}, {len(self.splits.train)} images of "
+            f"{self.facts['class_num']} classes, {len(self.splits.validation)} held out, epochs "
+            f"{len(history) + 1} to {args.epochs} on {world.size} x {world.device}, "
+            f"{self.facts['arithmetic']}"
         )
         # ============ train ============
         for epoch in range(len(history) + 1, args.epochs + 1):
@@ -177,12 +183,15 @@ class Training:
                 print_epoch(history[-1], args.epochs, self.writer)
             world.wait()
         # ============ the end ============
+        result = {"epochs": len(history), "best": history[best_epoch(history) - 1]}
+        if self.splits.people:
+            result["testing"] = choose_testing(
+                learner.averaged(), self.splits.people, args, world, learner.dtype
+            )
         leave_world()
         if world.first:
-            best = history[best_epoch(history) - 1]
-            update_results(
-                run.file("results.json"), "train", {"epochs": len(history), "best": best}
-            )
+            best = result["best"]
+            update_results(run.file("results.json"), "train", result)
             print(
                 f"{run.path}: best epoch {best['epoch']}, weights in net_best.pth and net_last.pth"
             )
@@ -247,7 +256,10 @@ class Learner:
         """Set up the batches, decoding the images into memory where they are to be kept there."""
         args, world = self.args, self.world
         size = args.height, args.width
-        transform = TrainTransform(*size, args.erasing_p, args.color_jitter, args.auto_augment)
+        self.normalisation = unwrap(self.net).normalisation
+        transform = TrainTransform(
+            *size, self.normalisation, args.erasing_p, args.color_jitter, args.auto_augment
+        )
         paths = [sample.path for sample in train_samples]
         images = read_all(paths, transform.read, args.workers, args.cache, "reading images")
         held_out = world.shard(val_samples)
@@ -351,7 +363,7 @@ class Learner:
                 expected = labels[done : done + len(images)]
                 done += len(images)
                 with autocast(self.world.device, self.dtype):
-                    logits = net(normalise(images)).float()
+                    logits = net(normalise(images, *self.normalisation)).float()
                 sums[0] += F.cross_entropy(logits, expected, reduction="sum")
                 sums[1] += (logits.argmax(1) != expected).sum()
         loss, wrong = (self.world.sum(sums) / self.val_images).tolist()
@@ -431,11 +443,10 @@ def check_split(args: Namespace, world: World) -> None:
             )
 
 
-def check_batchsize(args: Namespace, world: World, images: int) -> None:
-    """Raise UserError where batches can't be shared out, or hold too few images for batch norm.
-
-    images: number of training images to fill batches from.
-    """
+def check_batchsize(args: Namespace, world: World, samples: list[Sample]) -> None:
+    """Raise UserError where batches can't be shared out, or hold too few images for batch norm."""
+    generated = sum(sample.generated for sample in samples)
+    images = len(samples) - generated + (args.gan_batch or generated)
     real = args.batchsize - (args.gan_batch or 0)
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:

@@ -22,6 +22,11 @@ class UserError(Exception):
         self.agreed = agreed
 
 
+def first_line(error: Exception) -> str:
+    """Return an exception's message, cut to its first line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def missing_package(who: object, *names) -> UserError:
     """Return the UserError of a flag or script that needs packages which are not installed."""
     return UserError(f"{who}: needs {' and '.join(names)}; pip install {' '.join(names)}")

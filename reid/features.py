@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
 from reid.checkpoint import Trained, load_trained, unwrap
-from reid.device import autocast, choose_device, dtype_for, send
+from reid.device import autocast, choose_device, dtype_for, faster_dtype, send
 from reid.distributed import World
 from reid.errors import UserError
 from reid.files import sha256
@@ -109,35 +109,39 @@ class Embedder(ImageModel):
     The same features as test.py's. One object may be called from several threads at once; a call
     changes nothing outside of it. OpenCV's images are BGR: pass `crop[..., ::-1]`.
 
-    run: folder `model/<name>`; which_epoch: "last", "best" or an epoch's number.
+    run: folder `model/<name>`, or a network that is loaded already (`reid.checkpoint.Trained`),
+    which is changed in place. which_epoch: "last", "best" or an epoch's number.
     device: "cpu", "cuda:1", ...; None: a GPU where there is one. precision: "auto", "fp32", "bf16".
     layer: "pool" or "bottleneck"; None: the layer that test.py takes. scales: of the images, e.g.
-    (1, 0.9). batchsize: images that go through the network at once.
+    (1, 0.9). batchsize: images that go through the network at once. test_size: "enlarged", "same"
+    or HxW in pixels; None: the size that test.py takes.
     Raises `reid.errors.UserError` where the run can't be loaded, ValueError for other arguments.
     """
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Trained,
         which_epoch: str = "last",
         device: str | torch.device | None = None,
         precision: str = "auto",
         layer: str | None = None,
         scales: tuple[float, ...] = (1.0,),
         batchsize: int = 64,
+        test_size: str | None = None,
     ):
         if batchsize < 1 or not scales or not all(0.1 <= scale <= 10 for scale in scales):
             raise ValueError(f"batchsize {batchsize} is under 1, or scales {scales} not 0.1 to 10")
         self.device = choose_device()[0] if device is None else torch.device(device)
-        self.dtype = dtype_for(self.device, precision)
-        trained = load_trained(run, which_epoch)
-        self.dim = trained.net.dim(layer)
+        trained = run
+        if not isinstance(run, Trained):
+            trained = load_trained(run, which_epoch, layer=layer, test_size=test_size)
+        self.dtype = inference_dtype(trained, self.device, precision)
+        self.dim, self.layer = trained.net.dim(trained.layer), trained.layer
         self.weights, self.batchsize = trained.weights, batchsize
         self.transforms = eval_transforms(trained, scales)
-        self.made_by = made_by(trained, layer, scales)
+        self.made_by = made_by(trained, scales)
         net = fold_for_inference(trained.net, self.dtype)
         self.net = net.to(self.device, memory_format=torch.channels_last)
-        self.layer = layer
 
     def to_input(self, image: Image.Image) -> list[np.ndarray]:
         """Resize a PIL image to each scale: list of uint8 [h, w, 3]."""
@@ -264,7 +268,8 @@ def view_features(
     """
     views = torch.cat([images, images.flip(2)])
     with autocast(images.device, dtype):
-        both = net(normalise(views), return_features=True, layer=layer).float().chunk(2)
+        images = normalise(views, *unwrap(net).normalisation)
+        both = net(images, return_features=True, layer=layer).float().chunk(2)
     return F.normalize(both[0] + both[1])
 
 
@@ -277,16 +282,28 @@ def mean_direction(scales: list[np.ndarray]) -> np.ndarray:
 
 def eval_transforms(trained: Trained, scales: tuple[float, ...] = (1.0,)) -> list[EvalTransform]:
     """Return the `EvalTransform`s that test a network (`Trained`) at each scale of the images."""
-    return [EvalTransform.for_testing(trained.height, trained.width, scale) for scale in scales]
+    if not trained.net.any_size and any(scale != 1 for scale in scales):
+        raise UserError(f"--ms: {trained.net.backbone} takes images of one size; leave it out")
+    return [EvalTransform(*trained.size).scaled(scale) for scale in scales]
 
 
-def made_by(trained: Trained, layer: str | None, scales: tuple[float, ...]) -> dict:
+def inference_dtype(
+    trained: Trained, device: torch.device, precision: str, gpus: Sequence[int] = ()
+) -> torch.dtype | None:
+    """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one."""
+    dtype = dtype_for(device, precision, gpus)
+    if precision == "auto" and dtype:
+        dtype = faster_dtype(trained.net, device, trained.size)
+    return dtype
+
+
+def made_by(trained: Trained, scales: tuple[float, ...]) -> dict:
     """Return a dict of what features depend on; those that differ in it can't be compared."""
     return {
         "weights_sha256": sha256(trained.weights),
-        "height": trained.height,
-        "width": trained.width,
-        "layer": trained.net.eval_layer(layer),
+        "height": trained.size[0],
+        "width": trained.size[1],
+        "layer": trained.layer,
         "scales": sorted(scales, reverse=True),
     }
 

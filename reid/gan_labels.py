@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from reid.checkpoint import Run, load_network
+from reid.checkpoint import Run
 from reid.dataset import Sample, classes_hash, count_classes
 from reid.device import to_device
 from reid.distributed import World
@@ -24,6 +24,7 @@ from reid.loading import EvalBatches
 from reid.losses import ranks
 from reid.options import HEIGHT, WIDTH
 from reid.transforms import EvalTransform, normalise
+from reid.weights import load_network
 
 STARTS = 10  # of k-means, the best of which counts
 
@@ -68,7 +69,8 @@ class Teacher:
                 "name a run on the same"
             )
         options = opts.get("options", {})
-        self.transform = EvalTransform(options.get("height", HEIGHT), options.get("width", WIDTH))
+        size = options.get("height", HEIGHT), options.get("width", WIDTH)
+        self.transform = EvalTransform(*size)
         self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
 
@@ -93,7 +95,7 @@ class Teacher:
         bar = tqdm(total=len(paths), desc="ranks", unit="image", disable=quiet)
         with world.together(), torch.no_grad(), bar:
             for batch in images:
-                rows.append(ranks(self.net(normalise(batch))).int().cpu())
+                rows.append(ranks(self.net(normalise(batch, *self.net.normalisation))).int().cpu())
                 bar.update(len(batch))
         return world.gather_rows(torch.cat(rows).to(world.device), len(generated))
 

@@ -5,12 +5,14 @@ constants at its top and passes them in as defaults.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 
 from reid.errors import UserError
 
 HEIGHT, WIDTH = 256, 128  # pixels of a training image
 NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}  # their names in tables
+TEST_SIZES = "enlarged, 9/8 of that in training; same; or in pixels"
 # --recipe strong: chosen on the rendered set, see the README.
 STRONG = {
     "warm_epoch": 5,
@@ -99,6 +101,16 @@ positive = number(above=0)
 cosine = number(least=-1, most=1)
 
 
+def image_size(text: str) -> str:
+    """Parse an argument: the size to test at, "enlarged", "same" or HxW in pixels."""
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if text not in ("enlarged", "same") and not (match and min(map(int, match.groups())) >= 32):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected enlarged, same, or a size like 256x128"
+        )
+    return text
+
+
 def run_name(text: str) -> str:
     """Parse an argument: the name of a folder in another."""
     name = text.rstrip("/")
@@ -166,6 +178,7 @@ def add_feature_options(parser: Parser) -> None:
 
 def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
     """Add `--which_epoch --which_layer`: the weights and the layer. Returns the group."""
+    add_weights_options(parser)
     group = parser.add_argument_group("features")
     group.add_argument(
         "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
@@ -173,11 +186,63 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--which_layer",
         choices=["pool", "bottleneck"],
-        help="pool: the pooled features (2048 or 1024 numbers); bottleneck: what the classifier "
-        "sees (512, or with --neck bnneck the pooled ones after batch norm) (default: pool, with "
-        "bnneck bottleneck)",
+        help="pool: the pooled features (2048 numbers of a ResNet-50); bottleneck: what the "
+        "classifier sees (512, or with --neck bnneck the pooled ones after batch norm) (default: "
+        "the run's by --val_ids, else pool, with bnneck bottleneck)",
+    )
+    group.add_argument(
+        "--test_size",
+        type=image_size,
+        metavar="{enlarged,same,HxW}",
+        help=f"image size: {TEST_SIZES} (default: the run's)",
     )
     return group
+
+
+def add_weights_options(parser: Parser) -> None:
+    """Add `--weights --backbone --last_stride --height --width`: weights without a run folder."""
+    group = parser.add_argument_group("weights of other codes")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="take the features of this file in place of a run's: a .pth, .pt or .safetensors of "
+        "torchvision, timm, torchreid, fast-reid and others (default: --name's)",
+    )
+    add_backbone_options(group, None)
+    group.add_argument(
+        "--last_stride",
+        type=int,
+        choices=[1, 2],
+        default=2,
+        help="of the network in --weights; a run's own weights tell",
+    )
+    for side, usual in (("height", HEIGHT), ("width", WIDTH)):
+        group.add_argument(
+            f"--{side}",
+            type=at_least(32),
+            help=f"image {side} in training (default: the run's, or {usual})",
+        )
+
+
+def add_backbone_options(group: argparse._ArgumentGroup, default: str | None) -> None:
+    """Add `--backbone --use_dense`, which both set `backbone`."""
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--backbone",
+        default=default,
+        metavar="NAME",
+        help="resnet50, densenet121, or the name of any timm model, such as "
+        "tf_efficientnet_lite0, convnext_tiny, vit_small_patch16_224"
+        + ("" if default else " (default: what the weights hold)"),
+    )
+    either.add_argument(
+        "--use_dense",
+        action="store_const",
+        const="densenet121",
+        dest="backbone",
+        default=argparse.SUPPRESS,
+        help="--backbone densenet121",
+    )
 
 
 def add_training_options(parser: Parser, data_dir: str) -> None:
@@ -203,17 +268,14 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
     )
 
     network = parser.add_argument_group("network")
-    network.add_argument(
-        "--use_dense", action="store_true", help="DenseNet-121 in place of ResNet-50"
-    )
+    add_backbone_options(network, "resnet50")
     network.add_argument(
         "--pretrained",
         default="imagenet",
         metavar="{imagenet,none,FILE}",
-        help="weights that the backbone starts from: torchvision's ImageNet weights (downloaded on "
-        "first use), none, or a file",
+        help="weights that the backbone starts from: torchvision's or timm's ImageNet weights "
+        "(downloaded on first use), none, or a file, of this code or another",
     )
-
     network.add_argument(
         "--neck",
         choices=["bottleneck", "bnneck"],
@@ -231,7 +293,24 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         type=int,
         choices=[1, 2],
         default=2,
-        help="1: the last stage keeps twice the resolution (Sun et al. 2018)",
+        help="1: the last stage keeps twice the resolution (Sun et al. 2018), if the backbone can",
+    )
+
+    testing = parser.add_argument_group("testing")
+    testing.add_argument(
+        "--val_ids",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="number of identities to hold out whole; at the end they tell which layer and image "
+        "size are best for testing, which then are the run's",
+    )
+    testing.add_argument(
+        "--test_size",
+        type=image_size,
+        metavar="{enlarged,same,HxW}",
+        help=f"image size in testing: {TEST_SIZES} (default: found with --val_ids, else enlarged "
+        "for resnet50 and densenet121, same for others)",
     )
 
     recipe = parser.add_argument_group("recipe")
@@ -365,9 +444,10 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     return parser.parse_args(argv)
 
 
-def network_name(use_dense: bool) -> str:
-    """Return the key of `NETWORKS` that --use_dense stands for."""
-    return "densenet121" if use_dense else "resnet50"
+def backbone_of(options: dict) -> str | None:
+    """Return the backbone in a run's options, where older versions have only `use_dense`."""
+    older = {True: "densenet121", False: "resnet50"}.get(options.get("use_dense"))
+    return options.get("backbone", older)
 
 
 def as_flags(settings):

@@ -1,7 +1,7 @@
 """The transforms of images in training and in testing, in one place so they can't drift apart.
 
 `height` and `width` are what the network is trained on (256 x 128). Training crops out of an
-image an eighth larger (288 x 144); testing takes that larger size whole.
+image an eighth larger (288 x 144); testing takes that larger size whole, or another (`test_size`).
 
 Training is the classic chain: bicubic resize, random crop, flip, normalise, erase. Here it is
 split in two, so that nothing is done twice and the training device does what it can for a whole
@@ -16,6 +16,7 @@ and that is less work), so this is its resize, within 1/255. What is random is d
 a whole epoch at once (`draw`): the same on every device and for any number of processes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,6 @@ from reid.device import send
 from reid.errors import UserError
 from reid.images import read_image
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALLEST = 32  # pixels a side: the networks' feature maps are a 32nd of that
 CPU = torch.device("cpu")
 JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
@@ -54,19 +54,21 @@ class Augmentation(NamedTuple):
 class TrainTransform:
     """The transform of training images: files to float32 [B, 3, height, width].
 
-    erasing_p: chance of random erasing. color_jitter: whether brightness, contrast and saturation
-    vary. auto_augment: whether torchvision's AutoAugment (Cubuk et al. 2019) is applied.
+    normalisation: mean and deviation, see `normalise`. erasing_p: chance of random erasing.
+    color_jitter: whether brightness, contrast and saturation vary. auto_augment: whether
+    torchvision's AutoAugment (Cubuk et al. 2019) is applied.
     """
 
     def __init__(
         self,
         height: int,
         width: int,
+        normalisation: tuple,
         erasing_p: float,
         color_jitter: bool = False,
         auto_augment: bool = False,
     ):
-        self.height, self.width = height, width
+        self.height, self.width, self.normalisation = height, width, normalisation
         self.full_height, self.full_width = enlarged(height, width)
         self.erasing = RandomErasing(erasing_p)
         colours = [v2.ColorJitter(**JITTER)] if color_jitter else []
@@ -134,7 +136,7 @@ class TrainTransform:
                     for i, s in zip(images, augmentation.seed.tolist(), strict=True)
                 ]
             )
-        return self.erasing.erase(normalise(images), augmentation.erased)
+        return self.erasing.erase(normalise(images, *self.normalisation), augmentation.erased)
 
     def recolour(self, image, seed):
         """Return an image, uint8 [H, W, 3], with the random colours that belong to the seed."""
@@ -149,19 +151,15 @@ class EvalTransform:
     def __init__(self, height: int, width: int):
         self.height, self.width = height, width
 
-    @classmethod
-    def for_testing(cls, height: int, width: int, scale: float = 1.0) -> "EvalTransform":
-        """Return the transform that tests a network: the size that training crops from x `scale`.
-
-        height, width: those that the network was trained on.
-        """
-        height, width = (round(scale * size) for size in enlarged(height, width))
+    def scaled(self, scale: float) -> "EvalTransform":
+        """Return the transform to `scale` times the size. Raises UserError where that is tiny."""
+        height, width = (round(scale * size) for size in (self.height, self.width))
         if min(height, width) < SMALLEST:
             raise UserError(
                 f"--ms {scale:g}: makes images of {height}x{width}; the networks take {SMALLEST} "
                 "pixels or more"
             )
-        return cls(height, width)
+        return EvalTransform(height, width)
 
     def read(self, path: str | Path) -> np.ndarray:
         """Decode and resize an image: uint8 [height, width, 3]."""
@@ -175,6 +173,16 @@ class EvalTransform:
 def enlarged(height: int, width: int) -> tuple[int, int]:
     """Return the size that training crops from: 256 x 128 gives 288 x 144."""
     return height * 9 // 8, width * 9 // 8
+
+
+def test_size(kind: str, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width of images to test on.
+
+    kind: "enlarged", "same" or a size such as "256x128". height, width: of images to train on.
+    """
+    if kind == "enlarged":
+        return enlarged(height, width)
+    return (height, width) if kind == "same" else tuple(map(int, kind.split("x")))
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -195,14 +203,14 @@ def resize_height(images, height, in_floats=False):
     return maps.permute(0, 2, 3, 1)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Normalise uint8 [B, H, W, 3] by ImageNet's mean and deviation.
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalise uint8 [B, H, W, 3]: (value / 255 - mean) / std, three numbers each.
 
-    Returns float32 [B, 3, H, W], channels_last in memory.
+    Networks have theirs in `normalisation`. Returns float32 [B, 3, H, W], channels_last in memory.
     """
     batch, height, width, _ = images.shape
-    std = images.new_tensor(IMAGENET_STD, dtype=torch.float32)
-    mean = images.new_tensor(IMAGENET_MEAN, dtype=torch.float32)
+    std = images.new_tensor(std, dtype=torch.float32)
+    mean = images.new_tensor(mean, dtype=torch.float32)
     # As rows of width * 3 numbers: three channels alone are too few to compute on at once.
     rows = images.reshape(batch, height, width * 3).float()
     rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))

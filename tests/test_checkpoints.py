@@ -7,8 +7,9 @@ import torch
 from torchvision import models
 
 from model import ft_net, ft_net_dense
-from reid.checkpoint import Run, build_network, load_network
+from reid.checkpoint import Run
 from reid.errors import UserError
+from reid.weights import build_network, load_network
 
 
 def same(a, b):
@@ -91,7 +92,7 @@ def test_pretrained_file_of_torchvision(network, torchvision_net, tmp_path):
 def test_pretrained_file_of_a_run_with_other_classes(tmp_path):
     source = ft_net(5)
     Run(tmp_path).save_weights(source, "last")
-    net = build_network(False, 9, tmp_path / "net_last.pth")
+    net = build_network("resnet50", 9, tmp_path / "net_last.pth")
     assert torch.equal(net.model.layer4[0].conv1.weight, source.model.layer4[0].conv1.weight)
     assert not torch.equal(net.model.fc[0].weight, source.model.fc[0].weight)
 
@@ -99,7 +100,7 @@ def test_pretrained_file_of_a_run_with_other_classes(tmp_path):
 def test_pretrained_file_of_another_network(tmp_path):
     torch.save(models.resnet18().state_dict(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"weights\.pth: not the weights of a ResNet backbone"):
-        build_network(False, 9, tmp_path / "weights.pth")
+        build_network("resnet50", 9, tmp_path / "weights.pth")
 
 
 def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
@@ -109,13 +110,13 @@ def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"--pretrained imagenet: .*--pretrained FILE .* none"):
-        build_network(True, 9, "imagenet")
+        build_network("densenet121", 9, "imagenet")
 
 
 def test_weights_of_another_network_than_expected(tmp_path):
     Run(tmp_path).save_weights(ft_net(3), "last")
     with pytest.raises(UserError, match="holds a ResNet-50, not the expected DenseNet-121"):
-        load_network(tmp_path / "net_last.pth", use_dense=True)
+        load_network(tmp_path / "net_last.pth", backbone="densenet121")
     torch.save(models.resnet18().state_dict(), tmp_path / "net_1.pth")
     with pytest.raises(UserError, match="not the weights of a ft_net"):
         load_network(tmp_path / "net_1.pth")

@@ -17,7 +17,8 @@ from under_torchrun import make_tables, train_steps
 import test as extraction
 import train_lsro
 from model import ft_net_dense
-from reid.checkpoint import Run, load_network
+from reid.checkpoint import Run
+from reid.weights import load_network
 
 pytestmark = pytest.mark.slow
 

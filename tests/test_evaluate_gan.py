@@ -189,7 +189,7 @@ def test_a_whole_run(data, flags, trained, tmp_path, capsys, monkeypatch):
     call(evaluate_gan.main, *flags, "--json", "results.json")
     out = capsys.readouterr().out
     rows = out.splitlines()
-    assert "ft_net_dense, 72x36, on cpu" in rows[0]
+    assert "densenet121, 72x36, on cpu" in rows[0]
     assert rows[2].startswith("18 generated against 16 real ")
     assert rows[3].startswith("8 generated against 8 real ")
     assert rows[4].startswith("8 other real against 8 real ")

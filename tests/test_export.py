@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import export
-from model import ft_net, ft_net_dense
+from model import IMAGENET, ft_net, ft_net_dense
 from reid.checkpoint import Run, load_trained
 from reid.exporting.agreement import Eager, File, agreement, agrees, spread_out
 from reid.exporting.network import (
@@ -88,10 +88,10 @@ def test_onnx_features_are_test_pys(name, tmp_path):
 
     kind, options, layer = NETWORKS[name]
     run = new_run(tmp_path / "run", network(kind, **options))
-    trained = load_trained(run)
+    trained = load_trained(run, layer=layer)
     images = random_images(5)
-    expected = Eager(trained, layer).of_batch(list(images))
-    facts = metadata(trained, "run", layer, "fp32", "outside")
+    expected = Eager(trained).of_batch(list(images))
+    facts = metadata(trained, "run", "fp32", "outside")
     path = tmp_path / "a.onnx"
     path.write_bytes(onnx_file(trained, facts))
 
@@ -113,8 +113,8 @@ def test_onnx_features_are_test_pys(name, tmp_path):
 def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
     trained = load_trained(folder)
     images = random_images(3)
-    expected = Eager(trained, None).of_batch(list(images))
-    facts = metadata(trained, "small", None, "fp32", preprocess)
+    expected = Eager(trained).of_batch(list(images))
+    facts = metadata(trained, "small", "fp32", preprocess)
     path = tmp_path / "a.pt2"
     path.write_bytes(torch_file(trained, facts))
 
@@ -128,7 +128,7 @@ def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
     if preprocess == "inside":  # several sizes at once
         originals = [*random_images(2, 200, 40), *random_images(1, 50, 90)]
         pillows = [EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in originals]
-        pillows = Eager(load_trained(folder), None).of_batch(pillows)
+        pillows = Eager(load_trained(folder)).of_batch(pillows)
         np.testing.assert_allclose(file.of_batch(originals), pillows, atol=5e-5)
 
 
@@ -139,7 +139,7 @@ def test_half_precision_is_close(name):
     net = network(kind, **options)
     with torch.inference_mode():
         expected = view_features(net, images, None, layer)
-        found = FeatureExtractor(net, layer, half=True)(normalise(images))
+        found = FeatureExtractor(net, layer, half=True)(normalise(images, *IMAGENET))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
     weights = [w for name, w in net.model.named_parameters() if w.dim() == 4]
@@ -169,7 +169,7 @@ def test_resizing_in_onnx_is_pillows(onnx_preprocessing, height, width):
     images = random_images(2, height, width)
     found = onnx_preprocessing.run(None, {"images": images})[0]
     pillows = np.stack([EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in images])
-    expected = normalise(torch.from_numpy(pillows)).numpy()
+    expected = normalise(torch.from_numpy(pillows), *IMAGENET).numpy()
     assert np.abs(found - expected).max() <= 1.01 / 255 / 0.224  # one step of a byte
     assert (np.abs(found - expected) > 1e-5).mean() < 0.01  # and that rarely
 
@@ -280,7 +280,7 @@ def test_fp16_as_a_user(folder, prepared, capsys, tmp_path):
         export.main, *flags(folder, prepared), "--precision", "fp16", "--skip_accuracy",
         "--output", path,
     )  # fmt: skip
-    assert "ft_net in fp16" in capsys.readouterr().out
+    assert "resnet50 in fp16" in capsys.readouterr().out
     model = onnx.load(path)
     ends = [*model.graph.input, *model.graph.output]
     assert {e.type.tensor_type.elem_type for e in ends} == {onnx.TensorProto.FLOAT}

@@ -14,12 +14,11 @@ from scipy.io import loadmat
 from torch import nn
 
 import test as extraction
-from model import ft_net, ft_net_dense
+from model import IMAGENET, ft_net, ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import UserError
 from reid.features import Embedder, fold_for_inference, mean_direction
 from reid.files import sha256, write_json
-from reid.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CPU = {"device": "cpu", "precision": "fp32"}
 
@@ -62,7 +61,7 @@ def crops(number=5):
 def by_hand(net, image, size, layer="pool"):
     """An image's feature, step by step: Pillow, torch, no batch, nothing folded."""
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) / 255
-    pixels = (resized - IMAGENET_MEAN) / IMAGENET_STD
+    pixels = (resized - IMAGENET[0]) / IMAGENET[1]
     pixels = torch.from_numpy(pixels.transpose(2, 0, 1)).float()[None]
     with torch.no_grad():
         pooled = sum(net.feature_maps(view).mean((2, 3)) for view in (pixels, pixels.flip(3)))

@@ -16,16 +16,16 @@ from torch import nn
 import test as extraction
 import train_baseline
 import train_lsro
-from model import ft_net_dense
+from model import IMAGENET, ft_net_dense
 from reid import losses
-from reid.checkpoint import Run, load_network
+from reid.checkpoint import Run
 from reid.dataset import Sample, generated_images, labelled_images
 from reid.distributed import Split, WholeBatchNorm, World, distribute
 from reid.engine import check_batchsize, check_split
 from reid.errors import UserError
 from reid.gan_labels import Teacher, nearest_centres
 from reid.loading import StepSampler, TrainBatches
-from reid.transforms import IMAGENET_MEAN, IMAGENET_STD
+from reid.weights import load_network
 
 SMALL = "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32".split()
 FLAGS = (*SMALL, *"--batchsize 6 --precision fp32 --epochs 1 --name r".split())
@@ -81,7 +81,7 @@ def test_a_table_of_ranks_follows_its_images(folder, tmp_path):
     def logits(path):
         """With the pipeline of a single image, at the run's size."""
         pixels = Image.open(path).resize((32, 96), Image.Resampling.BICUBIC)
-        x = (np.asarray(pixels) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+        x = (np.asarray(pixels) / 255 - IMAGENET[0]) / IMAGENET[1]
         with torch.no_grad():
             return net(torch.tensor(x, dtype=torch.float32).permute(2, 0, 1)[None])[0]
 

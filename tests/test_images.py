@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import synthetic_market
+from model import IMAGENET
 from random_erasing import RandomErasing
 from reid import transforms
 
@@ -26,7 +27,7 @@ def plain(path, choices, height, width):
     image = image.crop((left, top, left + width, top + height))
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
     pixels = np.asarray(image) / 255
-    pixels = (pixels - transforms.IMAGENET_MEAN) / transforms.IMAGENET_STD
+    pixels = (pixels - IMAGENET[0]) / IMAGENET[1]
     top, left, tall, wide = choices.erased[0].tolist()
     pixels[top : top + tall, left : left + wide] = FILL
     return torch.from_numpy(pixels.transpose(2, 0, 1)).float()
@@ -101,7 +102,7 @@ def test_moments_are_those_of_the_plain_chain(rendered):
             v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
+            v2.Normalize(*IMAGENET),
             RandomErasing(0.8),
         ]
     )
@@ -119,14 +120,16 @@ def test_moments_are_those_of_the_plain_chain(rendered):
 def test_test_images_are_resized_by_pillow():
     image = pil(np.random.default_rng(0).integers(0, 256, (128, 64, 3)))
     resized = np.asarray(image.resize((144, 288), Image.Resampling.BICUBIC))
-    found = transforms.normalise(torch.from_numpy(resized.copy())[None])[0]
-    found = found.permute(1, 2, 0).numpy() * transforms.IMAGENET_STD + transforms.IMAGENET_MEAN
+    found = transforms.normalise(torch.from_numpy(resized.copy())[None], *IMAGENET)[0]
+    found = found.permute(1, 2, 0).numpy() * IMAGENET[1] + IMAGENET[0]
     np.testing.assert_allclose(found, resized / 255, atol=1e-6)
 
 
 def test_sizes_of_testing_and_validation(rendered):
     assert transforms.EvalTransform(256, 128).read(rendered[0]).shape == (256, 128, 3)
-    assert transforms.EvalTransform.for_testing(256, 128).read(rendered[0]).shape == (288, 144, 3)
+    assert transforms.EvalTransform(*transforms.test_size("enlarged", 256, 128)).read(
+        rendered[0]
+    ).shape == (288, 144, 3)
 
 
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])

@@ -151,7 +151,7 @@ def runs(tmp_path_factory):
     torch.manual_seed(0)
     run.save_weights(ft_net_dense(3), "last")
     trained = load_trained(run.path)
-    facts = metadata(trained, run.path.name, None, "fp32", "inside")
+    facts = metadata(trained, run.path.name, "fp32", "inside")
     run.file("features_fp32_inside.onnx").write_bytes(onnx_file(trained, facts))
     return folder
 

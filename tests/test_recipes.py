@@ -13,11 +13,12 @@ import train_baseline
 import train_lsro
 from model import GeM, ft_net, ft_net_dense
 from reid import losses, optimizer
-from reid.checkpoint import Run, load_network
+from reid.checkpoint import Run
 from reid.dataset import Sample
 from reid.errors import UserError
 from reid.loading import identity_order
 from reid.options import STRONG, parse_training
+from reid.weights import load_network
 
 FLAGS = (
     "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 6 "

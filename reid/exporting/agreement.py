@@ -25,13 +25,13 @@ LEAST_COSINE = 0.9999  # of a file in fp32 with PyTorch
 class Eager(ImageModel):
     """The network as it was trained, in fp32, not folded: the reference for a file.
 
-    trained: `reid.checkpoint.Trained`; layer: see `model.ReIDNet.forward`.
+    trained: `reid.checkpoint.Trained`.
     """
 
-    def __init__(self, trained: Trained, layer: str | None):
-        self.net, self.layer = trained.net.eval(), layer
-        self.dim = trained.net.dim(layer)
-        self.to_input = EvalTransform.for_testing(trained.height, trained.width).resize
+    def __init__(self, trained: Trained):
+        self.net, self.layer = trained.net.eval(), trained.layer
+        self.dim = trained.net.dim(trained.layer)
+        self.to_input = EvalTransform(*trained.size).resize
 
     @torch.inference_mode()
     def of_batch(self, batch: list[np.ndarray]) -> np.ndarray:
@@ -47,7 +47,7 @@ class File(ImageModel):
     """
 
     def __init__(self, compute: Callable, facts: dict):
-        self.compute, self.dim = compute, int(facts["dim"])
+        self.compute, self.facts, self.dim = compute, facts, int(facts["dim"])
         self.inside = facts["preprocess"] == "inside"
         self.resize = EvalTransform(*input_size(facts)).resize
 
@@ -60,7 +60,7 @@ class File(ImageModel):
         if self.inside:  # images of one size at a time
             groups = (np.stack(list(some)) for _, some in groupby(batch, key=np.shape))
             return np.concatenate([self.compute(images) for images in groups])
-        return self.compute(network_input(batch))
+        return self.compute(network_input(batch, self.facts))
 
 
 def spread_out(entries: list, count: int) -> list:

@@ -68,12 +68,17 @@ def single_channels(weight, bias, stride=1):
     return layer.requires_grad_(False)
 
 
-def quantised(model: onnx.ModelProto, images: list[np.ndarray]) -> onnx.ModelProto:
+def quantised(model: onnx.ModelProto, images: list[np.ndarray], facts: dict) -> onnx.ModelProto:
     """Quantise an fp32 ModelProto to int8.
 
-    images: resized training images uint8 [H, W, 3] to take the activations' ranges from.
+    images: resized training images uint8 [H, W, 3] to take the activations' ranges from. facts: the
+    file's `metadata`.
     """
-    with tempfile.TemporaryDirectory() as folder, quiet(), Calibration(images) as calibration:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        quiet(),
+        Calibration(images, facts) as calibration,
+    ):
         path = Path(folder) / "int8.onnx"
         quantize_static(
             model,
@@ -99,8 +104,8 @@ def backbone_nodes(model):
 class Calibration(CalibrationDataReader):
     """Training images in batches, as ONNX Runtime's quantisation asks for them."""
 
-    def __init__(self, images):
-        self.images, self.start = images, 0
+    def __init__(self, images, facts):
+        self.images, self.facts, self.start = images, facts, 0
 
     def __enter__(self):
         label = "calibration"
@@ -115,4 +120,4 @@ class Calibration(CalibrationDataReader):
         batch = self.images[self.start : self.start + BATCH]
         self.start += len(batch)
         self.bar.update(len(batch))
-        return {INPUT: network_input(batch)} if len(batch) else None
+        return {INPUT: network_input(batch, self.facts)} if len(batch) else None

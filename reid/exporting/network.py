@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from reid.checkpoint import Trained
 from reid.features import fold_for_inference
 from reid.files import sha256
+from reid.options import NETWORKS
 from reid.provenance import provenance, version
-from reid.transforms import IMAGENET_MEAN, IMAGENET_STD, enlarged, normalise
+from reid.transforms import normalise
 
 INPUT, OUTPUT = "images", "features"  # their names in a file
 METADATA = "metadata.json"  # in a .pt2 file
@@ -47,7 +48,7 @@ class FeatureExtractor(nn.Module):
     ):
         super().__init__()
         self.net, self.layer = fold_for_inference(without_the_rest(net, layer)), layer
-        self.preprocessing = Preprocessing(*size) if size else nn.Identity()
+        self.preprocessing = Preprocessing(size, net.normalisation) if size else nn.Identity()
         self.dtype = torch.float16 if half else torch.float32
         if half:
             halve(self.net)
@@ -57,7 +58,7 @@ class FeatureExtractor(nn.Module):
         """Take float32 [N, 3, H, W], or uint8 [N, h, w, 3], to L2-normalised float32 [N, D]."""
         images = self.preprocessing(images)
         views = torch.cat([images, images.flip(3)]).to(self.dtype)
-        features = self.net(views, return_features=True, layer=self.layer)
+        features = self.net(views, return_features=True, layer=self.layer).float()
         number = images.shape[0]
         return F.normalize(features[:number] + features[number:])
 
@@ -65,12 +66,12 @@ class FeatureExtractor(nn.Module):
 class Preprocessing(nn.Module):
     """Resizing as Pillow does it, and normalising: uint8 [N, h, w, 3] to float32 [N, 3, H, W]."""
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, size: tuple[int, int], normalisation: tuple):
         super().__init__()
-        self.size = height, width
+        self.size, self.normalisation = size, normalisation
 
     def forward(self, images):
-        return normalise(resized(images, *self.size))
+        return normalise(resized(images, *self.size), *self.normalisation)
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -99,10 +100,15 @@ def bicubic(images, height, width):
 
 
 def halve(net):
-    """Have a network compute in fp16 up to its pooling, from there on in fp32, in place."""
+    """Have a network compute in fp16 up to its pooling, from there on in fp32, in place.
+
+    timm's networks have weights after their pooling, and so pool in fp16.
+    """
     net.half()
-    net.model.fc.float()
-    net.pooling = nn.Sequential(ToFloat(), net.pooling.float())
+    if net.backbone in NETWORKS:
+        net.pooling = nn.Sequential(ToFloat(), net.pooling)
+    net.pooling.float()
+    net.model.fc = nn.Sequential(ToFloat(), net.model.fc.float())
 
 
 class ToFloat(nn.Module):
@@ -122,14 +128,13 @@ def without_the_rest(net, layer):
     return net
 
 
-def metadata(
-    trained: Trained, run: str, layer: str | None, precision: str, preprocess: str
-) -> dict[str, str]:
+def metadata(trained: Trained, run: str, precision: str, preprocess: str) -> dict[str, str]:
     """Return the facts that a file states about itself: a dict of strings, lists as JSON.
 
     trained: `reid.checkpoint.Trained`; run: the run's name.
     """
-    height, width = enlarged(trained.height, trained.width)
+    height, width = trained.size
+    mean, std = trained.net.normalisation
     inside = preprocess == "inside"
     made = provenance()
     versions = made["versions"] | {name: version(name) for name in ONNX_PACKAGES}
@@ -138,8 +143,9 @@ def metadata(
         "weights": trained.weights.name,
         "weights_sha256": sha256(trained.weights),
         "network": type(trained.net).__name__,
-        "layer": trained.net.eval_layer(layer),
-        "dim": str(trained.net.dim(layer)),
+        "backbone": trained.net.backbone,
+        "layer": trained.layer,
+        "dim": str(trained.net.dim(trained.layer)),
         "height": str(height),
         "width": str(width),
         "trained_height": str(trained.height),
@@ -151,8 +157,8 @@ def metadata(
         "layout": "NHWC" if inside else "NCHW",
         "values": "0 to 255" if inside else "(value / 255 - mean) / std",
         "colour_order": "RGB",
-        "mean": json.dumps(IMAGENET_MEAN),
-        "std": json.dumps(IMAGENET_STD),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
         "resize": "bicubic, antialiased (Pillow's)",
         "output": OUTPUT,
         "features": "of image and mirror image, added, L2-normalised",
@@ -209,9 +215,18 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def network_input(arrays: list[np.ndarray]) -> np.ndarray:
-    """Stack resized images uint8 [H, W, 3] and normalise them: float32 [B, 3, H, W]."""
-    return normalise(torch.from_numpy(np.stack(arrays))).contiguous().numpy()
+def network_input(arrays: list[np.ndarray], facts: dict) -> np.ndarray:
+    """Stack resized images uint8 [H, W, 3] and normalise them: float32 [B, 3, H, W].
+
+    facts: the file's `metadata`.
+    """
+    images = torch.from_numpy(np.stack(arrays))
+    return normalise(images, *normalisation(facts)).contiguous().numpy()
+
+
+def normalisation(facts: dict) -> tuple[list[float], list[float]]:
+    """Return the mean and deviation of pixels that a file's `metadata` states."""
+    return json.loads(facts["mean"]), json.loads(facts["std"])
 
 
 def torch_compute(path: str | Path) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:

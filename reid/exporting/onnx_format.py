@@ -18,6 +18,7 @@ from reid.exporting.network import (
     example,
     feature_extractor,
     input_size,
+    normalisation,
     quiet,
 )
 
@@ -43,9 +44,10 @@ def onnx_file(trained: Trained, facts: dict, calibration: Sequence[np.ndarray] =
     if facts["precision"] == "int8":  # the network alone: its preprocessing stays in fp32
         outside = facts | {"preprocess": "outside"}
         model = onnx_model(as_convolutions(feature_extractor(trained, outside)), outside)
-        model = quantised(model, calibration)
+        model = quantised(model, calibration, facts)
         if facts["preprocess"] == "inside":
-            model = joined(onnx_model(Preprocessing(*input_size(facts)), facts), model)
+            first = Preprocessing(input_size(facts), normalisation(facts))
+            model = joined(onnx_model(first, facts), model)
     else:
         model = onnx_model(feature_extractor(trained, facts), facts)
     helper.set_model_props(model, facts)

@@ -1,0 +1,109 @@
+"""How to test a network, found on people held out of its training: the layer and the image size.
+
+Which layer's features find new people best, and at which size, differs from backbone to backbone
+and from recipe to recipe. Images of people that were trained on can't tell.
+"""
+
+import copy
+from argparse import Namespace
+from itertools import product
+
+import torch
+from torch import nn
+
+from model import LAYERS
+from reid.dataset import EvalImage
+from reid.distributed import World
+from reid.errors import UserError
+from reid.features import extract
+from reid.mat import feature_set
+from reid.metrics import evaluate, similarity_blocks
+from reid.transforms import EvalTransform, test_size
+
+
+def queries_and_gallery(people: list[EvalImage]) -> tuple[list[EvalImage], list[EvalImage]]:
+    """Split images of people: the first of each person in each camera is a query, the rest gallery.
+
+    Raises UserError where no query has an image of its person by another camera.
+    """
+    queries = {}
+    for image in people:
+        queries.setdefault((image.identity, image.camera), image)
+    paths = {image.path for image in queries.values()}
+    gallery = [image for image in people if image.path not in paths]
+    cameras = {}
+    for image in gallery:
+        cameras.setdefault(image.identity, set()).add(image.camera)
+    if not any(cameras.get(q.identity, set()) - {q.camera} for q in queries.values()):
+        raise UserError(
+            "--val_ids: no identity that is held out has two images in each of two cameras; hold "
+            "out more"
+        )
+    return list(queries.values()), gallery
+
+
+def choose_testing(
+    net: nn.Module,
+    people: list[EvalImage],
+    args: Namespace,
+    world: World,
+    dtype: torch.dtype | None,
+) -> dict | None:
+    """Return the layer and the size with the best mAP on `people`, and all scores: a dict.
+
+    args: options of `reid.options.add_training_options`; its test_size, where given, is the only
+    one tried. Prints a table. All processes of `world` must call it; the first gets the dict.
+    """
+    parts = queries_and_gallery(people)
+    folder = people[0].path.parents[1]
+    kinds = [args.test_size] if args.test_size else ["same", "enlarged"]
+    scores = []
+    for kind, layer in product(kinds, LAYERS):
+        size = test_size(kind, args.height, args.width)
+        resized = copy.deepcopy(net)
+        try:
+            resized.set_size(*size)
+        except ValueError:  # of a backbone made for one size
+            continue
+        sets = []
+        for name, images in zip(("query", "gallery"), parts, strict=True):
+            features = extract(
+                resized,
+                [image.path for image in images],
+                [EvalTransform(*size)],
+                world,
+                dtype=dtype,
+                batchsize=args.batchsize,
+                workers=args.workers,
+                label=f"held out, {name}, {layer} at {size[0]}x{size[1]}",
+                layer=layer,
+            )
+            if world.first:
+                sets.append(feature_set(features, images, folder))
+        if world.first:
+            found = evaluate(similarity_blocks(*sets), *sets)
+            scores.append(
+                {
+                    "layer": layer,
+                    "test_size": kind,
+                    "rank1": found.rank(1),
+                    "mAP": found.mean_ap(),
+                }
+            )
+    if not world.first:
+        return None
+    best = max(scores, key=lambda score: score["mAP"])
+    identities = len({image.identity for image in people})
+    print(f"on {identities} people held out ({len(parts[0])} queries, {len(parts[1])} gallery):")
+    for score in scores:
+        chosen = ", taken for testing" if score is best else ""
+        print(
+            f"  {score['layer']:10} {score['test_size']:8} Rank@1 {100 * score['rank1']:.2f}, mAP "
+            f"{100 * score['mAP']:.2f}{chosen}"
+        )
+    return {
+        "layer": best["layer"],
+        "test_size": best["test_size"],
+        "people": identities,
+        "scores": scores,
+    }

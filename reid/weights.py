@@ -1,0 +1,361 @@
+"""Networks from weights files of this and of other codes.
+
+Other codes name the same tensors otherwise: `base.conv1.weight`, `module.encoder_q.conv1.weight`,
+`module.base.0.weight`, `backbone.conv1.weight`. A backbone is found where a file has all of its
+tensors, with their shapes, under their names and one prefix; else where they follow each other in
+the backbone's order. No tensor is taken for another one because it would fit.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model import ReIDNet, make_network, options_of, size_of
+from reid.errors import UserError, first_line, missing_package
+from reid.options import HEIGHT, NETWORKS, WIDTH
+
+WRAPPERS = ("state_dict", "model")  # the keys that weights lie under, beside epoch and optimiser
+# Batch norm's counters, which nothing here reads. Files older than PyTorch 0.4.1 lack them.
+COUNTER = "num_batches_tracked"
+# Of two copies of a network in one file the one to take: MoCo's encoder_k and DINO's student are
+# made for training only.
+PREFERRED = ("encoder_q", "teacher")
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors in a weights file (.pth, .pt, .safetensors), on the CPU, by name.
+
+    Names have no `module.` prefix; a state_dict may lie under "state_dict" or "model", and any
+    other dict in the file gives its tensors its name and a dot. Nothing but tensors and plain
+    values is loaded. Raises UserError for a file that is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    for name in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    weights = dict(flat(content))
+    if not weights:
+        raise UserError(f"{path}: holds no plain state_dict")
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def read_torch(path):
+    """Read a file that torch.save wrote, if it holds tensors and plain values only."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        needs_more = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper()
+        if needs_more or "TorchScript" in str(error) or is_script(path):
+            raise UserError(
+                f"{path}: holds Python objects beside its weights, which could run any code; if "
+                "you trust its origin, keep the state_dict alone: in Python "
+                f"torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], "
+                "'weights.pth'), or its .state_dict() where it is a whole network"
+            ) from error
+        raise UserError(f"{path}: not a readable PyTorch weights file") from error
+
+
+def is_script(path):
+    """Tell whether a file is a TorchScript archive, which holds code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def read_safetensors(path):
+    """Read a .safetensors file."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise missing_package(f"{path}", "safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable safetensors file") from error
+
+
+def flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dicts, with their keys joined by dots."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if torch.is_tensor(value):
+            yield f"{prefix}{key}", value
+        else:
+            yield from flat(value, f"{prefix}{key}.")
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+def build_network(
+    backbone: str,
+    class_num: int,
+    pretrained: str = "none",
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    **options,
+) -> ReIDNet:
+    """Build a network with a backbone from ImageNet ("imagenet"), a file, or random ("none").
+
+    size: height and width of its images in pixels. options: neck, pooling, last_stride.
+    Raises UserError where it can't be made, or the weights can't be had.
+    """
+    with as_user_errors(backbone):
+        if pretrained == "imagenet":
+            with torch.device("meta"):  # whether it can be made at all, before a download
+                make_network(backbone, class_num, **options)
+        else:
+            net = make_network(backbone, class_num, **options)
+    if pretrained == "imagenet":
+        try:
+            net = make_network(backbone, class_num, pretrained, **options)
+        except Exception as error:  # no network, a proxy, a broken download: many kinds
+            raise UserError(
+                f"--pretrained imagenet: the weights of {backbone} can't be had "
+                f"({first_line(error)}); pass --pretrained FILE with a copy of them, or "
+                "--pretrained none"
+            ) from error
+    if pretrained in ("none", "imagenet"):
+        with as_user_errors(backbone):
+            net.set_size(*size)
+    else:
+        left_out = fill_backbone(net, read_weights(pretrained), pretrained, size)
+        if left_out:
+            print(f"{pretrained}: left out {summary(left_out)}")
+    return net
+
+
+@contextmanager
+def as_user_errors(backbone):
+    """Raise what a network's making raises as UserErrors."""
+    try:
+        yield
+    except ImportError as error:
+        raise missing_package(f"--backbone {backbone}", "timm") from error
+    except ValueError as error:
+        text = str(error)
+        raise UserError(text if text.startswith("--") else f"--backbone {text}") from error
+
+
+def load_network(path: str | Path, backbone: str | None = None) -> ReIDNet:
+    """Load the network in a `net_*.pth`, whatever its class count, with or without `module.`.
+
+    backbone: the one that the caller expects; None takes what the file holds.
+    Raises UserError for a damaged file, and for another network than expected.
+    """
+    weights = read_weights(path)
+    try:
+        options = options_of(weights)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: not the weights of a network of this code; those of others go with --weights"
+        ) from error
+    if backbone not in (None, options["backbone"]):
+        holds, expected = (NETWORKS.get(n, n) for n in (options["backbone"], backbone))
+        raise UserError(f"{path}: holds a {holds}, not the expected {expected}")
+    try:
+        # The two classic ones need not draw random weights first; timm's have parts that are no
+        # weights and would stay empty.
+        device = torch.device("meta" if options["backbone"] in NETWORKS else "cpu")
+        with device, as_user_errors(options["backbone"]):
+            net = make_network(**options)
+            if size := size_of(weights):
+                net.set_size(*size)
+        net.load_state_dict(weights, assign=True)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{path}: not the weights of a {options['backbone']} network") from error
+    return net.float()
+
+
+# --- a backbone in a file -----------------------------------------------------------------------
+
+
+def fill_backbone(
+    net: ReIDNet, weights: dict[str, Tensor], path: str | Path, size: tuple[int, int]
+) -> list[str]:
+    """Fill the backbone of `net` from another network's weights; its head keeps its start values.
+
+    size: height and width of the images to come. Position codes may be those of this size or of
+    the size that the backbone was published for. Leaves `net` ready for images of this size.
+    Returns the names of the tensors that were left out. Raises UserError that names `path` where
+    the backbone is not in there, whole and once.
+    """
+    try:
+        names = find_backbone(weights, backbone_tensors(net))
+    except ValueError as error:
+        problem = error
+        if net.any_size:
+            names = None
+        else:
+            net.set_size(*size)
+            try:
+                names = find_backbone(weights, backbone_tensors(net))
+            except ValueError:
+                names = None
+        if names is None:
+            raise UserError(
+                f"{path}: not the weights of a {net.backbone} backbone ({problem}); name the right "
+                "one with --backbone"
+            ) from None
+    found = {name: weights[theirs] for name, theirs in names.items()}
+    net.model.load_state_dict(found, strict=False)
+    net.set_size(*size)
+    used = set(names.values())
+    return [name for name in weights if name not in used and not name.endswith(COUNTER)]
+
+
+def backbone_tensors(net: ReIDNet) -> dict[str, Tensor]:
+    """Return the backbone's part of a network's state_dict, without counters.
+
+    Not DenseNet's own ImageNet classifier either, which is never used.
+    """
+    never = ("fc.", "classifier.") if hasattr(net.model, "classifier") else ("fc.",)
+    return {
+        name: value
+        for name, value in net.model.state_dict().items()
+        if not name.startswith(never) and not name.endswith(COUNTER)
+    }
+
+
+def find_backbone(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
+    """Return, for each wanted tensor, the name of its place among `weights`.
+
+    Raises ValueError, which says why, where there is no place for all of them, or several.
+    """
+    weights = {name: value for name, value in weights.items() if not name.endswith(COUNTER)}
+    places = list(places_by_name(weights, wanted)) or list(places_by_order(weights, wanted))
+    if not places:
+        raise ValueError(nearest_miss(weights, wanted))
+    first = next(iter(wanted))
+    for word in PREFERRED:
+        if len(places) > 1:
+            places = [names for names in places if word in names[first].split(".")] or places
+    if len(places) > 1:
+        there = ", ".join(names[first] for names in places)
+        raise ValueError(f"{len(places)} of them begin at {there}; save one alone")
+    return places[0]
+
+
+def places_by_name(weights, wanted):
+    """Yield the places where all wanted names stand under one prefix, with their shapes."""
+    for prefix in prefixes(weights, wanted):
+        if all(shape(weights, prefix + name) == value.shape for name, value in wanted.items()):
+            yield {name: prefix + name for name in wanted}
+
+
+def prefixes(weights, wanted):
+    """List what stands before the first wanted name where it occurs."""
+    first = next(iter(wanted))
+    return [name.removesuffix(first) for name in weights if f".{name}".endswith(f".{first}")]
+
+
+def shape(weights, name):
+    """Return a tensor's shape, None where there is no such tensor."""
+    return weights[name].shape if name in weights else None
+
+
+def places_by_order(weights, wanted):
+    """Yield the places where tensors of the wanted kinds and shapes follow one another."""
+    names, pattern = list(weights), [kind(item) for item in wanted.items()]
+    kinds = [kind(item) for item in weights.items()]
+    for start in range(len(kinds) - len(pattern) + 1):
+        if kinds[start : start + len(pattern)] == pattern:
+            yield dict(zip(wanted, names[start:], strict=False))
+
+
+def kind(item):
+    """Return the last word of a tensor's name, such as running_var, and its shape."""
+    name, value = item
+    return name.rpartition(".")[2], value.shape
+
+
+def nearest_miss(weights, wanted):
+    """Say what is amiss where the first wanted name occurs, or that it doesn't."""
+    for prefix in prefixes(weights, wanted):
+        for name, value in wanted.items():
+            found = shape(weights, prefix + name)
+            if found is None:
+                return f"it has no {prefix}{name}"
+            if found != value.shape:
+                return f"{prefix}{name} is {tuple(found)}, not {tuple(value.shape)}"
+    return f"its {len(weights)} tensors nowhere follow one another as that backbone's do"
+
+
+def summary(names: list[str]) -> str:
+    """Name the tensors that were left out, by the first words of their names."""
+    counts = {}
+    for name in names:
+        first = name.rpartition(".")[0] or name
+        counts[first] = counts.get(first, 0) + 1
+    parts = [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
+    more = f" and {len(parts) - 8} more" if len(parts) > 8 else ""
+    return ", ".join(parts[:8]) + more
+
+
+# --- a whole network of another code ------------------------------------------------------------
+
+
+def foreign_network(
+    path: str | Path, backbone: str, last_stride: int, size: tuple[int, int]
+) -> tuple[ReIDNet, list[str]]:
+    """Make a network of another code's weights, to take features from.
+
+    Its features are the pooled ones, by GeM where the file has an exponent, and after a batch norm
+    neck where it has one: those of layer "pool", and with a neck of "bottleneck".
+    Returns it and lines that say what was found. Raises UserError.
+    """
+    weights = read_weights(path)
+    exponent = only(name for name, value in weights.items() if is_exponent(name, value))
+    pooling = "gem" if exponent else "avg"
+    with as_user_errors(backbone):
+        net = make_network(backbone, 1, pooling=pooling, last_stride=last_stride)
+    left_out = fill_backbone(net, weights, path, size)
+    neck = neck_in(weights, left_out, net.feature_dim)
+    net.bnneck = bool(neck)
+    net.model.fc = nn.Sequential(nn.BatchNorm1d(net.feature_dim)) if neck else nn.Identity()
+    lines = []
+    if exponent:
+        net.pooling.p.data = weights[exponent].float().reshape(())
+        left_out.remove(exponent)
+        lines.append(f"pooled by GeM, with the exponent {net.pooling.p:.2f} of {exponent}")
+    if neck:
+        values = {word: weights[f"{neck}.{word}"] for word in NORM}
+        net.model.fc[0].load_state_dict(values, strict=False)
+        left_out = [name for name in left_out if name.rpartition(".")[0] != neck]
+        lines.append(f"features after the batch norm {neck}")
+    if left_out:
+        lines.append(f"left out: {summary(left_out)}")
+    return net.float(), lines
+
+
+def is_exponent(name, value):
+    """Tell whether a tensor is GeM's exponent."""
+    return name.rpartition(".")[2] == "p" and value.numel() == 1
+
+
+def neck_in(weights, names, dim):
+    """Return the name of the batch norm over `dim` features among the named tensors, if any.
+
+    Of several, as of networks with a neck for each part of a body, it is the first.
+    """
+    for name in names:
+        module, _, word = name.rpartition(".")
+        parts = [f"{module}.{word}" for word in NORM]
+        there = word == NORM[0] and set(parts) <= set(names)
+        if there and all(shape(weights, part) == (dim,) for part in parts):
+            return module
+    return None
+
+
+def only(names):
+    """Return the only one of some names; None where there is none or more than one."""
+    names = list(names)
+    return names[0] if len(names) == 1 else None
