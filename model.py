@@ -238,6 +238,12 @@ class ft_net_timm(ReIDNet):
             if not hasattr(self.model, "set_input_size"):
                 size = "x".join(map(str, self.size))
                 raise ValueError(f"{self.backbone}: takes images of {size} only")
+            patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+            if height % patch[0] or width % patch[1]:  # timm would cut off what is left over
+                raise ValueError(
+                    f"{self.backbone}: can't take images of {height}x{width}, only multiples of "
+                    f"{patch[0]}x{patch[1]}"
+                )
             try:
                 with warnings.catch_warnings(action="ignore"):  # of how timm calls PyTorch
                     self.model.set_input_size(img_size=(height, width))
@@ -291,7 +297,7 @@ def timm_model(name, pretrained, last_stride):
         raise ValueError(f"{name}: not resnet50, densenet121 or a model of timm's{hint}")
     options = {"output_stride": 16} if last_stride == 1 else {}
     try:
-        return timm.create_model(name, pretrained, num_classes=0, **options)
+        net = timm.create_model(name, pretrained, num_classes=0, **options)
     except (AssertionError, NotImplementedError, TypeError) as error:
         if not options:
             raise
@@ -300,6 +306,12 @@ def timm_model(name, pretrained, last_stride):
         ) from error
     except RuntimeError as error:  # a tag that timm does not know
         raise error if pretrained else ValueError(f"{name}: {error}") from error
+    if last_stride == 1:  # timm also spreads the last stage's kernels, which re-ID does not
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d) and layer.dilation == (2, 2):
+                layer.dilation = (1, 1)
+                layer.padding = tuple(side // 2 for side in layer.padding)
+    return net
 
 
 def dense_layer(layer, x):

@@ -306,6 +306,8 @@ def load_weights(
     net, lines = foreign_network(path, backbone, last_stride, (height, width))
     for line in lines:
         print(f"{path}: {line}")
+    if layer == "bottleneck" and not net.bnneck:
+        raise UserError(f"--which_layer bottleneck: {path} has no batch norm neck; leave it out")
     return as_trained(net, Path(path), height, width, layer, test_size)
 
 

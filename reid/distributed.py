@@ -8,6 +8,7 @@ the same seed in all of them.
 
 import inspect
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -162,16 +163,25 @@ def distribute(net: nn.Module, world: World, split: "Split | None" = None) -> nn
     if world.size == 1:
         return net
     if world.device.type == "cuda":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # finds none where they are split
+        net = synchronised(net)  # finds none where they are split
     else:
         net = replace(net, norms, lambda old: WholeBatchNorm(old, world))
-    net = replace(net, nn.Dropout, lambda old: WholeDropout(old.p, world))
+    net = replace(net, nn.Dropout, lambda old: WholeDropout(old.p, world) if old.p else old)
     ids = [world.device.index] if world.device.type == "cuda" else None
     # The buffers are batch norm's, and the same everywhere. PyTorch 2.14 has renamed the flag.
     wrapper = nn.parallel.DistributedDataParallel
     names = inspect.signature(wrapper).parameters
     flag = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return wrapper(net, device_ids=ids, **{flag: False})
+
+
+def synchronised(net):
+    """Convert batch norms to those for several GPUs: PyTorch's, of timm's own kinds timm's."""
+    if "timm" not in sys.modules:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(net)
 
 
 def replace(module, kind, make):
@@ -227,9 +237,13 @@ class WholeBatchNorm(nn.Module):
         for name, value in norm.named_buffers():
             self.register_buffer(name, value)
         self.eps, self.momentum, self.world, self.split = norm.eps, norm.momentum, world, split
+        self.following = nn.Sequential(*norm.children())  # timm's have their activation inside
 
     def forward(self, x):
         """Normalise [B, C, ...] over all but C, in fp32 (or fp64)."""
+        return self.following(self.normalised(x))
+
+    def normalised(self, x):
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps

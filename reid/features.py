@@ -10,6 +10,7 @@
 and what measures as it does. (`reid.mat` has the files that features are stored in.)
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,9 +33,11 @@ from reid.errors import UserError
 from reid.files import sha256
 from reid.images import read_image
 from reid.loading import EvalBatches
+from reid.options import NETWORKS
 from reid.transforms import EvalTransform, normalise
 
 READERS = 4  # threads that decode images
+SAME = 1e-4  # how far, of the largest number in a feature, rounding may move one
 FUSIONS = {
     (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
     (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
@@ -315,7 +318,10 @@ def fold_for_inference(net: nn.Module, dtype: torch.dtype | None = None) -> nn.M
     weights that autocast would cast for each batch are cast once. Returns the network.
     """
     net.eval().requires_grad_(False)
-    fold_batch_norms(net)
+    if net.backbone in NETWORKS:
+        fold_batch_norms(net)
+    else:
+        net.model = folded_if_exact(net)
     if dtype is not None:
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -332,7 +338,45 @@ def fold_batch_norms(net):
     """
     for parent in list(net.modules()):
         for (name, layer), (norm_name, norm) in pairwise(list(parent.named_children())):
-            fuse = FUSIONS.get((type(layer), type(norm)))
+            fuse = next((f for kinds, f in FUSIONS.items() if fits(layer, norm, kinds)), None)
             if fuse:
                 setattr(parent, name, fuse(layer, norm))
-                setattr(parent, norm_name, nn.Identity())
+                setattr(parent, norm_name, what_follows(norm))
+
+
+def fits(layer, norm, kinds):
+    """Tell whether a layer and the norm after it are of some kinds, and of each other's size."""
+    channels = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+    return (
+        isinstance(layer, kinds[0])
+        and isinstance(norm, kinds[1])
+        and (norm.num_features == channels and norm.running_mean is not None)
+    )
+
+
+def what_follows(norm):
+    """Return what a batch norm does beside normalising: timm's have their activation inside."""
+    after = [part for part in norm.children() if not isinstance(part, nn.Identity)]
+    return nn.Sequential(*after) if after else nn.Identity()
+
+
+def folded_if_exact(net):
+    """Return the backbone of a timm network, its batch norms folded if that changes no feature.
+
+    Not every model of timm feeds a norm from the layer that is registered before it.
+    """
+    plain, folded = net.model, copy.deepcopy(net.model)
+    fold_batch_norms(folded)
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, *(net.size or (64, 32)), generator=noise)
+    images = images.to(next(net.parameters()).device)
+    expected = net(images, return_features=True, layer="pool")
+    net.model = folded
+    try:
+        found = net(images, return_features=True, layer="pool")
+    except RuntimeError:  # channels that don't fit
+        return plain
+    finally:
+        net.model = plain
+    scale = expected.abs().max()
+    return folded if (found - expected).abs().max() <= SAME * scale else plain

@@ -55,7 +55,7 @@ def choose_testing(
     one tried. Prints a table. All processes of `world` must call it; the first gets the dict.
     """
     parts = queries_and_gallery(people)
-    folder = people[0].path.parents[1]
+    folder = people[0].path.parents[2]
     kinds = [args.test_size] if args.test_size else ["same", "enlarged"]
     scores = []
     for kind, layer in product(kinds, LAYERS):

@@ -2,16 +2,21 @@
 
 Other codes name the same tensors otherwise: `base.conv1.weight`, `module.encoder_q.conv1.weight`,
 `module.base.0.weight`, `backbone.conv1.weight`. A backbone is found where a file has all of its
-tensors, with their shapes, under their names and one prefix; else where they follow each other in
-the backbone's order. No tensor is taken for another one because it would fit.
+tensors, with their shapes, under their names and one prefix; else where they follow one another in
+the backbone's order and only its outermost parts have other names. Nowhere is a tensor taken for
+another one because it would fit, and a file with more blocks than the backbone is another's.
 """
 
+import argparse
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +27,20 @@ from reid.options import HEIGHT, NETWORKS, WIDTH
 WRAPPERS = ("state_dict", "model")  # the keys that weights lie under, beside epoch and optimiser
 # Batch norm's counters, which nothing here reads. Files older than PyTorch 0.4.1 lack them.
 COUNTER = "num_batches_tracked"
-# Of two copies of a network in one file the one to take: MoCo's encoder_k and DINO's student are
-# made for training only.
-PREFERRED = ("encoder_q", "teacher")
+# Of two copies of a network in one file the one to take: the other is for training only (MoCo,
+# MoCo v3, DINO).
+PREFERRED = ("encoder_q", "base_encoder", "teacher")
+NAMED = 8  # number of layers left out that are named
 NORM = ("weight", "bias", "running_mean", "running_var")
+# Numbers and options that other codes keep beside their weights, and that can do nothing.
+SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
+    (SCALAR, "numpy.core.multiarray.scalar"),
+    (SCALAR, "numpy._core.multiarray.scalar"),
+]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -45,21 +60,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     weights = dict(flat(content))
     if not weights:
         raise UserError(f"{path}: holds no plain state_dict")
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    return {plain_name(name): value for name, value in weights.items()}
+
+
+def plain_name(name):
+    """Return a tensor's name without DataParallel's prefix, and as DenseNet's modules are called.
+
+    Files of torchvision's DenseNet say "norm.1", its modules are called "norm1".
+    """
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+    return name.removeprefix("module.")
 
 
 def read_torch(path):
     """Read a file that torch.save wrote, if it holds tensors and plain values only."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         needs_more = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error).upper()
-        if needs_more or "TorchScript" in str(error) or is_script(path):
+        if needs_more or is_script(path):
             raise UserError(
                 f"{path}: holds Python objects beside its weights, which could run any code; if "
-                "you trust its origin, keep the state_dict alone: in Python "
-                f"torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], "
-                "'weights.pth'), or its .state_dict() where it is a whole network"
+                "you trust its origin, keep the weights alone: in Python torch.save(torch.load("
+                f"{str(path)!r}, weights_only=False)['state_dict'], 'weights.pth'), or under what "
+                "key they lie, or the .state_dict() of a whole network"
             ) from error
         raise UserError(f"{path}: not a readable PyTorch weights file") from error
 
@@ -183,31 +208,30 @@ def fill_backbone(
 ) -> list[str]:
     """Fill the backbone of `net` from another network's weights; its head keeps its start values.
 
-    size: height and width of the images to come. Position codes may be those of this size or of
-    the size that the backbone was published for. Leaves `net` ready for images of this size.
+    size: height and width of the images to come. Position codes may be those of the size that the
+    backbone was published for, or of this one. Leaves `net` ready for images of this size.
     Returns the names of the tensors that were left out. Raises UserError that names `path` where
     the backbone is not in there, whole and once.
     """
     try:
         names = find_backbone(weights, backbone_tensors(net))
-    except ValueError as error:
-        problem = error
+    except ValueError as problem:
+        refusal = UserError(
+            f"{path}: not the weights of a {net.backbone} backbone ({problem}); name the right one "
+            "with --backbone"
+        )
         if net.any_size:
-            names = None
-        else:
+            raise refusal from None
+        with as_user_errors(net.backbone):
             net.set_size(*size)
-            try:
-                names = find_backbone(weights, backbone_tensors(net))
-            except ValueError:
-                names = None
-        if names is None:
-            raise UserError(
-                f"{path}: not the weights of a {net.backbone} backbone ({problem}); name the right "
-                "one with --backbone"
-            ) from None
+        try:
+            names = find_backbone(weights, backbone_tensors(net))
+        except ValueError:
+            raise refusal from None
     found = {name: weights[theirs] for name, theirs in names.items()}
     net.model.load_state_dict(found, strict=False)
-    net.set_size(*size)
+    with as_user_errors(net.backbone):
+        net.set_size(*size)
     used = set(names.values())
     return [name for name in weights if name not in used and not name.endswith(COUNTER)]
 
@@ -217,11 +241,10 @@ def backbone_tensors(net: ReIDNet) -> dict[str, Tensor]:
 
     Not DenseNet's own ImageNet classifier either, which is never used.
     """
-    never = ("fc.", "classifier.") if hasattr(net.model, "classifier") else ("fc.",)
     return {
         name: value
         for name, value in net.model.state_dict().items()
-        if not name.startswith(never) and not name.endswith(COUNTER)
+        if not name.startswith(("fc.", "classifier.")) and not name.endswith(COUNTER)
     }
 
 
@@ -230,18 +253,26 @@ def find_backbone(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict
 
     Raises ValueError, which says why, where there is no place for all of them, or several.
     """
-    weights = {name: value for name, value in weights.items() if not name.endswith(COUNTER)}
+    weights = preferred(
+        {name: value for name, value in weights.items() if not name.endswith(COUNTER)}
+    )
     places = list(places_by_name(weights, wanted)) or list(places_by_order(weights, wanted))
+    whole = [names for names in places if not more_blocks(weights, names)]
     if not places:
         raise ValueError(nearest_miss(weights, wanted))
-    first = next(iter(wanted))
+    if not whole:
+        raise ValueError(f"it has also {more_blocks(weights, places[0])[0]}")
+    if len(whole) > 1:
+        there = ", ".join(next(iter(names.values())) for names in whole)
+        raise ValueError(f"{len(whole)} of them begin at {there}; save one alone")
+    return whole[0]
+
+
+def preferred(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the copy to take, in a file with two copies of a network."""
     for word in PREFERRED:
-        if len(places) > 1:
-            places = [names for names in places if word in names[first].split(".")] or places
-    if len(places) > 1:
-        there = ", ".join(names[first] for names in places)
-        raise ValueError(f"{len(places)} of them begin at {there}; save one alone")
-    return places[0]
+        weights = {n: v for n, v in weights.items() if word in n.split(".")} or weights
+    return weights
 
 
 def places_by_name(weights, wanted):
@@ -257,47 +288,73 @@ def prefixes(weights, wanted):
     return [name.removesuffix(first) for name in weights if f".{name}".endswith(f".{first}")]
 
 
+def places_by_order(weights, wanted):
+    """Yield the places where tensors follow one another as wanted, below parts of other names.
+
+    Such as the numbered children of an nn.Sequential: `4.0.conv1.weight` for
+    `layer1.0.conv1.weight`.
+    """
+    names, ends = list(weights), [name.partition(".")[2] for name in wanted]
+    for start in range(len(names) - len(wanted) + 1):
+        there = names[start : start + len(wanted)]
+        fits = all(
+            value.shape == weights[name].shape and f".{name}".endswith(f".{end}")
+            for name, value, end in zip(there, wanted.values(), ends, strict=True)
+        )
+        if fits and same_parts(there, wanted, ends):
+            yield dict(zip(wanted, there, strict=True))
+
+
+def same_parts(names, wanted, ends):
+    """Tell whether names belong to parts of one parent as the wanted ones do, each to its own."""
+    parts = [name.removesuffix(end).rstrip(".") for name, end in zip(names, ends, strict=True)]
+    pairs = set(zip(parts, (name.partition(".")[0] for name in wanted), strict=True))
+    alone = all(len({pair[side] for pair in pairs}) == len(pairs) for side in (0, 1))
+    return alone and len({part.rpartition(".")[0] for part in parts}) == 1
+
+
+def more_blocks(weights, names):
+    """List the numbered layers that the backbone's parts have in a file beside those in `names`."""
+    parts = set()
+    for ours, theirs in names.items():
+        end = ours.partition(".")[2]
+        parts.add(theirs.removesuffix(end) if end else f"{theirs}.")
+    parts, used = tuple(parts), set(names.values())
+    more = [n for n in weights if n.startswith(parts) and n.endswith(".weight") and n not in used]
+    # Without a number: a classifier inside the last part, such as convnext's head.fc.
+    return [n for n in more if re.search(r"\d", n.removeprefix(max(filter(n.startswith, parts))))]
+
+
 def shape(weights, name):
     """Return a tensor's shape, None where there is no such tensor."""
     return weights[name].shape if name in weights else None
 
 
-def places_by_order(weights, wanted):
-    """Yield the places where tensors of the wanted kinds and shapes follow one another."""
-    names, pattern = list(weights), [kind(item) for item in wanted.items()]
-    kinds = [kind(item) for item in weights.items()]
-    for start in range(len(kinds) - len(pattern) + 1):
-        if kinds[start : start + len(pattern)] == pattern:
-            yield dict(zip(wanted, names[start:], strict=False))
-
-
-def kind(item):
-    """Return the last word of a tensor's name, such as running_var, and its shape."""
-    name, value = item
-    return name.rpartition(".")[2], value.shape
-
-
 def nearest_miss(weights, wanted):
-    """Say what is amiss where the first wanted name occurs, or that it doesn't."""
-    for prefix in prefixes(weights, wanted):
-        for name, value in wanted.items():
-            found = shape(weights, prefix + name)
-            if found is None:
-                return f"it has no {prefix}{name}"
-            if found != value.shape:
-                return f"{prefix}{name} is {tuple(found)}, not {tuple(value.shape)}"
-    return f"its {len(weights)} tensors nowhere follow one another as that backbone's do"
+    """Say what is amiss at the prefix under which most wanted names stand."""
+    hits = {p: sum(p + name in weights for name in wanted) for p in prefixes(weights, wanted)}
+    prefix = max(hits, key=hits.get, default=None)
+    if prefix is None or hits[prefix] < len(wanted) / 2:
+        return f"its {len(weights)} tensors nowhere follow one another as that backbone's do"
+    for name, value in wanted.items():
+        found = shape(weights, prefix + name)
+        if found is None:
+            return f"it has no {prefix}{name}"
+        if found != value.shape:
+            return f"{prefix}{name} is {tuple(found)}, not {tuple(value.shape)}"
+    raise AssertionError("all are there")
 
 
 def summary(names: list[str]) -> str:
-    """Name the tensors that were left out, by the first words of their names."""
+    """Name the tensors that were left out, those of one layer together."""
     counts = {}
     for name in names:
-        first = name.rpartition(".")[0] or name
+        layer, _, word = name.rpartition(".")
+        first = layer if layer and word in NORM else name
         counts[first] = counts.get(first, 0) + 1
     parts = [f"{name} ({count})" if count > 1 else name for name, count in counts.items()]
-    more = f" and {len(parts) - 8} more" if len(parts) > 8 else ""
-    return ", ".join(parts[:8]) + more
+    more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return ", ".join(parts[:NAMED]) + more
 
 
 # --- a whole network of another code ------------------------------------------------------------
@@ -308,24 +365,24 @@ def foreign_network(
 ) -> tuple[ReIDNet, list[str]]:
     """Make a network of another code's weights, to take features from.
 
-    Its features are the pooled ones, by GeM where the file has an exponent, and after a batch norm
-    neck where it has one: those of layer "pool", and with a neck of "bottleneck".
+    Its features are the pooled ones, by GeM where the file has an exponent: layer "pool"; where it
+    has a batch norm neck they are, after that, layer "bottleneck".
     Returns it and lines that say what was found. Raises UserError.
     """
     weights = read_weights(path)
-    exponent = only(name for name, value in weights.items() if is_exponent(name, value))
+    exponent = exponent_in(preferred(weights), path)
     pooling = "gem" if exponent else "avg"
     with as_user_errors(backbone):
         net = make_network(backbone, 1, pooling=pooling, last_stride=last_stride)
     left_out = fill_backbone(net, weights, path, size)
-    neck = neck_in(weights, left_out, net.feature_dim)
+    neck = neck_in(preferred({name: weights[name] for name in left_out}), net.feature_dim)
     net.bnneck = bool(neck)
     net.model.fc = nn.Sequential(nn.BatchNorm1d(net.feature_dim)) if neck else nn.Identity()
     lines = []
     if exponent:
         net.pooling.p.data = weights[exponent].float().reshape(())
         left_out.remove(exponent)
-        lines.append(f"pooled by GeM, with the exponent {net.pooling.p:.2f} of {exponent}")
+        lines.append(f"pooled by GeM, with the exponent {net.pooling.p.item():.2f} of {exponent}")
     if neck:
         values = {word: weights[f"{neck}.{word}"] for word in NORM}
         net.model.fc[0].load_state_dict(values, strict=False)
@@ -336,26 +393,30 @@ def foreign_network(
     return net.float(), lines
 
 
-def is_exponent(name, value):
-    """Tell whether a tensor is GeM's exponent."""
-    return name.rpartition(".")[2] == "p" and value.numel() == 1
+def parent(name):
+    """Return a dotted name without its last word."""
+    return name.rpartition(".")[0]
 
 
-def neck_in(weights, names, dim):
-    """Return the name of the batch norm over `dim` features among the named tensors, if any.
+def exponent_in(weights, path):
+    """Return the name of GeM's exponent; None where there is none."""
+    names = [n for n, v in weights.items() if n.rpartition(".")[2] == "p" and v.numel() == 1]
+    if len(names) > 1:
+        raise UserError(f"{path}: has several exponents of GeM: {', '.join(names)}; keep one")
+    return names[0] if names else None
 
-    Of several, as of networks with a neck for each part of a body, it is the first.
+
+def neck_in(weights, dim):
+    """Return the name of a batch norm over `dim` features, if any.
+
+    Of several, as of networks with a neck for each part of a body, it is the first. One that stands
+    beside a layer with as many outputs belongs to that.
     """
-    for name in names:
+    for name in weights:
         module, _, word = name.rpartition(".")
-        parts = [f"{module}.{word}" for word in NORM]
-        there = word == NORM[0] and set(parts) <= set(names)
-        if there and all(shape(weights, part) == (dim,) for part in parts):
+        if word != NORM[0] or any(shape(weights, f"{module}.{w}") != (dim,) for w in NORM):
+            continue
+        beside = [v for n, v in weights.items() if parent(parent(n)) == parent(module)]
+        if not any(value.dim() > 1 and len(value) == dim for value in beside):
             return module
     return None
-
-
-def only(names):
-    """Return the only one of some names; None where there is none or more than one."""
-    names = list(names)
-    return names[0] if len(names) == 1 else None

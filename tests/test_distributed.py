@@ -23,7 +23,7 @@ from reid.weights import load_network
 pytestmark = pytest.mark.slow
 
 FLAGS = (
-    "--gpu_ids -1 --workers 1 --pretrained none --use_dense --height 64 --width 32 "
+    "--gpu_ids -1 --workers 1 --pretrained none --backbone densenet121 --height 64 --width 32 "
     "--precision fp32 --batchsize 6 --lr 0.005"
 ).split()
 
@@ -56,6 +56,8 @@ def add_generated(prepared):
 # kind it is chaotic. In one process, too, images changed by 1e-15 lead to other weights in 20.
 CASES = {
     "lsro": (20,),
+    # Its batch norms have their activation inside.
+    "lite0": (8, "--backbone", "tf_efficientnet_lite0"),
     "triplet": (20, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
     # In eight steps, batches with no, one, some and only generated images.
     "mprl_split": (8, "--gan_label", "mprl_dynamic", "--split_bn"),

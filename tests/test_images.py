@@ -54,7 +54,7 @@ def rendered(tmp_path_factory):
 
 
 def test_a_batch_is_what_the_plain_chain_makes_of_each_image(rendered):
-    transform = transforms.TrainTransform(256, 128, erasing_p=0.8)
+    transform = transforms.TrainTransform(256, 128, IMAGENET, erasing_p=0.8)
     choices = transform.draw(len(rendered), torch.Generator().manual_seed(0))
     images = [transform.read(path) for path in rendered]
     found = transform.finish(transform.crop(images, choices), choices)
@@ -81,7 +81,9 @@ def test_resize_of_the_height_is_pillows_within_one_level(rendered):
 def test_choices_cover_what_may_be_drawn():
     """Every crop equally often, half of the images flipped, crops independent of flips."""
     number = 40_000
-    choices = transforms.TrainTransform(64, 32, 0.5).draw(number, torch.Generator().manual_seed(0))
+    choices = transforms.TrainTransform(64, 32, IMAGENET, 0.5).draw(
+        number, torch.Generator().manual_seed(0)
+    )
     for drawn, positions in [(choices.top, 9), (choices.left, 5)]:
         rates = torch.bincount(drawn, minlength=positions) / number
         assert len(rates) == positions
@@ -108,7 +110,7 @@ def test_moments_are_those_of_the_plain_chain(rendered):
     )
     pictures = rendered[:12]
     expected = torch.stack([chain(Image.open(path)) for path in pictures for _ in range(25)])
-    transform = transforms.TrainTransform(256, 128, erasing_p=0.8)
+    transform = transforms.TrainTransform(256, 128, IMAGENET, erasing_p=0.8)
     images = [transform.read(path) for path in pictures for _ in range(25)]
     choices = transform.draw(len(images), torch.Generator().manual_seed(1))
     found = transform.finish(transform.crop(images, choices), choices)
@@ -134,7 +136,7 @@ def test_sizes_of_testing_and_validation(rendered):
 
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])
 def test_colours_differ_by_image_and_follow_their_seeds(flags, rendered):
-    transform = transforms.TrainTransform(64, 32, 0, **flags)
+    transform = transforms.TrainTransform(64, 32, IMAGENET, 0, **flags)
     image = torch.from_numpy(transforms.EvalTransform(64, 32).read(rendered[0]))
     choices = transform.draw(6, torch.Generator().manual_seed(0))
     before = torch.random.get_rng_state()

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, call, save_image
 
 import train_baseline
+from model import IMAGENET
 from reid import loading
 from reid.errors import UserError
 from reid.loading import read_all
@@ -41,7 +42,7 @@ def test_cached_or_not_is_the_same(prepared, tmp_path):
 
 def test_budget(tmp_path, monkeypatch):
     paths = [save_image(tmp_path / f"{n}.png", seed=n) for n in range(5)]
-    read = TrainTransform(256, 128, 0).read
+    read = TrainTransform(256, 128, IMAGENET, 0).read
     one = read(paths[0]).nbytes
     assert one == 128 * 144 * 3
     monkeypatch.setattr(loading, "CACHE_BUDGET", 5 * one)
@@ -61,7 +62,7 @@ def test_market_fits_the_budget_with_24000_generated_images():
 def test_a_damaged_image_is_named(tmp_path):
     paths = [save_image(tmp_path / f"{n}.jpg", seed=n) for n in range(5)]
     paths[3].write_bytes(paths[3].read_bytes()[:300])
-    for read in (TrainTransform(64, 32, 0).read, EvalTransform(64, 32).read):
+    for read in (TrainTransform(64, 32, IMAGENET, 0).read, EvalTransform(64, 32).read):
         with pytest.raises(UserError, match=r"3\.jpg: can't be read as an image"):
             read_all(paths, read, 2, "ram", "")
 

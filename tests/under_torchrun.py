@@ -12,7 +12,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_lsro
-from model import ft_net_dense
 from reid import losses
 from reid.checkpoint import unwrap
 from reid.dataset import generated_images, labelled_images
@@ -20,6 +19,7 @@ from reid.distributed import join_world, leave_world
 from reid.engine import Learner
 from reid.gan_labels import Teacher
 from reid.options import parse_training
+from reid.weights import build_network
 
 
 def train_steps(out, prepared, last, *flags):
@@ -32,7 +32,7 @@ def train_steps(out, prepared, last, *flags):
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     try:
-        net = ft_net_dense(3, neck=args.neck)
+        net = build_network(args.backbone, 3, "none", (args.height, args.width), neck=args.neck)
     finally:
         torch.set_default_dtype(torch.float32)
     training = Learner(args, world, net, None, losses.label_rule(args.gan_label))

@@ -20,28 +20,32 @@ from onnxruntime.quantization import (
 from torch import nn
 from tqdm import tqdm
 
-from reid.exporting.network import INPUT, network_input, quiet
+from reid.exporting.network import INPUT, FeatureExtractor, network_input, quiet
+from reid.options import NETWORKS
 
 BATCH = 32  # images in a step of the calibration
 # All of these, or values would go to fp32 and back between two of them.
-OPERATORS = ("Conv", "Relu", "MaxPool", "Concat", "Add")
-POOLING = "ReduceMean"  # of feature maps: the first one in a graph
+OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "Concat", "Add", "MatMul", "Gemm")
+POOLING = "ReduceMean"  # of feature maps: the last one in a graph; those before weigh channels
 
 
-def as_convolutions(net: nn.Module) -> nn.Module:
+def as_convolutions(extractor: FeatureExtractor) -> FeatureExtractor:
     """Put convolutions of single channels in place of norms and average pooling, in place.
 
     Norms that stand before a ReLU, DenseNet's, can't be folded; in fp32 between integer
     convolutions they would take a third of the time. A weight alone in its channel is exact in
-    int8. Takes nothing from a network without such layers. Returns the network.
+    int8. Takes nothing from a network without such layers; timm's stay as they are, since any of
+    their norms may be followed by anything. Returns what it was given.
     """
-    for parent in list(net.modules()):
+    if extractor.net.backbone not in NETWORKS:
+        return extractor
+    for parent in list(extractor.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, nn.BatchNorm2d):
                 setattr(parent, name, norm_as_convolution(layer))
             elif isinstance(layer, nn.AvgPool2d):  # model.py has it before the convolution
                 setattr(parent, name, average_as_convolution(layer, parent.conv.in_channels))
-    return net
+    return extractor
 
 
 def norm_as_convolution(norm):
@@ -95,9 +99,10 @@ def quantised(model: onnx.ModelProto, images: list[np.ndarray], facts: dict) -> 
 
 
 def backbone_nodes(model):
-    """Return the names of the nodes to quantise, those before the pooling."""
+    """Return the names of the nodes to quantise, those before the pooling; of tokens, all."""
     nodes = list(model.graph.node)
-    end = next(number for number, node in enumerate(nodes) if node.op_type == POOLING)
+    pools = [number for number, node in enumerate(nodes) if node.op_type == POOLING]
+    end = pools[-1] if pools else len(nodes)
     return [node.name for node in nodes[:end] if node.op_type in OPERATORS]
 
 
