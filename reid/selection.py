@@ -36,8 +36,8 @@ def queries_and_gallery(people: list[EvalImage]) -> tuple[list[EvalImage], list[
         cameras.setdefault(image.identity, set()).add(image.camera)
     if not any(cameras.get(q.identity, set()) - {q.camera} for q in queries.values()):
         raise UserError(
-            "--val_ids: no identity that is held out has two images in each of two cameras; hold "
-            "out more"
+            "--val_ids: nobody who is held out was seen by two cameras, and twice by one of them; "
+            "hold out more"
         )
     return list(queries.values()), gallery
 

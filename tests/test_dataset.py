@@ -178,7 +178,7 @@ def test_change_index_again_keeps_generated_images(prepared):
 
 def test_baseline_never_sees_generated_images(prepared):
     save_image(prepared / "train_new" / "gen_0000" / "gen_00000.jpg")
-    train, _ = training_splits(prepared, train_all=False)
+    train = training_splits(prepared, train_all=False).train
     assert not any("gen" in sample.path.name for sample in train)
 
 

@@ -1,0 +1,87 @@
+"""People held out of training, and what they choose: the layer and the image size for testing."""
+
+import json
+
+import pytest
+from conftest import call, exit_code, save_image
+
+import train_baseline
+import train_lsro
+from reid.checkpoint import load_trained
+from reid.dataset import EvalImage, training_splits
+from reid.errors import UserError
+from reid.selection import queries_and_gallery
+
+FLAGS = (
+    "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
+    "--precision fp32 --epochs 1 --name r"
+).split()
+
+
+@pytest.fixture
+def six_people(tmp_path):
+    """Training folders of six people of four images each, by two cameras; the first validates."""
+    for label in range(6):
+        for shot in range(4):
+            name = f"{10 * label:04d}_c{shot % 2 + 1}s1_{shot:06d}_00.jpg"
+            for split in ["train_all_new", "val_new" if shot == 0 else "train_new"]:
+                save_image(tmp_path / "pytorch" / split / f"{label:04d}" / name)
+    return tmp_path / "pytorch"
+
+
+@pytest.mark.parametrize("train_all", [False, True])
+def test_identities_are_held_out_whole(train_all, six_people):
+    """Evenly spaced; the others are numbered anew, in their old order."""
+    splits = training_splits(six_people, train_all, val_ids=2)
+    assert {image.identity for image in splits.people} == {0, 30}
+    assert len(splits.people) == 8
+    left = splits.train + splits.validation
+    assert len(left) == 16
+    assert len(splits.validation) == (0 if train_all else 4)
+    classes = {(sample.path.name[:4], sample.label) for sample in left}
+    assert classes == {("0010", 0), ("0020", 1), ("0040", 2), ("0050", 3)}
+    everyone = training_splits(six_people, train_all)
+    assert len(everyone.train) + len(everyone.validation) == 24
+    assert everyone.people == []
+
+
+def test_too_many_to_hold_out(six_people):
+    with pytest.raises(UserError, match="--val_ids 5: of 6 identities; leave two to train on"):
+        training_splits(six_people, True, val_ids=5)
+
+
+def test_queries_are_the_first_of_each_person_and_camera():
+    people = [EvalImage(f"{n}", *who) for n, who in enumerate([(1, 1), (1, 1), (1, 2), (1, 2)])]
+    queries, gallery = queries_and_gallery(people)
+    assert [image.path for image in queries] == ["0", "2"]
+    assert [image.path for image in gallery] == ["1", "3"]
+    with pytest.raises(UserError, match="seen by two cameras"):
+        queries_and_gallery(people[1:3])
+
+
+@pytest.mark.parametrize("main", [train_baseline.main, train_lsro.main])
+def test_what_is_found_best_is_the_runs(main, six_people, tmp_path, capsys):
+    if main is train_lsro.main:
+        for number in range(3):
+            save_image(six_people / "train_new" / "gen_0000" / f"gen_{number}.jpg")
+    flags = ["--data_dir", six_people, "--model_dir", tmp_path, *FLAGS, "--val_ids", 2]
+    call(main, *flags)
+    out = capsys.readouterr().out
+    assert "on 2 people held out (4 queries, 4 gallery):" in out
+    results = json.loads((tmp_path / "r" / "results.json").read_text())["train"]["testing"]
+    scores = results["scores"]
+    assert [(score["layer"], score["test_size"]) for score in scores] == [
+        (layer, size) for size in ("same", "enlarged") for layer in ("pool", "bottleneck")
+    ]
+    best = max(scores, key=lambda score: score["mAP"])
+    assert (results["layer"], results["test_size"]) == (best["layer"], best["test_size"])
+    trained = load_trained(tmp_path / "r")
+    assert trained.layer == best["layer"]
+    assert trained.size == ((64, 32) if best["test_size"] == "same" else (72, 36))
+    # With a size given only layers are left to choose from; other people, another training.
+    call(main, *flags, "--name", "s", "--test_size", "80x40")
+    results = json.loads((tmp_path / "s" / "results.json").read_text())["train"]["testing"]
+    assert [score["test_size"] for score in results["scores"]] == ["80x40"] * 2
+    assert load_trained(tmp_path / "s").size == (80, 40)
+    assert exit_code(main, *flags[:-1], 3, "--epochs", 2, "--resume") == 2
+    assert "with another number of classes" in capsys.readouterr().err
