@@ -260,7 +260,6 @@ def features_of(images, args, world):
     transforms = eval_transforms(trained)
     options = {
         "dtype": dtype,
-        "layer": trained.layer,
         "batchsize": args.batchsize,
         "workers": args.workers,
     }

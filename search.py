@@ -163,7 +163,7 @@ def find_threshold(args, folder, embed):
         return None, None
     if stored["made_by"] != embed.made_by:
         print(
-            f"{folder / FILE}: of other weights, another layer, size or other scales, so not used; "
+            f"{folder / FILE}: of other weights, another layer, size or scales, so not used; "
             "calibrate again, or pass --threshold",
             file=sys.stderr,
         )

@@ -65,7 +65,9 @@ def opened(
         # ============ check, and build the network ============
         with world.together():
             check_split(args, world)
-            check_batchsize(args, world, splits.train)
+            generated = sum(sample.generated for sample in splits.train)
+            real = len(splits.train) - generated
+            check_batchsize(args, world, real + (args.gan_batch or generated))
             if splits.people:
                 queries_and_gallery(splits.people)
             facts = measure(args, world, splits, loss_function)
@@ -443,10 +445,11 @@ def check_split(args: Namespace, world: World) -> None:
             )
 
 
-def check_batchsize(args: Namespace, world: World, samples: list[Sample]) -> None:
-    """Raise UserError where batches can't be shared out, or hold too few images for batch norm."""
-    generated = sum(sample.generated for sample in samples)
-    images = len(samples) - generated + (args.gan_batch or generated)
+def check_batchsize(args: Namespace, world: World, images: int) -> None:
+    """Raise UserError where batches can't be shared out, or hold too few images for batch norm.
+
+    images: number of training images to fill batches from.
+    """
     real = args.batchsize - (args.gan_batch or 0)
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:

@@ -85,7 +85,8 @@ def test_what_a_cell_is_trained_with():
         "densenet121_lsro_6_seed5",
     ]
     for options in (none, sls, lsro):
-        assert (options["seed"], options["use_dense"], options["lr"]) == (5, True, 0.02)
+        assert (options["seed"], options["lr"]) == (5, 0.02)
+        assert options["backbone"] == "densenet121"
         assert options["train_all"]
     asked = "num_generated", "gan_label", "gan_batch", "split_bn", "label_run"
     # Without generated images there is nothing for their flags to be about.

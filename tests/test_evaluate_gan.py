@@ -259,7 +259,7 @@ def test_mistakes(flags, data, tmp_path, capsys, monkeypatch):
         (("--output", tmp_path / "no" / "a.jpg"), "a.jpg: can't be written"),
         (("--output", empty), "empty: is a folder; name a file"),
         (("--json", damaged), "a_0.jpg: not text in UTF-8"),
-        (("--pretrained", tmp_path / "no.pth"), "--pretrained "),
+        (("--pretrained", tmp_path / "no.pth"), "no.pth: no such weights file"),
     ]
     for wrong, says in cases:
         repeated = ("--nearest_k", 3) if "--gen_dir" in wrong else ()
@@ -278,7 +278,7 @@ def test_imagenet_weights_that_cannot_be_downloaded(flags, monkeypatch, tmp_path
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refused)
     assert exit_code(evaluate_gan.main, *flags, "--pretrained", "imagenet") == 2
     error = capsys.readouterr().err
-    assert "--pretrained imagenet: torchvision's weights can't be downloaded (no route" in error
+    assert "--pretrained imagenet: the weights of resnet50 can't be had (no route" in error
     assert not list(tmp_path.glob("*.jpg"))
 
 

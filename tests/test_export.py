@@ -154,7 +154,7 @@ def onnx_preprocessing():
     from reid.exporting.onnx_format import onnx_model
 
     facts = {"preprocess": "inside", "height": SIZE[0], "width": SIZE[1]}
-    model = onnx_model(Preprocessing(*SIZE), facts)
+    model = onnx_model(Preprocessing(SIZE, IMAGENET), facts)
     onnx.checker.check_model(model, full_check=True)
     return onnxruntime.InferenceSession(model.SerializeToString())
 

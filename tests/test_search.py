@@ -684,7 +684,7 @@ def test_thresholds(flags, run, capsys, tmp_path):
     same, out, err = marked()
     assert same == [None] * 6
     assert len(err.splitlines()) == 1
-    assert f"{path}: of other weights, another layer or other scales" in err
+    assert f"{path}: of other weights, another layer, size or scales" in err
 
 
 def test_the_picture_keeps_the_shape_of_odd_crops(tmp_path):

@@ -20,8 +20,7 @@ from onnxruntime.quantization import (
 from torch import nn
 from tqdm import tqdm
 
-from reid.exporting.network import INPUT, FeatureExtractor, network_input, quiet
-from reid.options import NETWORKS
+from reid.exporting.network import INPUT, network_input, quiet
 
 BATCH = 32  # images in a step of the calibration
 # All of these, or values would go to fp32 and back between two of them.
@@ -29,23 +28,21 @@ OPERATORS = ("Conv", "Relu", "Clip", "MaxPool", "Concat", "Add", "MatMul", "Gemm
 POOLING = "ReduceMean"  # of feature maps: the last one in a graph; those before weigh channels
 
 
-def as_convolutions(extractor: FeatureExtractor) -> FeatureExtractor:
+def as_convolutions(net: nn.Module) -> nn.Module:
     """Put convolutions of single channels in place of norms and average pooling, in place.
 
     Norms that stand before a ReLU, DenseNet's, can't be folded; in fp32 between integer
     convolutions they would take a third of the time. A weight alone in its channel is exact in
-    int8. Takes nothing from a network without such layers; timm's stay as they are, since any of
-    their norms may be followed by anything. Returns what it was given.
+    int8. Takes nothing from a network without such layers. Not for timm's networks, whose norms may
+    have an activation inside. Returns the network.
     """
-    if extractor.net.backbone not in NETWORKS:
-        return extractor
-    for parent in list(extractor.modules()):
+    for parent in list(net.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, nn.BatchNorm2d):
                 setattr(parent, name, norm_as_convolution(layer))
             elif isinstance(layer, nn.AvgPool2d):  # model.py has it before the convolution
                 setattr(parent, name, average_as_convolution(layer, parent.conv.in_channels))
-    return extractor
+    return net
 
 
 def norm_as_convolution(norm):
