@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from model import ReIDNet
-from reid.errors import UserError, first_line
+from reid.errors import UserError, first_line, is_first
 from reid.files import (
     cannot_write,
     check_types,
@@ -304,7 +304,7 @@ def load_weights(
     height, width = height or HEIGHT, width or WIDTH
     test_size = test_size or "same"
     net, lines = foreign_network(path, backbone, last_stride, (height, width))
-    for line in lines:
+    for line in lines if is_first() else ():
         print(f"{path}: {line}")
     if layer == "bottleneck" and not net.bnneck:
         raise UserError(f"--which_layer bottleneck: {path} has no batch norm neck; leave it out")

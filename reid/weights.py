@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from model import ReIDNet, make_network, options_of, size_of
-from reid.errors import UserError, first_line, missing_package
+from reid.errors import UserError, first_line, is_first, missing_package
 from reid.options import HEIGHT, NETWORKS, WIDTH
 
 WRAPPERS = ("state_dict", "model")  # the keys that weights lie under, beside epoch and optimiser
@@ -153,7 +153,7 @@ def build_network(
             net.set_size(*size)
     else:
         left_out = fill_backbone(net, read_weights(pretrained), pretrained, size)
-        if left_out:
+        if left_out and is_first():
             print(f"{pretrained}: left out {summary(left_out)}")
     return net
 
