@@ -38,6 +38,7 @@ from reid.intervals import mean_interval, paired_difference
 from reid.losses import needs_a_run
 from reid.options import NETWORKS, Parser, at_least, run_name, seed
 from reid.provenance import ROOT, command_line, provenance
+from reid.weights import check_network
 from results_table import read_run
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py and changeIndex.py made
@@ -142,6 +143,9 @@ def main(argv=None):
     for cell in cells:
         check_options(folder / cell.name, options[cell], free)
     if missing:
+        for cell in missing:
+            names = ("neck", "pooling", "last_stride")
+            check_network(cell.backbone, **{name: options[cell][name] for name in names})
         real = check_images(args, folder, cells, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
         done = len(cells) - len(missing)

@@ -124,8 +124,8 @@ def get_parser():
         "--pretrained",
         default="none",
         metavar="{imagenet,none,FILE}",
-        help="take features not of the run but of torchvision's ImageNet weights (downloaded on "
-        "first use), or of a weights file with such a backbone, at 256x128",
+        help="take features not of the run but of --backbone's ImageNet weights (downloaded on "
+        "first use), or of a weights file with such a backbone, for training at 256x128",
     )
     add_backbone_options(group, None)
     group.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
@@ -251,6 +251,7 @@ def features_of(images, args, world):
     with world.together():
         trained, source = feature_space(args)
         dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
+    dtype = world.of_first(dtype)
     source["arithmetic"] = dtype_name(dtype)
     size = "{}x{}".format(*trained.size)
     world.say(f"features of {source['weights']}: {source['backbone']}, {size}, on {world.device}")
@@ -258,11 +259,7 @@ def features_of(images, args, world):
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
     transforms = eval_transforms(trained)
-    options = {
-        "dtype": dtype,
-        "batchsize": args.batchsize,
-        "workers": args.workers,
-    }
+    options = {"dtype": dtype, "batchsize": args.batchsize, "workers": args.workers}
     features = [
         extract(net, paths, transforms, world, label=name, layer=trained.layer, **options)
         for name, paths in images._asdict().items()

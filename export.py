@@ -9,6 +9,7 @@ features added and L2-normalised. Before it is kept, it is compared with PyTorch
 --data_dir. Its metadata says which weights and settings it was made of.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def get_parser():
         "--output",
         metavar="FILE",
         help="file to write (default: in the run folder, e.g. features_fp32.onnx, or with other "
-        "flags features_int8_inside.onnx, features_fp32.pt2)",
+        "flags features_int8_inside.onnx, features_fp32.pt2; with --weights beside that file)",
     )
 
     group = parser.add_argument_group("checks")
@@ -115,7 +116,7 @@ def main(argv=None):
     run_folder = Path(args.model_dir) / args.name
     trained = load_asked(args)
     source = Path(args.weights) if args.weights else run_folder
-    output = Path(args.output or (source.parent if args.weights else source) / default_name(args))
+    output = Path(args.output or default_output(args, source))
     check_writable(output)
     if args.json:
         check_writable(args.json)
@@ -132,6 +133,7 @@ def main(argv=None):
     paths = [entry.path for entry in queries + shown]
     facts = metadata(trained, source.name, args.precision, args.preprocess)
     expected = Eager(trained)(paths, "PyTorch")
+    plain = copy.deepcopy(trained.net)
     content = make(trained, facts, **calibration)  # changes the network
 
     result = {"file": str(output), "format": args.format, "metadata": facts}
@@ -154,7 +156,7 @@ def main(argv=None):
             )
         result |= {"bytes": len(content), "sha256": sha256(temporary)}
         if args.precision != "fp32" and not args.skip_accuracy:
-            pytorch = Embedder(load_asked(args), precision="fp32")
+            pytorch = Embedder(trained._replace(net=plain), precision="fp32")
             result["accuracy"] = {
                 name: accuracy(model, query, gallery, data_dir, name)
                 for name, model in (("exported", file), ("pytorch_fp32", pytorch))
@@ -164,12 +166,16 @@ def main(argv=None):
         update_results(args.json, "export", result | provenance())
 
 
-def default_name(args):
-    """Return the file's name in the run folder, e.g. features_int8.onnx; defaults aren't named."""
+def default_output(args, source):
+    """Return the file to write, e.g. features_int8.onnx in the run folder; defaults aren't named.
+
+    Of a weights file the other is named after that, and lies beside it.
+    """
     epoch = None if args.which_epoch == "last" else args.which_epoch
     inside = None if args.preprocess == "outside" else args.preprocess
-    words = ["features", epoch, args.which_layer, args.precision, inside]
-    return "_".join(word for word in words if word) + SUFFIXES[args.format]
+    words = ["features", epoch, args.which_layer, args.test_size, args.precision, inside]
+    name = "_".join(word for word in words if word) + SUFFIXES[args.format]
+    return source.with_name(f"{source.stem}_{name}") if args.weights else source / name
 
 
 def training_images(data_dir, trained, count):

@@ -31,7 +31,8 @@ class ReIDNet(nn.Module):
 
     Subclasses have `backbone`, its name; `feature_dim`, the numbers of a pooled feature;
     `normalisation`, the mean and deviation of the pixels (each three numbers, of values from 0 to
-    1) that images are normalised with; `any_size`, whether one network takes images of all sizes.
+    1) that images are normalised with; `any_size`, whether one network takes images of all sizes;
+    `classic`, whether it is one of the two whose layers are known here.
 
     neck: "bottleneck" as above, or "bnneck" (Luo et al. 2019, "Bag of Tricks"): one batch norm
         between the pooled feature and a classifier without bias.
@@ -41,6 +42,7 @@ class ReIDNet(nn.Module):
 
     normalisation = IMAGENET
     any_size = True
+    classic = True
 
     def _add_head(self, class_num, neck, pooling, last_stride):
         bnneck = neck == "bnneck"
@@ -190,6 +192,8 @@ class ft_net_timm(ReIDNet):
     does not have, another error where `pretrained` weights can't be had.
     """
 
+    classic = False
+
     def __init__(
         self,
         class_num: int,
@@ -207,7 +211,7 @@ class ft_net_timm(ReIDNet):
         self.any_size = not config.get("fixed_input_size", False)
         self.size = None if self.any_size else config["input_size"][1:]
         maps, pooled = self.try_out(*config["input_size"][1:])
-        if pooling == "gem" and maps.dim() != 4:
+        if pooling == "gem" and not (torch.is_tensor(maps) and maps.dim() == 4):
             raise ValueError(f"--pooling gem: {backbone} has no feature maps; take avg")
         self.feature_dim = pooled.shape[1]
         self._add_head(class_num, neck, pooling, last_stride)
@@ -218,6 +222,7 @@ class ft_net_timm(ReIDNet):
         return maps.permute(0, 3, 1, 2) if self.channels_are_last() else maps
 
     def channels_are_last(self):
+        """Tell whether timm's maps are [B, H, W, C]."""
         return getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -248,19 +253,22 @@ class ft_net_timm(ReIDNet):
                 with warnings.catch_warnings(action="ignore"):  # of how timm calls PyTorch
                     self.model.set_input_size(img_size=(height, width))
             except Exception as error:
-                raise self.refuses(height, width, error) from error
+                raise self.refusal(height, width, error) from error
             self.size = height, width
         try:
             self.try_out(height, width)
         except Exception as error:  # each of timm's models has its own
-            raise self.refuses(height, width, error) from error
+            raise self.refusal(height, width, error) from error
 
-    def refuses(self, height, width, error):
-        return ValueError(f"{self.backbone}: can't take images of {height}x{width} ({error})")
+    def refusal(self, height, width, error):
+        """Return the ValueError of a size that timm can't take."""
+        why = str(error).partition("\n")[0] or type(error).__name__
+        return ValueError(f"{self.backbone}: can't take images of {height}x{width} ({why})")
 
     @torch.no_grad()
     def try_out(self, height, width):
-        """Return feature maps and pooled feature of a black image."""
+        """Return feature maps and pooled feature of a black image, and keep the size in mind."""
+        self.tried = height, width
         training, weight = self.model.training, next(self.model.parameters())
         self.model.eval()
         image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
@@ -282,6 +290,7 @@ class ft_net_timm(ReIDNet):
 
 
 def extra_facts(state):
+    """Read the text in bytes of `ft_net_timm.get_extra_state`."""
     return json.loads(bytes(state.tolist()))
 
 
@@ -307,10 +316,14 @@ def timm_model(name, pretrained, last_stride):
     except RuntimeError as error:  # a tag that timm does not know
         raise error if pretrained else ValueError(f"{name}: {error}") from error
     if last_stride == 1:  # timm also spreads the last stage's kernels, which re-ID does not
-        for layer in net.modules():
-            if isinstance(layer, nn.Conv2d) and layer.dilation == (2, 2):
-                layer.dilation = (1, 1)
-                layer.padding = tuple(side // 2 for side in layer.padding)
+        with torch.device("meta"):
+            plain = timm.create_model(name, num_classes=0)
+        for layer, usual in zip(net.modules(), plain.modules(), strict=True):
+            if isinstance(layer, nn.Conv2d) and layer.dilation != usual.dilation:
+                layer.dilation = usual.dilation
+                if any(layer.padding):  # else it is worked out from each image
+                    reach = zip(layer.dilation, layer.kernel_size, strict=True)
+                    layer.padding = tuple(gap * (side - 1) // 2 for gap, side in reach)
     return net
 
 

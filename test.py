@@ -82,13 +82,14 @@ def main(argv=None):
         transforms = eval_transforms(trained, args.ms)
         check_storable(args.mat, data_dir.resolve(), splits, trained.net.dim(trained.layer))
         dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
+    dtype = world.of_first(dtype)
     world.say(
         f"{trained.weights}: {trained.net.backbone}, trained at {trained.height}x{trained.width}, "
         f"layer {trained.layer} at {trained.size[0]}x{trained.size[1]}, on {world.device} in "
         f"{dtype_name(dtype)}"
     )
-    source = {**locations(run_folder, data_dir, args.mat), "split": next(iter(splits))}
-    source |= made_by(trained, args.ms)
+    source = locations(None if args.weights else run_folder, data_dir, args.mat)
+    source |= {"split": next(iter(splits))} | made_by(trained, args.ms)
     net = to_device(fold_for_inference(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)
@@ -133,11 +134,12 @@ def find_images(data_dir, args):
 
 
 def locations(run_folder, data_dir, mat):
-    """Return the paths of the run folder and the images, also as seen from the .mat file."""
+    """Return the paths of the run folder, if any, and of the images, as seen from the .mat file."""
     here = Path(mat).resolve().parent
-    paths = {"run": str(run_folder.resolve())}
+    paths = {"run": str(run_folder.resolve())} if run_folder else {}
     with suppress(ValueError):  # on Windows there is none to another drive
-        paths["run_from_mat"] = os.path.relpath(run_folder.resolve(), here)
+        if run_folder:
+            paths["run_from_mat"] = os.path.relpath(run_folder.resolve(), here)
         paths["data_from_mat"] = os.path.relpath(data_dir.resolve(), here)
     return paths
 

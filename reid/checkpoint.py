@@ -7,16 +7,18 @@
     state.pth        weights, optimiser and history, for --resume; state_previous.pth: those of
                      the epoch before, should the newest be damaged
     train.jpg        loss and error curves
+    testing.json     with --val_ids, the layer and image size that find held-out people best
     results.json     the last word of each script that measured this run
 
-A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix. state.pth is the
+A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix; of a timm backbone it
+also has a tensor of bytes that names the backbone and its normalisation. state.pth is the
 truth: it is written first, and whatever else a kill kept from being written is written again from
 it when the run is resumed.
 """
 
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +28,7 @@ from zipfile import ZipFile
 import torch
 from torch import nn
 
-from model import ReIDNet
+from model import LAYERS, ReIDNet
 from reid.errors import UserError, first_line, is_first
 from reid.files import (
     cannot_write,
@@ -34,16 +36,15 @@ from reid.files import (
     link,
     locked,
     read_json,
-    read_results,
     replacing,
     sha256,
     write_json,
     write_text,
 )
-from reid.options import HEIGHT, NETWORKS, WIDTH, backbone_of
+from reid.options import HEIGHT, WIDTH, backbone_of, image_size
 from reid.provenance import provenance
-from reid.transforms import test_size
-from reid.weights import as_user_errors, foreign_network, load_network
+from reid.transforms import size_for_testing
+from reid.weights import as_user_errors, foreign_network, is_ours, load_network
 
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
 # for bit as it would have.
@@ -59,6 +60,7 @@ SAME_ON_RESUME = {
 }
 OPTION_TYPES = {"height": int, "width": int, "backbone": str, "pretrained": str}
 LARGEST_SIDE = 4096  # pixels of an image to train on
+TESTING = "testing.json"
 STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
 
 
@@ -159,18 +161,32 @@ class Run:
         advice = "restore or delete it"
         opts = read_json(path, advice, options=dict)
         options = opts.get("options", {})
+        check_types(options, path, advice, use_dense=bool)
         if backbone_of(options):
             options["backbone"] = backbone_of(options)
         check_types(options, path, advice, **OPTION_TYPES)
+        if options.get("test_size"):
+            check_image_size(options["test_size"], path, advice)
         for side in ("height", "width"):
             if not 1 <= options.get(side, 1) <= LARGEST_SIDE:
                 raise UserError(f"{path}: its {side} is {options[side]}; {advice}")
         return opts
 
-    def found_best(self) -> dict:
-        """Return the layer and test size that training found best on held-out people, if any."""
-        results = read_results(self.file("results.json")).get("train", {})
-        return results.get("testing", {}) if isinstance(results, dict) else {}
+    def save_testing(self, found: dict) -> None:
+        """Write testing.json: what `reid.selection.choose_testing` found."""
+        write_json(self.file(TESTING), found)
+
+    def testing(self) -> dict:
+        """Read testing.json: the layer and test size found best; empty where there is none."""
+        path = self.file(TESTING)
+        if not path.exists():
+            return {}
+        advice = "restore or delete it"
+        found = read_json(path, advice, layer=str, test_size=str)
+        if found["layer"] not in LAYERS:
+            raise UserError(f"{path}: its layer is {found['layer']!r}; {advice}")
+        check_image_size(found["test_size"], path, advice)
+        return found
 
     def save_weights(self, net: nn.Module, label: str | int) -> None:
         """Write `net_<label>.pth`."""
@@ -237,6 +253,14 @@ class Run:
         return path
 
 
+def check_image_size(text, path, advice):
+    """Raise UserError where a file's size of images is not one of `options.image_size`."""
+    try:
+        image_size(str(text))
+    except ArgumentTypeError as error:
+        raise UserError(f"{path}: its test_size is {error}; {advice}") from None
+
+
 def weights_hash(pretrained: str) -> str | None:
     """Return the SHA-256 of the file that --pretrained names; None where it names no file."""
     return sha256(pretrained) if Path(pretrained).is_file() else None
@@ -269,13 +293,13 @@ def load_trained(
     """Load the network of a run folder, as `Trained`.
 
     backbone: the one that is expected. height, width: in place of what opts.json says; the
-    original's folders have none, and were trained at 256 x 128. layer, test_size (see
-    `reid.transforms.test_size`): in place of what training found best on held-out people, or was
+    original's folders have none, and were trained at 256 x 128. layer, test_size (see `reid.
+    transforms.size_for_testing`): in place of what training found best on held-out people, or was
     told, or else is usual.
     """
     run = Run(run)
     weights = run.weights_file(which_epoch)
-    options, found = run.opts().get("options", {}), run.found_best()
+    options, found = run.opts().get("options", {}), run.testing()
     net = load_network(weights, backbone)
     return as_trained(
         net,
@@ -298,10 +322,13 @@ def load_weights(
 ) -> Trained:
     """Load a weights file of another code, or one of ours without its run, as `Trained`.
 
-    Prints what was found in it, and what was left out. The arguments: of the other code's network,
-    and as for `load_trained`.
+    Prints what was found in it, and what was left out. The arguments: of the other code's network
+    (one of ours tells its own), and as for `load_trained`.
     """
     height, width = height or HEIGHT, width or WIDTH
+    if is_ours(path):
+        net = load_network(path)
+        return as_trained(net, Path(path), height, width, layer, test_size)
     test_size = test_size or "same"
     net, lines = foreign_network(path, backbone, last_stride, (height, width))
     for line in lines if is_first() else ():
@@ -321,10 +348,10 @@ def as_trained(
 ) -> Trained:
     """Return the `Trained` of a network, made ready for images of the size for testing.
 
-    kind: that size, see `reid.transforms.test_size`; None: the backbone's usual one.
+    kind: that size, see `reid.transforms.size_for_testing`; None: the backbone's usual one.
     """
-    kind = kind or ("enlarged" if net.backbone in NETWORKS else "same")
-    size = test_size(kind, height, width)
+    kind = kind or ("enlarged" if net.classic else "same")
+    size = size_for_testing(kind, height, width)
     with as_user_errors(net.backbone):
         net.set_size(*size)
     return Trained(net, weights, height, width, size, net.eval_layer(layer))

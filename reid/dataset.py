@@ -58,7 +58,7 @@ class EvalImage(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The real images of a training: Samples to train on and to validate on, EvalImages of people.
+    """The images of a training: Samples to train on and to validate on, EvalImages of people.
 
     `people` are held out with all their images; only they tell how well new people are found.
     """
@@ -259,7 +259,7 @@ def training_splits(data_dir: str | Path, train_all: bool, val_ids: int = 0) -> 
         train, validation = (labelled_images(data_dir / f"{name}_new") for name in ("train", "val"))
     if not val_ids:
         return Splits(train, validation, [])
-    labels = sorted({sample.label for sample in train})
+    labels = range(count_classes(train + validation))
     if val_ids > len(labels) - 2:
         raise UserError(f"--val_ids {val_ids}: of {len(labels)} identities; leave two to train on")
     held_out = {labels[n * len(labels) // val_ids] for n in range(val_ids)}

@@ -5,7 +5,7 @@ import ctypes
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from reid.errors import UserError
 
 GPUMemoryError = torch.cuda.OutOfMemoryError
 PRECISIONS = ("auto", "fp32", "bf16")
-TRIAL_IMAGES, TRIAL_STEPS = 8, 3  # the first of the steps is slow, and never counts
+# Of the trial that chooses between bf16 and fp32: images on a CPU and on a GPU, which a few would
+# not keep busy; steps, the first of which is slow and never counts; how much slower bf16 may be.
+TRIAL_IMAGES, TRIAL_STEPS, CLEARLY = (8, 64), 3, 1.2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's names for mallopt
 
 
@@ -114,24 +116,23 @@ def faster_dtype(
     device: torch.device,
     size: tuple[int, int],
     training: bool = False,
-    total: Callable[[Tensor], Tensor] = lambda seconds: seconds,
 ) -> torch.dtype | None:
     """Return the dtype in which a network computes faster, by a short trial: bf16, or None, fp32.
 
     Convolutions of single channels are slower in bf16 on some processors, though others are twice
     as fast. size: height and width of the images. training: whether gradients are computed, too.
-    total: a sum over processes, so that all decide alike. The network stays as it is.
+    Chance must not decide, so fp32 has to win clearly. The network stays as it is.
     """
-    net = to_device(copy.deepcopy(net), device).train(training)
-    images = torch.zeros(TRIAL_IMAGES, 3, *size, device=device)
+    net = copy.deepcopy(net).to(device, memory_format=torch.channels_last).train(training)
+    images = torch.zeros(TRIAL_IMAGES[device.type == "cuda"], 3, *size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     seconds = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for dtype in (torch.bfloat16, None):
             times = [seconds_of_step(net, images, dtype, training) for _ in range(TRIAL_STEPS)]
             seconds.append(min(times))
-    bf16, fp32 = total(torch.tensor(seconds, device=device)).tolist()
-    return torch.bfloat16 if bf16 < fp32 else None
+    bf16, fp32 = seconds
+    return torch.bfloat16 if bf16 < CLEARLY * fp32 else None
 
 
 def seconds_of_step(net, images, dtype, training):

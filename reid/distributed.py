@@ -75,6 +75,14 @@ class World(NamedTuple):
         dist.gather_object(item, items)
         return items
 
+    def of_first(self, value: object) -> object:
+        """Return the first process's value in all of them."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Have all processes go on from the end of the block, or all stop with one's error.
@@ -167,6 +175,10 @@ def distribute(net: nn.Module, world: World, split: "Split | None" = None) -> nn
     else:
         net = replace(net, norms, lambda old: WholeBatchNorm(old, world))
     net = replace(net, nn.Dropout, lambda old: WholeDropout(old.p, world) if old.p else old)
+    if "timm" in sys.modules:
+        from timm.layers import DropPath
+
+        net = replace(net, DropPath, lambda old: WholeDropPath(old, world))
     ids = [world.device.index] if world.device.type == "cuda" else None
     # The buffers are batch norm's, and the same everywhere. PyTorch 2.14 has renamed the flag.
     wrapper = nn.parallel.DistributedDataParallel
@@ -244,6 +256,7 @@ class WholeBatchNorm(nn.Module):
         return self.following(self.normalised(x))
 
     def normalised(self, x):
+        """Normalise alone."""
         if not self.training:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
@@ -283,11 +296,31 @@ class WholeBatchNorm(nn.Module):
         """
         if self.split:
             members, images = self.split.groups, self.split.images
+            if members.shape[1] != len(values):
+                raise UserError(
+                    "--split_bn: this backbone's batch norms see parts of images, not whole ones; "
+                    "leave it out"
+                )
         else:
             members = values.new_ones(1, len(values))
             images = values.new_tensor([len(values) * self.world.size])
         number = images.to(values.dtype) * values.shape[2:].numel()
         return members.to(values.dtype)[:, :, None], number[:, None]
+
+
+class WholeDropPath(nn.Module):
+    """timm's stochastic depth with the mask that one process would draw for the whole batch."""
+
+    def __init__(self, path, world):
+        super().__init__()
+        self.path, self.world = path, world
+
+    def forward(self, x):
+        """Draw which images of the whole batch keep this branch; use this process's shard."""
+        if not self.training:
+            return x
+        whole = x.new_ones(len(x) * self.world.size, *[1] * (x.dim() - 1))
+        return x * self.world.shard(self.path(whole))
 
 
 class WholeDropout(nn.Module):

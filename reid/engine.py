@@ -1,5 +1,6 @@
 """The training loop, one for every training script, on one process or several (torchrun)."""
 
+import copy
 import sys
 import time
 from argparse import Namespace
@@ -25,8 +26,8 @@ from reid.losses import MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
 from reid.selection import choose_testing, queries_and_gallery
-from reid.transforms import EvalTransform, TrainTransform, normalise
-from reid.weights import build_network
+from reid.transforms import EvalTransform, TrainTransform, normalise, size_for_testing
+from reid.weights import as_user_errors, build_network
 
 CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
 SHOW_EVERY = 0.5  # seconds between changes of the progress bar
@@ -87,7 +88,12 @@ def opened(
                 pooling=args.pooling,
                 last_stride=args.last_stride,
             )
-        dtype = choose_dtype(args, world, net, run.opts() if resuming else {})
+            if args.test_size:
+                size = size_for_testing(args.test_size, args.height, args.width)
+                with as_user_errors(args.backbone):
+                    copy.deepcopy(net).set_size(*size)
+            dtype = choose_dtype(args, world, net, run.opts() if resuming else {})
+        dtype = world.of_first(dtype)
         facts["arithmetic"] = dtype_name(dtype)
         facts["mean"], facts["std"] = net.normalisation
 
@@ -136,11 +142,9 @@ def choose_dtype(args, world, net, opts):
     precision, kept = args.precision, opts.get("arithmetic")
     if precision == "auto" and kept:
         precision = "fp32" if kept == dtype_name(None) else "bf16"
-    with world.together():
-        dtype = dtype_for(world.device, precision, world.gpus)
+    dtype = dtype_for(world.device, precision, world.gpus)
     if precision == "auto" and dtype:
-        size = args.height, args.width
-        dtype = faster_dtype(net, world.device, size, training=True, total=world.sum)
+        dtype = faster_dtype(net, world.device, (args.height, args.width), training=True)
         world.say(f"{dtype_name(dtype)} is the faster arithmetic for {net.backbone} here")
     return dtype
 
@@ -186,12 +190,14 @@ class Training:
             world.wait()
         # ============ the end ============
         result = {"epochs": len(history), "best": history[best_epoch(history) - 1]}
+        testing = None
         if self.splits.people:
-            result["testing"] = choose_testing(
-                learner.averaged(), self.splits.people, args, world, learner.dtype
-            )
+            net = learner.averaged()
+            testing = choose_testing(net, self.splits.people, args, world, learner.dtype)
         leave_world()
         if world.first:
+            if testing:
+                run.save_testing(testing)
             best = result["best"]
             update_results(run.file("results.json"), "train", result)
             print(

@@ -33,11 +33,10 @@ from reid.errors import UserError
 from reid.files import sha256
 from reid.images import read_image
 from reid.loading import EvalBatches
-from reid.options import NETWORKS
 from reid.transforms import EvalTransform, normalise
 
 READERS = 4  # threads that decode images
-SAME = 1e-4  # how far, of the largest number in a feature, rounding may move one
+ROUNDING = 1e-4  # how far, of the largest number in a feature, rounding may move one
 FUSIONS = {
     (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
     (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
@@ -136,7 +135,10 @@ class Embedder(ImageModel):
             raise ValueError(f"batchsize {batchsize} is under 1, or scales {scales} not 0.1 to 10")
         self.device = choose_device()[0] if device is None else torch.device(device)
         trained = run
-        if not isinstance(run, Trained):
+        if isinstance(run, Trained):
+            if which_epoch != "last" or layer or test_size:
+                raise ValueError("which_epoch, layer and test_size are those of the loaded network")
+        else:
             trained = load_trained(run, which_epoch, layer=layer, test_size=test_size)
         self.dtype = inference_dtype(trained, self.device, precision)
         self.dim, self.layer = trained.net.dim(trained.layer), trained.layer
@@ -293,7 +295,10 @@ def eval_transforms(trained: Trained, scales: tuple[float, ...] = (1.0,)) -> lis
 def inference_dtype(
     trained: Trained, device: torch.device, precision: str, gpus: Sequence[int] = ()
 ) -> torch.dtype | None:
-    """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one."""
+    """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one.
+
+    Several processes must take the first one's.
+    """
     dtype = dtype_for(device, precision, gpus)
     if precision == "auto" and dtype:
         dtype = faster_dtype(trained.net, device, trained.size)
@@ -302,10 +307,14 @@ def inference_dtype(
 
 def made_by(trained: Trained, scales: tuple[float, ...]) -> dict:
     """Return a dict of what features depend on; those that differ in it can't be compared."""
+    mean, std = trained.net.normalisation
     return {
         "weights_sha256": sha256(trained.weights),
-        "height": trained.size[0],
-        "width": trained.size[1],
+        "backbone": trained.net.backbone,
+        "last_stride": trained.net.last_stride,
+        "size": "{}x{}".format(*trained.size),
+        "mean": list(mean),
+        "std": list(std),
         "layer": trained.layer,
         "scales": sorted(scales, reverse=True),
     }
@@ -318,7 +327,7 @@ def fold_for_inference(net: nn.Module, dtype: torch.dtype | None = None) -> nn.M
     weights that autocast would cast for each batch are cast once. Returns the network.
     """
     net.eval().requires_grad_(False)
-    if net.backbone in NETWORKS:
+    if net.classic:
         fold_batch_norms(net)
     else:
         net.model = folded_if_exact(net)
@@ -368,7 +377,7 @@ def folded_if_exact(net):
     plain, folded = net.model, copy.deepcopy(net.model)
     fold_batch_norms(folded)
     noise = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, *(net.size or (64, 32)), generator=noise)
+    images = torch.randn(2, 3, *net.tried, generator=noise)
     images = images.to(next(net.parameters()).device)
     expected = net(images, return_features=True, layer="pool")
     net.model = folded
@@ -379,4 +388,4 @@ def folded_if_exact(net):
     finally:
         net.model = plain
     scale = expected.abs().max()
-    return folded if (found - expected).abs().max() <= SAME * scale else plain
+    return folded if (found - expected).abs().max() <= ROUNDING * scale else plain

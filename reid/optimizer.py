@@ -55,4 +55,13 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def ema(net: nn.Module, decay: float) -> AveragedModel:
     """Copy a network to hold the exponential moving average of its weights and buffers."""
-    return AveragedModel(unwrap(net), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(means, values, number):
+        """Move means towards values; whole numbers, such as tables of places, are copied."""
+        if means[0].is_floating_point():
+            return average(means, values, number)
+        for mean, value in zip(means, values, strict=True):
+            mean.copy_(value)
+
+    return AveragedModel(unwrap(net), multi_avg_fn=update, use_buffers=True)

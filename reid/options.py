@@ -143,7 +143,8 @@ def add_device_options(parser: Parser) -> None:
         "--precision",
         choices=["auto", "fp32", "bf16"],
         default="auto",
-        help="auto: bf16 autocast where the hardware computes in it, else fp32",
+        help="auto: bf16 autocast where the hardware computes in it and a short trial finds fp32 "
+        "no faster for this network, else fp32",
     )
     group.add_argument(
         "--workers",
@@ -164,7 +165,7 @@ def add_run_options(parser: Parser, name: str, model_dir: str) -> None:
 
 
 def add_feature_options(parser: Parser) -> None:
-    """Add `--which_epoch --which_layer --ms`: the weights of a run, and the kind of features."""
+    """Add `--ms` to the flags of `add_layer_options`."""
     group = add_layer_options(parser)
     group.add_argument(
         "--ms",
@@ -177,7 +178,10 @@ def add_feature_options(parser: Parser) -> None:
 
 
 def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
-    """Add `--which_epoch --which_layer`: the weights and the layer. Returns the group."""
+    """Add the weights, layer and size of features, of a run or a file. Returns the group.
+
+    `--which_epoch --which_layer --test_size` and the flags of `add_weights_options`.
+    """
     add_weights_options(parser)
     group = parser.add_argument_group("features")
     group.add_argument(
@@ -233,7 +237,7 @@ def add_backbone_options(group: argparse._ArgumentGroup, default: str | None) ->
         metavar="NAME",
         help="resnet50, densenet121, or the name of any timm model, such as "
         "tf_efficientnet_lite0, convnext_tiny, vit_small_patch16_224"
-        + ("" if default else " (default: what the weights hold)"),
+        + ("" if default else " (default: what the run holds, of other weights resnet50)"),
     )
     either.add_argument(
         "--use_dense",

@@ -18,7 +18,7 @@ from reid.errors import UserError
 from reid.features import extract
 from reid.mat import feature_set
 from reid.metrics import evaluate, similarity_blocks
-from reid.transforms import EvalTransform, test_size
+from reid.transforms import EvalTransform, size_for_testing
 
 
 def queries_and_gallery(people: list[EvalImage]) -> tuple[list[EvalImage], list[EvalImage]]:
@@ -59,11 +59,11 @@ def choose_testing(
     kinds = [args.test_size] if args.test_size else ["same", "enlarged"]
     scores = []
     for kind, layer in product(kinds, LAYERS):
-        size = test_size(kind, args.height, args.width)
+        size = size_for_testing(kind, args.height, args.width)
         resized = copy.deepcopy(net)
         try:
             resized.set_size(*size)
-        except ValueError:  # of a backbone made for one size
+        except ValueError:  # not every backbone takes the larger one
             continue
         sets = []
         for name, images in zip(("query", "gallery"), parts, strict=True):

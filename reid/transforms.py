@@ -1,7 +1,8 @@
 """The transforms of images in training and in testing, in one place so they can't drift apart.
 
 `height` and `width` are what the network is trained on (256 x 128). Training crops out of an
-image an eighth larger (288 x 144); testing takes that larger size whole, or another (`test_size`).
+image an eighth larger (288 x 144). The two classic networks are tested on that larger size whole,
+others as `size_for_testing` says.
 
 Training is the classic chain: bicubic resize, random crop, flip, normalise, erase. Here it is
 split in two, so that nothing is done twice and the training device does what it can for a whole
@@ -175,7 +176,7 @@ def enlarged(height: int, width: int) -> tuple[int, int]:
     return height * 9 // 8, width * 9 // 8
 
 
-def test_size(kind: str, height: int, width: int) -> tuple[int, int]:
+def size_for_testing(kind: str, height: int, width: int) -> tuple[int, int]:
     """Return the height and width of images to test on.
 
     kind: "enlarged", "same" or a size such as "256x128". height, width: of images to train on.

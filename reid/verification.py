@@ -32,7 +32,7 @@ def calibrate(mat: str | Path, rate: float) -> None:
     """
     sets = load_mat(mat)
     if sets.source is None:
-        raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py")
+        raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py --name")
     path = run_folder(mat, sets.source) / FILE
     check_writable(path)
     threshold = threshold_at(rate, sets.query, sets.gallery)

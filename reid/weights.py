@@ -8,19 +8,20 @@ another one because it would fit, and a file with more blocks than the backbone 
 """
 
 import argparse
+import logging
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import ReIDNet, make_network, options_of, size_of
+from model import CLASSIC, ReIDNet, make_network, options_of, size_of
 from reid.errors import UserError, first_line, is_first, missing_package
 from reid.options import HEIGHT, NETWORKS, WIDTH
 
@@ -30,6 +31,7 @@ COUNTER = "num_batches_tracked"
 # Of two copies of a network in one file the one to take: the other is for training only (MoCo,
 # MoCo v3, DINO).
 PREFERRED = ("encoder_q", "base_encoder", "teacher")
+FACTS = ("_extra_state", "stride_1")  # in our own files, no weights
 NAMED = 8  # number of layers left out that are named
 NORM = ("weight", "bias", "running_mean", "running_var")
 # Numbers and options that other codes keep beside their weights, and that can do nothing.
@@ -91,10 +93,9 @@ def read_torch(path):
 
 def is_script(path):
     """Tell whether a file is a TorchScript archive, which holds code."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
+    with suppress(zipfile.BadZipFile, OSError), zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
+    return False
 
 
 def read_safetensors(path):
@@ -133,21 +134,20 @@ def build_network(
     size: height and width of its images in pixels. options: neck, pooling, last_stride.
     Raises UserError where it can't be made, or the weights can't be had.
     """
-    with as_user_errors(backbone):
-        if pretrained == "imagenet":
-            with torch.device("meta"):  # whether it can be made at all, before a download
-                make_network(backbone, class_num, **options)
-        else:
-            net = make_network(backbone, class_num, **options)
     if pretrained == "imagenet":
+        check_network(backbone, **options)  # before a download
         try:
-            net = make_network(backbone, class_num, pretrained, **options)
+            with without_logging():  # of each time that a download is tried again
+                net = make_network(backbone, class_num, pretrained, **options)
         except Exception as error:  # no network, a proxy, a broken download: many kinds
             raise UserError(
                 f"--pretrained imagenet: the weights of {backbone} can't be had "
                 f"({first_line(error)}); pass --pretrained FILE with a copy of them, or "
                 "--pretrained none"
             ) from error
+    else:
+        with as_user_errors(backbone):
+            net = make_network(backbone, class_num, **options)
     if pretrained in ("none", "imagenet"):
         with as_user_errors(backbone):
             net.set_size(*size)
@@ -158,9 +158,30 @@ def build_network(
     return net
 
 
+def check_network(backbone: str, **options) -> None:
+    """Raise UserError where `build_network` can't make a network, without random weights."""
+    with (
+        torch.device("meta"),
+        as_user_errors(backbone),
+        suppress(NotImplementedError, RuntimeError),
+    ):
+        make_network(backbone, 1, **options)  # a few of timm's need numbers to be made
+
+
 @contextmanager
-def as_user_errors(backbone):
-    """Raise what a network's making raises as UserErrors."""
+def without_logging():
+    """Keep other packages' loggers quiet inside."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def as_user_errors(backbone: str) -> Iterator[None]:
+    """Raise as UserErrors what the making of a network, or of one for a size, raises inside."""
     try:
         yield
     except ImportError as error:
@@ -179,7 +200,7 @@ def load_network(path: str | Path, backbone: str | None = None) -> ReIDNet:
     weights = read_weights(path)
     try:
         options = options_of(weights)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: not the weights of a network of this code; those of others go with --weights"
         ) from error
@@ -189,13 +210,13 @@ def load_network(path: str | Path, backbone: str | None = None) -> ReIDNet:
     try:
         # The two classic ones need not draw random weights first; timm's have parts that are no
         # weights and would stay empty.
-        device = torch.device("meta" if options["backbone"] in NETWORKS else "cpu")
+        device = torch.device("meta" if options["backbone"] in CLASSIC else "cpu")
         with device, as_user_errors(options["backbone"]):
             net = make_network(**options)
             if size := size_of(weights):
                 net.set_size(*size)
         net.load_state_dict(weights, assign=True)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{path}: not the weights of a {options['backbone']} network") from error
     return net.float()
 
@@ -232,8 +253,8 @@ def fill_backbone(
     net.model.load_state_dict(found, strict=False)
     with as_user_errors(net.backbone):
         net.set_size(*size)
-    used = set(names.values())
-    return [name for name in weights if name not in used and not name.endswith(COUNTER)]
+    known = {*names.values(), *FACTS}
+    return [name for name in weights if name not in known and not name.endswith(COUNTER)]
 
 
 def backbone_tensors(net: ReIDNet) -> dict[str, Tensor]:
@@ -257,11 +278,11 @@ def find_backbone(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict
         {name: value for name, value in weights.items() if not name.endswith(COUNTER)}
     )
     places = list(places_by_name(weights, wanted)) or list(places_by_order(weights, wanted))
-    whole = [names for names in places if not more_blocks(weights, names)]
+    whole = [names for names in places if not more_layers(weights, names)]
     if not places:
         raise ValueError(nearest_miss(weights, wanted))
     if not whole:
-        raise ValueError(f"it has also {more_blocks(weights, places[0])[0]}")
+        raise ValueError(f"it has also {more_layers(weights, places[0])[0]}")
     if len(whole) > 1:
         there = ", ".join(next(iter(names.values())) for names in whole)
         raise ValueError(f"{len(whole)} of them begin at {there}; save one alone")
@@ -313,16 +334,24 @@ def same_parts(names, wanted, ends):
     return alone and len({part.rpartition(".")[0] for part in parts}) == 1
 
 
-def more_blocks(weights, names):
-    """List the numbered layers that the backbone's parts have in a file beside those in `names`."""
+def more_layers(weights, names):
+    """List the weights that a network has inside its backbone beside those in `names`.
+
+    Numbered layers below the backbone's own parts, as in a deeper network, and convolutions beside
+    these parts, as fast-reid's non-local blocks. A classifier is neither.
+    """
     parts = set()
     for ours, theirs in names.items():
         end = ours.partition(".")[2]
         parts.add(theirs.removesuffix(end) if end else f"{theirs}.")
-    parts, used = tuple(parts), set(names.values())
-    more = [n for n in weights if n.startswith(parts) and n.endswith(".weight") and n not in used]
-    # Without a number: a classifier inside the last part, such as convnext's head.fc.
-    return [n for n in more if re.search(r"\d", n.removeprefix(max(filter(n.startswith, parts))))]
+    root, parts = parent(min(parts, key=len).rstrip(".")), tuple(parts)
+    used = set(names.values())
+    more = [name for name in weights if name.endswith(".weight") and name not in used]
+    below = [name for name in more if name.startswith(parts)]
+    beside = [name for name in more if root and name.startswith(f"{root}.")]
+    return [
+        n for n in below if re.search(r"\d", n.removeprefix(max(filter(n.startswith, parts))))
+    ] + [name for name in beside if weights[name].dim() == 4]
 
 
 def shape(weights, name):
@@ -358,6 +387,15 @@ def summary(names: list[str]) -> str:
 
 
 # --- a whole network of another code ------------------------------------------------------------
+
+
+def is_ours(path: str | Path) -> bool:
+    """Tell whether a weights file holds a network of this code. Raises as `read_weights`."""
+    weights = read_weights(path)
+    with suppress(KeyError, TypeError, ValueError):
+        options_of(weights)
+        return any(name.startswith("model.") for name in weights)
+    return False
 
 
 def foreign_network(

@@ -14,7 +14,7 @@ import evaluate
 import test as extraction
 import train_baseline
 from model import IMAGENET, ft_net, make_network
-from reid import features
+from reid import optimizer
 from reid.checkpoint import Run, as_trained, load_trained
 from reid.errors import UserError
 from reid.features import Embedder, fold_for_inference
@@ -242,14 +242,20 @@ def test_test_sizes(tmp_path):
     run.file("opts.json").write_text(json.dumps(opts))
     assert size() == (64, 32)
     found = {"layer": "bottleneck", "test_size": "96x48"}
-    run.file("results.json").write_text(json.dumps({"train": {"testing": found}}))
+    run.save_testing(found)
     assert size() == (96, 48)
     assert load_trained(run.path).layer == "bottleneck"
     assert load_trained(run.path, layer="pool").layer == "pool"
     assert size(test_size="enlarged") == (72, 36)
-    for wrong in ("31x64", "big", "64", "64x", "0x0"):
+    for wrong in ("31x64", "big", "64", "64x", "0x0", 5, None, []):
         with pytest.raises(UserError, match="--test_size"):
-            parse_training(train_baseline.get_parser(), ["--test_size", wrong])
+            parse_training(train_baseline.get_parser(), ["--test_size", str(wrong)])
+        run.save_testing(found | {"test_size": wrong})
+        with pytest.raises(UserError, match=r"testing\.json: .*restore or delete it"):
+            size()
+    run.save_testing(found | {"layer": "last"})
+    with pytest.raises(UserError, match=r"testing\.json: its layer is 'last'"):
+        size()
 
 
 def test_the_two_old_names():
@@ -304,4 +310,54 @@ def test_embedder_takes_a_loaded_network(tmp_path):
 def test_normalisation_of_the_two_classic_ones_is_imagenets():
     assert make_network("resnet50", 2).normalisation == IMAGENET
     assert EvalTransform(64, 32).scaled(1).height == 64
-    assert features.NETWORKS.keys() == {"resnet50", "densenet121"}
+
+
+def test_the_average_copies_whole_numbers():
+    """Swin's table of relative positions is a buffer of integers, which a mean would round down."""
+    net = build_network(SWIN, 3, size=SIZE)
+    tables = [m.relative_position_index.clone() for m in net.modules() if is_attention(m)]
+    mean = optimizer.ema(net, 0.9)
+    for _ in range(3):
+        mean.update_parameters(net)
+    after = [m.relative_position_index for m in mean.modules() if is_attention(m)]
+    assert len(tables) == len(after) > 0
+    assert all(map(torch.equal, tables, after))
+
+
+def is_attention(module):
+    return hasattr(module, "relative_position_index")
+
+
+def test_a_size_that_testing_could_not_take_ends_training_at_once(prepared, tmp_path):
+    flags = ["--data_dir", prepared, "--model_dir", tmp_path, *FLAGS, "--backbone", VIT]
+    with pytest.raises(UserError, match="can't take images of 100x50"):
+        call(train_baseline.main, *flags, "--test_size", "100x50")
+    assert not (tmp_path / "r").exists()
+
+
+def test_last_stride_keeps_kernels_as_they_are():
+    """timm would also dilate the last stage's; ResNet's own way has one stride less."""
+    net = build_network("resnet18", 3, size=SIZE, last_stride=1)
+    plain = build_network("resnet18", 3, size=SIZE)
+    convolutions = [
+        [layer for layer in one.modules() if isinstance(layer, nn.Conv2d)] for one in (net, plain)
+    ]
+    changed = [
+        (a.stride, b.stride)
+        for a, b in zip(*convolutions, strict=True)
+        if (a.stride, a.padding, a.dilation) != (b.stride, b.padding, b.dilation)
+    ]
+    assert changed == [((1, 1), (2, 2))] * 2  # a convolution and the shortcut beside it
+
+
+def test_an_embedder_does_not_set_up_the_process(monkeypatch, tmp_path):
+    """Its trial of bf16 neither: it may run in another program."""
+    from reid import device
+
+    monkeypatch.setattr(device, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(device, "set_up", lambda device: pytest.fail("set up"))
+    Run(tmp_path).save_weights(build_network("resnet18", 3, size=SIZE), "last")
+    Embedder(tmp_path, device="cpu", test_size="64x32")
+    trained = load_trained(tmp_path, test_size="64x32")
+    with pytest.raises(ValueError, match="those of the loaded network"):
+        Embedder(trained, device="cpu", layer="pool")

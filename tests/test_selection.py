@@ -68,7 +68,7 @@ def test_what_is_found_best_is_the_runs(main, six_people, tmp_path, capsys):
     call(main, *flags)
     out = capsys.readouterr().out
     assert "on 2 people held out (4 queries, 4 gallery):" in out
-    results = json.loads((tmp_path / "r" / "results.json").read_text())["train"]["testing"]
+    results = json.loads((tmp_path / "r" / "testing.json").read_text())
     scores = results["scores"]
     assert [(score["layer"], score["test_size"]) for score in scores] == [
         (layer, size) for size in ("same", "enlarged") for layer in ("pool", "bottleneck")
@@ -80,7 +80,7 @@ def test_what_is_found_best_is_the_runs(main, six_people, tmp_path, capsys):
     assert trained.size == ((64, 32) if best["test_size"] == "same" else (72, 36))
     # With a size given only layers are left to choose from; other people, another training.
     call(main, *flags, "--name", "s", "--test_size", "80x40")
-    results = json.loads((tmp_path / "s" / "results.json").read_text())["train"]["testing"]
+    results = json.loads((tmp_path / "s" / "testing.json").read_text())
     assert [score["test_size"] for score in results["scores"]] == ["80x40"] * 2
     assert load_trained(tmp_path / "s").size == (80, 40)
     assert exit_code(main, *flags[:-1], 3, "--epochs", 2, "--resume") == 2

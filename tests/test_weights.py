@@ -7,11 +7,18 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from conftest import call, exit_code
 from torch import nn
 from torchvision import models
 
+import export
+import search
+import test as extraction
 from reid.checkpoint import load_weights
 from reid.errors import UserError
+from reid.exporting.agreement import File
+from reid.exporting.network import torch_compute
+from reid.mat import load_mat
 from reid.weights import build_network, flat, foreign_network
 
 timm = pytest.importorskip("timm")
@@ -257,6 +264,26 @@ def test_one_tensor_amiss(missing, tmp_path):
     assert said in refusal(save(tmp_path / "w.pth", weights))
 
 
+def test_layers_beside_the_backbone(tmp_path):
+    """Non-local blocks, as fast-reid has them: without these its features would be others."""
+    more = {"backbone.NL_2.0.g.weight": torch.ones(4, 256, 1, 1)}
+    path = save(tmp_path / "w.pth", stored_by("fast-reid", resnet()) | more)
+    assert "it has also backbone.NL_2.0.g.weight" in refusal(path)
+
+
+def test_our_own_file_tells_its_network(tmp_path, capsys):
+    """Stride, neck and backbone, without a run folder."""
+    net = build_network("tf_efficientnet_lite0", 3, size=SIZE, neck="bnneck", last_stride=1).eval()
+    trained = load_weights(save(tmp_path / "net.pth", net.state_dict()), height=64, width=32)
+    assert capsys.readouterr().out == ""
+    assert (trained.net.backbone, trained.size) == ("tf_efficientnet_lite0", SIZE)
+    with torch.no_grad():
+        expected = net(IMAGES, return_features=True)
+        assert torch.equal(trained.net.eval()(IMAGES, return_features=True), expected)
+    build_network("tf_efficientnet_lite0", 3, tmp_path / "net.pth", SIZE)
+    assert "_extra_state" not in capsys.readouterr().out
+
+
 def test_two_copies(tmp_path):
     path = save(tmp_path / "w.pth", under("a.", body(resnet())) | under("b.", body(resnet())))
     assert "2 of them begin at a.conv1.weight, b.conv1.weight; save one alone" in refusal(path)
@@ -335,3 +362,47 @@ def test_tensor_without_a_module_of_its_own(tmp_path, capsys):
     weights = under("base.", body(resnet()) | {"extra": torch.ones(1)})
     build_network("resnet18", 5, save(tmp_path / "w.pth", weights), SIZE)
     assert capsys.readouterr().out.endswith("left out base.extra\n")
+
+
+# --- scripts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_scripts_take_features_of_other_codes(prepared, tmp_path, monkeypatch, capsys):
+    """test.py, search.py and export.py with --weights: no run folder, the features of the file."""
+    monkeypatch.chdir(tmp_path)
+    net, tensors = resnet(), stored_by("strong-baseline", resnet())
+    path = save(tmp_path / "theirs.pth", tensors)
+    flags = ["--weights", path, "--backbone", "resnet18", "--height", 64, "--width", 32]
+    call(extraction.main, "--data_dir", prepared, *flags, "--gpu_ids", "-1")
+    out = capsys.readouterr().out
+    assert f"{path}: left out: classifier (2)" in out
+    assert "resnet18, trained at 64x32, layer bottleneck at 64x32" in out
+    query = load_mat("pytorch_result.mat").query
+    assert query.features.shape[1] == net.fc.in_features
+    images = [prepared / file for file in query.files]
+    call(
+        search.main,
+        "--query",
+        images[0],
+        "--gallery",
+        prepared / "query",
+        *flags,
+        "--gpu_ids",
+        "-1",
+    )
+    assert "features of 512 numbers" in capsys.readouterr().out
+    call(export.main, "--data_dir", prepared, *flags, "--format", "torch", "--check_images", 10)
+    capsys.readouterr()
+    file = File(*torch_compute(tmp_path / "theirs_features_fp32.pt2"))
+    np.testing.assert_allclose(file(images), query.features, atol=1e-4)
+    assert exit_code(extraction.main, *flags[:2], "--data_dir", prepared, "--backbone", "vit") == 2
+    assert "--backbone vit: not resnet50, densenet121 or" in capsys.readouterr().err
+    assert exit_code(extraction.main, *flags[:2], "--data_dir", prepared) == 2
+    assert "not the weights of a resnet50 backbone" in capsys.readouterr().err
+
+
+def test_a_layer_that_a_file_does_not_have(tmp_path):
+    path = save(tmp_path / "w.pth", resnet().state_dict())
+    with pytest.raises(UserError, match=r"--which_layer bottleneck: .* has no batch norm neck"):
+        load_weights(path, "resnet18", 2, *SIZE, layer="bottleneck")

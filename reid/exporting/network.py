@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from reid.checkpoint import Trained
 from reid.features import fold_for_inference
 from reid.files import sha256
-from reid.options import NETWORKS
 from reid.provenance import provenance, version
 from reid.transforms import normalise
 
@@ -105,7 +104,7 @@ def halve(net):
     timm's networks have weights after their pooling, and so pool in fp16.
     """
     net.half()
-    if net.backbone in NETWORKS:
+    if net.classic:
         net.pooling = nn.Sequential(ToFloat(), net.pooling)
     net.pooling.float()
     net.model.fc = nn.Sequential(ToFloat(), net.model.fc.float())

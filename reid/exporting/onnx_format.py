@@ -31,7 +31,6 @@ except ImportError as error:
     raise missing_package("--format onnx (unlike --format torch)", *ONNX_PACKAGES) from error
 
 from reid.exporting.int8 import as_convolutions, quantised
-from reid.options import NETWORKS
 
 OPSET = 18  # the first whose Resize knows antialiasing; ONNX Runtime 1.14 and newer read it
 
@@ -45,7 +44,7 @@ def onnx_file(trained: Trained, facts: dict, calibration: Sequence[np.ndarray] =
     if facts["precision"] == "int8":  # the network alone: its preprocessing stays in fp32
         outside = facts | {"preprocess": "outside"}
         extractor = feature_extractor(trained, outside)
-        if trained.net.backbone in NETWORKS:
+        if trained.net.classic:
             extractor = as_convolutions(extractor)
         model = onnx_model(extractor, outside)
         model = quantised(model, calibration, facts)
