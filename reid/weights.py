@@ -152,7 +152,11 @@ def build_network(
         with as_user_errors(backbone):
             net.set_size(*size)
     else:
-        left_out = fill_backbone(net, read_weights(pretrained), pretrained, size)
+        try:
+            weights = read_weights(pretrained)
+        except UserError as error:
+            raise UserError(f"--pretrained {error}") from error
+        left_out = fill_backbone(net, weights, pretrained, size)
         if left_out and is_first():
             print(f"{pretrained}: left out {summary(left_out)}")
     return net

@@ -129,9 +129,8 @@ def test_test_images_are_resized_by_pillow():
 
 def test_sizes_of_testing_and_validation(rendered):
     assert transforms.EvalTransform(256, 128).read(rendered[0]).shape == (256, 128, 3)
-    assert transforms.EvalTransform(*transforms.test_size("enlarged", 256, 128)).read(
-        rendered[0]
-    ).shape == (288, 144, 3)
+    size = transforms.size_for_testing("enlarged", 256, 128)
+    assert transforms.EvalTransform(*size).read(rendered[0]).shape == (288, 144, 3)
 
 
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])
