@@ -82,16 +82,13 @@ def choose_testing(
                 sets.append(feature_set(features, images, folder))
         if world.first:
             found = evaluate(similarity_blocks(*sets), *sets)
-            scores.append(
-                {
-                    "layer": layer,
-                    "test_size": kind,
-                    "rank1": found.rank(1),
-                    "mAP": found.mean_ap(),
-                }
-            )
-    if not world.first:
-        return None
+            score = {"rank1": found.rank(1), "mAP": found.mean_ap()}
+            scores.append({"layer": layer, "test_size": kind, **score})
+    return summed_up(scores, people, parts) if world.first else None
+
+
+def summed_up(scores, people, parts):
+    """Print the scores, and return them with the choice."""
     best = max(scores, key=lambda score: score["mAP"])
     identities = len({image.identity for image in people})
     print(f"on {identities} people held out ({len(parts[0])} queries, {len(parts[1])} gallery):")
@@ -101,9 +98,5 @@ def choose_testing(
             f"  {score['layer']:10} {score['test_size']:8} Rank@1 {100 * score['rank1']:.2f}, mAP "
             f"{100 * score['mAP']:.2f}{chosen}"
         )
-    return {
-        "layer": best["layer"],
-        "test_size": best["test_size"],
-        "people": identities,
-        "scores": scores,
-    }
+    choice = {"layer": best["layer"], "test_size": best["test_size"]}
+    return {**choice, "people": identities, "scores": scores}

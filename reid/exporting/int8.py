@@ -2,7 +2,8 @@
 
 Static quantisation in QDQ format: uint8 activations, asymmetric, with ranges from the smallest to
 the largest value that real training images give; int8 weights, symmetric, a scale a channel. These
-are the forms that x86's VNNI instructions multiply. The head after pooling stays fp32.
+are the forms that x86's VNNI instructions multiply. The head after the pooling of maps stays fp32;
+of networks that pool tokens (ViT) everything is quantised.
 """
 
 import tempfile
