@@ -335,7 +335,7 @@ def same_parts(names, wanted, ends):
     parts = [name.removesuffix(end).rstrip(".") for name, end in zip(names, ends, strict=True)]
     pairs = set(zip(parts, (name.partition(".")[0] for name in wanted), strict=True))
     alone = all(len({pair[side] for pair in pairs}) == len(pairs) for side in (0, 1))
-    return alone and len({part.rpartition(".")[0] for part in parts}) == 1
+    return alone and len({parent(part) for part in parts}) == 1
 
 
 def more_layers(weights, names):
@@ -356,6 +356,11 @@ def more_layers(weights, names):
     return [
         n for n in below if re.search(r"\d", n.removeprefix(max(filter(n.startswith, parts))))
     ] + [name for name in beside if weights[name].dim() == 4]
+
+
+def parent(name):
+    """Return a dotted name without its last word."""
+    return name.rpartition(".")[0]
 
 
 def shape(weights, name):
@@ -428,16 +433,11 @@ def foreign_network(
     if neck:
         values = {word: weights[f"{neck}.{word}"] for word in NORM}
         net.model.fc[0].load_state_dict(values, strict=False)
-        left_out = [name for name in left_out if name.rpartition(".")[0] != neck]
+        left_out = [name for name in left_out if parent(name) != neck]
         lines.append(f"features after the batch norm {neck}")
     if left_out:
         lines.append(f"left out: {summary(left_out)}")
     return net.float(), lines
-
-
-def parent(name):
-    """Return a dotted name without its last word."""
-    return name.rpartition(".")[0]
 
 
 def exponent_in(weights, path):
