@@ -143,9 +143,10 @@ def main(argv=None):
     for cell in cells:
         check_options(folder / cell.name, options[cell], free)
     if missing:
-        for cell in missing:
-            names = ("neck", "pooling", "last_stride")
-            check_network(cell.backbone, **{name: options[cell][name] for name in names})
+        asked = options[missing[0]]
+        network = {name: asked[name] for name in ("neck", "pooling", "last_stride")}
+        for backbone in {cell.backbone for cell in missing}:
+            check_network(backbone, **network)
         real = check_images(args, folder, cells, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
         done = len(cells) - len(missing)
