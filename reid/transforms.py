@@ -12,9 +12,10 @@ batch at once:
     a batch                crop the width, flip, resize and crop the height (`crop`), colours,
                            normalise, erase (`finish`) on the training device
 
-Pillow resizes the width first and rounds in between (but the height first where images get lower
-and that is less work), so this is its resize, within 1/255. What is random is drawn beforehand, for
-a whole epoch at once (`draw`): the same on every device and for any number of processes.
+Pillow resizes the width first and rounds in between (from its version 13 on the height first where
+images get lower and that is less work), so this is its resize, within 1/255. What is random is
+drawn beforehand, for a whole epoch at once (`draw`): the same on every device and for any number of
+processes.
 """
 
 from collections.abc import Sequence

@@ -29,6 +29,7 @@ def test_round_trip_with_another_class_count(network, tmp_path):
 def test_data_parallel_prefix_is_neither_written_nor_needed(tmp_path):
     net = ft_net(5)
     Run(tmp_path).save_weights(torch.nn.DataParallel(net), "last")
+    net.cpu()  # DataParallel moved it where there is a GPU
     assert same(net, load_network(tmp_path / "net_last.pth"))
     prefixed = {f"module.{name}": value for name, value in net.state_dict().items()}
     torch.save(prefixed, tmp_path / "original.pth")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from reid.transforms import normalise
 INPUT, OUTPUT = "images", "features"  # their names in a file
 METADATA = "metadata.json"  # in a .pt2 file
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+# Whether Pillow here starts with the height where that is less work; older ones never do.
+CHEAPER_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
 class FeatureExtractor(nn.Module):
@@ -78,6 +81,8 @@ def resized(images: Tensor, height: int, width: int) -> Tensor:
 
     In Pillow's order, see `reid.transforms`. An `if` would tie the exported file to one order.
     """
+    if not CHEAPER_FIRST:
+        return bicubic(bicubic(images, images.shape[1], width), height, width)
     from_height, from_width = images.shape[1:3]
     height_first = one_if_positive(from_height * width - from_width * height)
     height_first *= one_if_positive(from_height - height)
