@@ -174,9 +174,10 @@ class Training:
         # ============ read the images ============
         with world.together():
             learner.read(self.splits.train, self.splits.validation)
+        held_out = len(self.splits.validation) + len(self.splits.people)
         world.say(
             f"{run.path}: {args.backbone}, {len(self.splits.train)} images of "
-            f"{self.facts['class_num']} classes, {len(self.splits.validation)} held out, epochs "
+            f"{self.facts['class_num']} classes, {held_out} held out, epochs "
             f"{len(history) + 1} to {args.epochs} on {world.size} x {world.device}, "
             f"{self.facts['arithmetic']}"
         )

@@ -2,9 +2,9 @@
 
 Other codes name the same tensors otherwise: `base.conv1.weight`, `module.encoder_q.conv1.weight`,
 `module.base.0.weight`, `backbone.conv1.weight`. A backbone is found where a file has all of its
-tensors, with their shapes, under their names and one prefix; else where they follow one another in
-the backbone's order and only its outermost parts have other names. Nowhere is a tensor taken for
-another one because it would fit, and a file with more blocks than the backbone is another's.
+tensors, with their shapes, under their names and one prefix; else where layers of other names
+follow one another as the backbone's do, all of them. No tensor is taken for another one because it
+alone would fit, and a file with more blocks than the backbone is another's.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -314,28 +315,41 @@ def prefixes(weights, wanted):
 
 
 def places_by_order(weights, wanted):
-    """Yield the places where tensors follow one another as wanted, below parts of other names.
+    """Yield the places where layers follow one another as wanted, under names of their own.
 
-    Such as the numbered children of an nn.Sequential: `4.0.conv1.weight` for
-    `layer1.0.conv1.weight`.
+    Such as the numbered children of an nn.Sequential, `4.0.conv1.weight` for
+    `layer1.0.conv1.weight`, or `_blocks.0._bn1.weight` for `blocks.0.0.bn1.weight`. All shapes and
+    last words agree, what is one layer here is one there, and numbers of layers never go down.
     """
-    names, ends = list(weights), [name.partition(".")[2] for name in wanted]
+    names = list(weights)
     for start in range(len(names) - len(wanted) + 1):
         there = names[start : start + len(wanted)]
         fits = all(
-            value.shape == weights[name].shape and f".{name}".endswith(f".{end}")
-            for name, value, end in zip(there, wanted.values(), ends, strict=True)
+            weights[theirs].shape == value.shape and last_word(theirs) == last_word(ours)
+            for theirs, (ours, value) in zip(there, wanted.items(), strict=True)
         )
-        if fits and same_parts(there, wanted, ends):
+        if fits and same_layers(there, wanted) and ascending(there):
             yield dict(zip(wanted, there, strict=True))
 
 
-def same_parts(names, wanted, ends):
-    """Tell whether names belong to parts of one parent as the wanted ones do, each to its own."""
-    parts = [name.removesuffix(end).rstrip(".") for name, end in zip(names, ends, strict=True)]
-    pairs = set(zip(parts, (name.partition(".")[0] for name in wanted), strict=True))
-    alone = all(len({pair[side] for pair in pairs}) == len(pairs) for side in (0, 1))
-    return alone and len({parent(part) for part in parts}) == 1
+def same_layers(names, others):
+    """Tell whether each layer of one list of names is one of the other list."""
+    pairs = set(zip(map(parent, names), map(parent, others), strict=True))
+    return all(len({pair[side] for pair in pairs}) == len(pairs) for side in (0, 1))
+
+
+def ascending(names):
+    """Tell whether layers with numbers stand in the order of these."""
+    last = {}
+    for name in names:
+        words = name.split(".")
+        for place, word in enumerate(words):
+            if word.isdigit():
+                before = tuple(words[:place])
+                if int(word) < last.get(before, 0):
+                    return False
+                last[before] = int(word)
+    return True
 
 
 def more_layers(weights, names):
@@ -344,23 +358,30 @@ def more_layers(weights, names):
     Numbered layers below the backbone's own parts, as in a deeper network, and convolutions beside
     these parts, as fast-reid's non-local blocks. A classifier is neither.
     """
-    parts = set()
-    for ours, theirs in names.items():
-        end = ours.partition(".")[2]
-        parts.add(theirs.removesuffix(end) if end else f"{theirs}.")
-    root, parts = parent(min(parts, key=len).rstrip(".")), tuple(parts)
-    used = set(names.values())
-    more = [name for name in weights if name.endswith(".weight") and name not in used]
-    below = [name for name in more if name.startswith(parts)]
-    beside = [name for name in more if root and name.startswith(f"{root}.")]
-    return [
-        n for n in below if re.search(r"\d", n.removeprefix(max(filter(n.startswith, parts))))
-    ] + [name for name in beside if weights[name].dim() == 4]
+    used = [name.split(".") for name in names.values()]
+    shared = takewhile(lambda words: len(set(words)) == 1, zip(*used, strict=False))
+    root = [words[0] for words in shared]
+    parts = {tuple(words[: len(root) + 1]) for words in used}
+    more = []
+    for name in weights:
+        words = name.split(".")
+        if words in used or words[-1] != "weight" or words[: len(root)] != root:
+            continue
+        below = tuple(words[: len(root) + 1]) in parts
+        numbered = any(word.isdigit() for word in words[len(root) + 1 :])
+        if (below and numbered) or (root and weights[name].dim() == 4):
+            more.append(name)
+    return more
 
 
 def parent(name):
     """Return a dotted name without its last word."""
     return name.rpartition(".")[0]
+
+
+def last_word(name):
+    """Return the last word of a dotted name."""
+    return name.rpartition(".")[2]
 
 
 def shape(weights, name):
@@ -442,7 +463,7 @@ def foreign_network(
 
 def exponent_in(weights, path):
     """Return the name of GeM's exponent; None where there is none."""
-    names = [n for n, v in weights.items() if n.rpartition(".")[2] == "p" and v.numel() == 1]
+    names = [n for n, v in weights.items() if last_word(n) == "p" and v.numel() == 1]
     if len(names) > 1:
         raise UserError(f"{path}: has several exponents of GeM: {', '.join(names)}; keep one")
     return names[0] if names else None

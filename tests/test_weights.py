@@ -326,6 +326,37 @@ def test_other_names_in_another_order(places, tmp_path):
     refusal(save(tmp_path / "w.pth", exchanged(numbered(body(resnet())), *places)))
 
 
+def in_other_words(weights):
+    """The names of an EfficientNet's parts in a code that counts its blocks in one row."""
+    renamed, blocks = {}, []
+    for name, value in weights.items():
+        first, *rest = name.split(".")
+        if first == "blocks":
+            block = rest[:2]
+            blocks += [block] if block not in blocks else []
+            rest = [str(blocks.index(block)), f"_{rest[2]}", *rest[3:]]
+        renamed[".".join([f"_{first}", *rest])] = value
+    return renamed
+
+
+def test_all_names_differ(tmp_path, capsys):
+    torch.manual_seed(0)
+    weights = timm.create_model("tf_efficientnet_lite0").state_dict()
+    theirs = in_other_words(weights)
+    assert not theirs.keys() & weights.keys()
+    path = save(tmp_path / "w.pth", theirs)
+    check_same(build_network("tf_efficientnet_lite0", 5, path, SIZE), weights)
+    assert capsys.readouterr().out.endswith("left out _classifier (2)\n")
+    # Two blocks of the same shapes.
+    assert [theirs[f"_blocks.{n}._conv_dw.weight"].shape[0] for n in (6, 7)] == [480, 480]
+    swapped = exchanged(theirs, "_blocks.6.", "_blocks.7.")
+    refusal(save(tmp_path / "w.pth", swapped), "tf_efficientnet_lite0")
+    refusal(
+        save(tmp_path / "w.pth", theirs | {"_blocks.16._conv_dw.weight": torch.ones(1)}),
+        "tf_efficientnet_lite0",
+    )
+
+
 @pytest.mark.parametrize("beside", [argparse.Namespace(lr=0.1), np.float64(0.5), np.float32(1)])
 def test_numbers_and_options_beside_weights(beside, tmp_path):
     """As DINO and torchreid keep them; they can do nothing."""
