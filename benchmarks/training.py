@@ -195,7 +195,7 @@ class Plain:
             yield len(images.to(self.device))
 
     def train(self, fp32):
-        optimizer = sgd(self.net, 0.05)
+        optimizer = sgd(self.net, 0.05, 0.2)
         self.net.train()
         running_loss = 0.0
         for images, labels in self.loader(self.samples, TRAIN, shuffle=True):

@@ -253,7 +253,7 @@ class Learner:
         self.ema = ema(net, args.ema) if args.ema else None
         self.split = Split(world) if args.split_bn else None
         self.net = distribute(net, world, self.split)
-        self.optimizer = sgd(self.net, args.lr)
+        self.optimizer = sgd(self.net, args.lr, args.backbone_lr)
         if args.compile:
             self.net.compile()
 

@@ -9,17 +9,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reid.checkpoint import unwrap
 
-BACKBONE_RATE = 0.2  # of the head's learning rate: the backbone comes trained, the head does not
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 WARM_UP_FROM = 0.1
 
 
-def sgd(net: nn.Module, lr: float) -> torch.optim.SGD:
-    """Make Nesterov SGD: head and classifier at the rate `lr`, the backbone at a fifth of it."""
+def sgd(net: nn.Module, lr: float, backbone_lr: float) -> torch.optim.SGD:
+    """Make Nesterov SGD: head and classifier at the rate `lr`, the backbone at a fraction of it."""
     head = [p for name, p in net.named_parameters() if is_head(name) and p.requires_grad]
     backbone = [p for name, p in net.named_parameters() if not is_head(name) and p.requires_grad]
     groups = [
-        {"params": backbone, "lr": lr * BACKBONE_RATE, "full_lr": lr * BACKBONE_RATE},
+        {"params": backbone, "lr": lr * backbone_lr, "full_lr": lr * backbone_lr},
         {"params": head, "lr": lr, "full_lr": lr},
     ]
     return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)

@@ -337,7 +337,14 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         "--lr",
         type=positive,
         default=0.05,
-        help="learning rate of head and classifier; the backbone's is a fifth of it",
+        help="learning rate of head and classifier",
+    )
+    recipe.add_argument(
+        "--backbone_lr",
+        type=positive,
+        default=0.2,
+        metavar="FRACTION",
+        help="the backbone's learning rate, as a fraction of --lr",
     )
     recipe.add_argument(
         "--schedule",

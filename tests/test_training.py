@@ -305,7 +305,7 @@ def test_a_failure_in_the_first_epoch_leaves_no_run(prepared, tmp_path):
 
 def test_groups_of_the_optimizer():
     net = ft_net(3)
-    backbone, head = optimizer.sgd(net, 0.05).param_groups
+    backbone, head = optimizer.sgd(net, 0.05, 0.2).param_groups
     assert (backbone["lr"], head["lr"]) == (pytest.approx(0.01), 0.05)
     assert backbone["weight_decay"] == 5e-4
     assert backbone["nesterov"]
