@@ -3,41 +3,55 @@
     python ablation.py --data_dir data/Market-1501-v15.09.15/pytorch -- --train_all
     python ablation.py --name demo --data_dir data/demo/pytorch --numbers 0 700 1400 \
         --gan_labels lsro all_in_one --backbones densenet121 -- --height 128 --width 64 --epochs 15
+    python ablation.py --name few --data_dir DIR --num_ids 50 100 --numbers 1x 3x --jobs 2 \
+        --unlabelled gan=GENERATED real=DIR/train_all_new --gan_labels lsro pseudo -- --train_all
 
 Without flags the grid is Table 2 of Zheng et al. (ICCV 2017) with three seeds. A cell is one
 training, a run folder model/<name>/<cell>/; flags after -- go to train_lsro.py for every cell. Each
 cell is trained, its features are extracted at its last epoch, then scored plain and re-ranked.
 Steps that are done are not repeated: after a stop the same command goes on. The pytorch_result.mat
 of a cell may be deleted once the cell is scored.
+An epoch has as many steps in all cells of a number of identities, so that differences come from the
+images and not from longer training; --more_steps has generated images add steps.
 Writes model/<name>/table.md, table.json and ablation.jpg.
 """
 
 import argparse
+import os
+import re
 import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import train_lsro
 from reid.checkpoint import FREE_ON_RESUME, Run
+from reid.comparison import (
+    RANKINGS,
+    SCORES,
+    Cell,
+    cell_scores,
+    power_lines,
+    table_lines,
+    table_notes,
+    table_rows,
+)
 from reid.curves import draw_ablation
 from reid.dataset import (
     GENERATED_FOLDER,
     fingerprint,
     generated_folder,
     generated_images,
-    list_images,
     training_splits,
 )
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
-from reid.intervals import mean_interval, paired_difference
 from reid.losses import needs_a_run
-from reid.options import NETWORKS, Parser, at_least, run_name, seed
-from reid.provenance import ROOT, command_line, provenance
+from reid.options import Parser, amount, at_least, run_name, seed
+from reid.provenance import ROOT, provenance
 from reid.weights import check_network
 from results_table import read_run
 
@@ -53,33 +67,12 @@ SEEDS = [0, 1, 2]
 # Flags of train_lsro.py that the grid itself sets.
 GRID_FLAGS = (
     "--name --model_dir --data_dir --gen_dir --num_generated --seed --backbone --use_dense "
-    "--gan_label --label_run --resume"
+    "--gan_label --label_run --num_ids --real_epochs --resume"
 ).split()
 # Options that may differ between the cells of a grid; the number of epochs may not.
 FREE = FREE_ON_RESUME - {"epochs", "lr"}
 PATHS = {"data_dir", "gen_dir", "label_run"}
-RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # sections of results.json
-SCORES = ("rank1", "mAP")
-
-
-class Cell(NamedTuple):
-    """A training of the grid. Without generated images no label rule applies: `rule` is empty."""
-
-    backbone: str
-    rule: str
-    number: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Return the name of the cell's run folder."""
-        words = [self.backbone, self.rule, self.number, f"seed{self.seed}"]
-        return "_".join(str(word) for word in words if word != "")
-
-    @property
-    def baseline(self) -> "Cell":
-        """Return the cell of the same backbone and seed without generated images."""
-        return self._replace(rule="", number=0)
+POLL = 0.1  # seconds between looks at running processes
 
 
 def get_parser():
@@ -99,10 +92,25 @@ def get_parser():
     group = parser.add_argument_group("grid")
     group.add_argument(
         "--numbers",
-        type=at_least(0),
+        type=amount,
         nargs="+",
         default=NUMBERS,
-        help="numbers of generated images; 0 is always run, for the differences to it",
+        help="numbers of generated images, or multiples of the real ones, like 3x; 0 is always "
+        "run, for the differences to it",
+    )
+    group.add_argument(
+        "--num_ids",
+        type=at_least(2),
+        nargs="+",
+        metavar="N",
+        help="numbers of identities to train on (default: all)",
+    )
+    group.add_argument(
+        "--unlabelled",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="several folders in place of --gen_dir, of any images; those that are trained on with "
+        "their identity are left out",
     )
     group.add_argument(
         "--gan_labels",
@@ -119,10 +127,28 @@ def get_parser():
         help="networks, see train_lsro.py --backbone",
     )
     group.add_argument(
+        "--more_steps",
+        action="store_true",
+        help="as many steps in an epoch as all images make, more the more are generated",
+    )
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--jobs",
+        type=at_least(1),
+        default=1,
+        help="number of cells at a time; each then has its part of the processors, and its output "
+        "goes to model/<name>/<cell>.log",
+    )
+    group.add_argument(
         "--nproc_per_node",
         type=at_least(1),
         default=1,
         help="processes, a GPU each, that torchrun starts for training and extraction",
+    )
+    group.add_argument(
+        "--power",
+        action="store_true",
+        help="also tell how many seeds would find a difference of 1 point in 80 %% of studies",
     )
     parser.add_argument(
         "training_flags",
@@ -136,6 +162,7 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.model_dir) / args.name
+    args.folders = unlabelled_folders(args)
     cells = grid(args)
     options = {cell: training_options(args, cell) for cell in cells}
     missing = [cell for cell in cells if not is_scored(folder / cell.name)]
@@ -147,12 +174,29 @@ def main(argv=None):
         network = {name: asked[name] for name in ("neck", "pooling", "last_stride")}
         for backbone in {cell.backbone for cell in missing}:
             check_network(backbone, **network)
-        real = check_images(args, folder, cells, options)
+        work = check_images(folder, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
         done = len(cells) - len(missing)
         print(f"{folder}: {len(cells)} cells, {done} of them done; {names}", flush=True)
-        run_cells(args, folder, cells, missing, options, real)
+        run_cells(args, folder, cells, missing, options, work)
     write_table(args, folder, cells)
+
+
+def unlabelled_folders(args):
+    """Return the folders of unlabelled images by name; "" alone, for the usual one."""
+    if not args.unlabelled:
+        return {"": args.gen_dir}
+    if args.gen_dir:
+        raise UserError("--gen_dir: --unlabelled names the folders; leave one of them out")
+    folders = {}
+    for text in args.unlabelled:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder or not re.fullmatch("[A-Za-z0-9-]+", name) or name in folders:
+            raise UserError(
+                f"--unlabelled {text}: expected NAME=FOLDER, each name once, in letters and digits"
+            )
+        folders[name] = folder
+    return folders
 
 
 def grid(args):
@@ -160,34 +204,45 @@ def grid(args):
     numbers = {}
     for text in args.gan_labels:
         rule, own = label_rule(text)
-        numbers[rule] = {*numbers.get(rule, ()), *(own or args.numbers)} - {0}
+        numbers.setdefault(rule, []).extend(n for n in own or args.numbers if n)
     if not any(numbers.values()):
         raise UserError("--numbers: nothing to compare; ask for a number of images above 0")
-    kinds = [("", 0), *((rule, n) for rule in numbers for n in sorted(numbers[rule]))]
-    every = product(dict.fromkeys(args.seeds), dict.fromkeys(args.backbones), kinds)
-    return [Cell(backbone, *kind, seed) for seed, backbone, kind in every]
+    kinds = [("", "", 0)]
+    kinds += [
+        (images, rule, n)
+        for images in args.folders
+        for rule in numbers
+        for n in dict.fromkeys(numbers[rule])
+    ]
+    factors = args.seeds, args.backbones, args.num_ids or [None]
+    every = product(*map(dict.fromkeys, factors), kinds)
+    return [Cell(backbone, ids, *kind, seed) for seed, backbone, ids, kind in every]
 
 
 def label_rule(text):
     """Split "pseudo:24000" into a rule and its own numbers, ("pseudo", [24000])."""
     rule, colon, numbers = text.partition(":")
     try:
-        return rule, [at_least(0)(number) for number in numbers.split(",")] if colon else []
+        return rule, [amount(number) for number in numbers.split(",")] if colon else []
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(
             f"--gan_labels {text}: expected a rule, alone or with its own numbers of images, "
-            "like lsro or pseudo:12000,24000"
+            "like lsro or pseudo:12000,24000 or lsro:1x,3x"
         ) from None
 
 
 def training_words(args, cell):
     """Return the flags of train_lsro.py for a cell, a list of words."""
     words = ["--name", cell.name, "--model_dir", Path(args.model_dir) / args.name]
-    words += ["--data_dir", args.data_dir, *(["--gen_dir", args.gen_dir] if args.gen_dir else [])]
+    words += ["--data_dir", args.data_dir]
     words += ["--num_generated", cell.number, "--seed", cell.seed, "--backbone", cell.backbone]
+    words += [] if cell.num_ids is None else ["--num_ids", cell.num_ids]
+    gen_dir = args.folders.get(cell.images)
+    words += ["--gen_dir", gen_dir] if gen_dir else []
     flags = args.training_flags
     if cell.rule:
         words += ["--gan_label", cell.rule]
+        words += [] if args.more_steps else ["--real_epochs"]
     else:  # leave out the flags on generated images
         parser = Parser("")
         train_lsro.add_generated_options(parser)
@@ -211,8 +266,9 @@ def check_options(folder, options, free):
     if not opts:
         return
     demand(opts, folder / "opts.json", "delete the folder", options=dict)
+    parser = train_lsro.get_parser()  # has the values that runs of older versions don't state
     for name in sorted(options.keys() - free):
-        asked, before = options[name], opts["options"].get(name, options[name])
+        asked, before = options[name], opts["options"].get(name, parser.get_default(name))
         if asked != before:
             raise UserError(
                 f"{folder}: was trained with --{name} {before}, not {asked}; "
@@ -225,52 +281,85 @@ def is_scored(folder):
     return {"train", *RANKINGS.values()} <= read_results(folder / "results.json").keys()
 
 
-def check_images(args, folder, cells, options):
-    """Return the number of real images to train on.
+def check_images(folder, options):
+    """Return how many images each Cell's epoch has, a dict.
 
     Raises UserError where images are missing, or are not those that earlier cells were trained on.
     """
-    asked = options[cells[0]]
-    real = training_splits(args.data_dir, asked["train_all"], asked["val_ids"]).train
-    gen_dir = generated_folder(args)
-    largest = max(cell.number for cell in cells)
-    count = len(list_images(gen_dir))
-    if count < largest:
-        raise UserError(
-            f"{gen_dir}: {count} images, too few for a cell of {largest}; generate "
-            "more, or ask for fewer with --numbers and --gan_labels"
-        )
-    for cell in cells:
+    splits, work = cache(training_splits), {}
+    for cell, asked in options.items():
+        names = ("data_dir", "train_all", "val_ids", "num_ids", "seed")
+        seeds = {"seed": cell.seed if cell.num_ids else 0}  # else it changes nothing
+        real = splits(**{name: asked[name] for name in names} | seeds)
+        gen_dir = generated_folder(argparse.Namespace(**asked))
+        everyone = real.train + real.validation
+        generated = generated_images(gen_dir, asked["num_generated"], cell.seed, everyone)
+        work[cell] = len(real.train) + (0 if asked["real_epochs"] else len(generated))
         opts = Run(folder / cell.name).opts()
-        if not opts:
-            continue
-        images = [*real, *generated_images(gen_dir, cell.number, cell.seed)]
-        if opts.get("dataset") != fingerprint(images):
+        if opts and opts.get("dataset") != fingerprint(real.train + generated):
             raise UserError(
                 f"{folder / cell.name}: was trained on other images than there are now in "
-                f"{args.data_dir} and {gen_dir}; take another --name for the grid"
+                f"{asked['data_dir']} and {gen_dir}; take another --name for the grid"
             )
-    return len(real)
+    return work
 
 
-def run_cells(args, folder, cells, missing, options, real):
-    """Run the missing cells; estimate the time left by the number of images to train on."""
-    started, done = time.monotonic(), 0
-    work = {cell: real + cell.number for cell in missing}
-    for cell in missing:
-        left = ""
-        if done:
-            rate = (time.monotonic() - started) / done
-            left = f", about {rate * (sum(work.values()) - done) / 60:.0f} min left"
-        print(f"\n== cell {cells.index(cell) + 1} of {len(cells)}: {cell.name}{left}", flush=True)
-        run_cell(args, folder / cell.name, training_words(args, cell), options[cell])
-        done += work[cell]
+def run_cells(args, folder, cells, missing, options, work):
+    """Run the missing cells, --jobs at a time; estimate the time left by the images to train on."""
+    waiting, running, done = list(missing), {}, []
+    started = time.monotonic()
+    try:
+        while waiting or running:
+            for cell in ready(waiting, running)[: args.jobs - len(running)]:
+                waiting.remove(cell)
+                left = time_left(started, work, missing, done)
+                number = cells.index(cell) + 1
+                print(f"\n== cell {number} of {len(cells)}: {cell.name}{left}", flush=True)
+                steps = iter(steps_of(args, folder / cell.name, options[cell], cell))
+                running[cell] = steps, launch(args, folder, cell, *next(steps))
+            cell = ended(running)
+            steps, process = running.pop(cell)
+            check_ended(args, folder, cell, process)
+            if step := next(steps, None):
+                running[cell] = steps, launch(args, folder, cell, *step)
+            else:
+                done.append(cell)
+    except BaseException as stop:
+        stop_all([process for _, process in running.values()], stop)
+        if isinstance(stop, KeyboardInterrupt):
+            raise Interrupted("the grid is stopped; the same command goes on from here") from None
+        raise
 
 
-def run_cell(args, folder, words, options):
-    """Train a cell, extract its features and score them, from the first step not done yet on."""
+def ready(waiting, running):
+    """Return the cells that can be started: a rule of a finished run needs the baseline done."""
+    busy = {*waiting, *running}
+    return [c for c in waiting if not (needs_a_run(c.rule) and c.baseline in busy)]
+
+
+def ended(running):
+    """Wait until a step of some cell has ended; returns that cell."""
+    while True:
+        for cell, (_, process) in running.items():
+            if process.poll() is not None:
+                return cell
+        time.sleep(POLL)
+
+
+def time_left(started, work, missing, done):
+    """Say how long the rest will take, by the cells that are done."""
+    if not done:
+        return ""
+    rate = (time.monotonic() - started) / sum(work[cell] for cell in done)
+    left = sum(work[cell] for cell in missing) - sum(work[cell] for cell in done)
+    return f", about {rate * left / 60:.0f} min left"
+
+
+def steps_of(args, folder, options, cell):
+    """List the steps of a cell that are not done: train, extract, score, as (processes, words)."""
     results, mat = folder / "results.json", folder / "pytorch_result.mat"
     sections = read_results(results)
+    words = training_words(args, cell)
     if "train" not in sections and Run(folder).has_state():
         words = [*words, "--resume"]
     run = ["--name", folder.name, "--model_dir", folder.parent, "--data_dir", args.data_dir]
@@ -284,36 +373,59 @@ def run_cell(args, folder, words, options):
         ("evaluate_rerank" in sections, 1, ["evaluate_rerank.py", mat, "--json", results, *gpu]),
     ]
     first = [done for done, _, _ in steps].index(False)
-    for _, processes, command in steps[first:]:
-        launch(processes, *map(str, command))
+    return [(processes, [*map(str, command)]) for _, processes, command in steps[first:]]
 
 
-def launch(processes, script, *words):
-    """Run a script as a process, or as several by torchrun; end this process where it fails."""
+def launch(args, folder, cell, processes, words):
+    """Start a script as a process, or as several by torchrun; returns the process."""
     typed, python = ["python"], [sys.executable]
     if processes > 1:
-        flags = ["--standalone", "--nproc_per_node", str(processes)]
+        flags = ["--nproc_per_node", str(processes)]
+        flags = ["--standalone", *flags]  # finds a free port
         typed, python = ["torchrun", *flags], [*python, "-m", "torch.distributed.run", *flags]
-    print(f"\n$ {shlex.join([*typed, script, *words])}", flush=True)
-    code = wait(subprocess.Popen([*python, str(ROOT / script), *words]))
+    script, *rest = words
+    command = [*python, str(ROOT / script), *rest]
+    line = f"$ {shlex.join([*typed, *words])}"
+    if args.jobs == 1:
+        print(f"\n{line}", flush=True)
+        return subprocess.Popen(command)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(log_of(folder, cell), "a", encoding="utf-8") as log:
+        print(line, file=log, flush=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def log_of(folder, cell):
+    """Return the file of a cell's output, where several cells run at a time."""
+    return folder / f"{cell.name}.log"
+
+
+def check_ended(args, folder, cell, process):
+    """End this process where a step failed, with its one line where it has said why."""
+    code = process.returncode
+    if code == 0:
+        return
+    script = Path(next(word for word in process.args if word.endswith(".py"))).name
+    if args.jobs > 1:
+        log = log_of(folder, cell)
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        raise UserError(f"{log}: {script} failed: {''.join(last).removeprefix('error: ')}")
     if code == 2:
-        sys.exit(2)  # the script has said why, in its one line
-    if code:
-        raise UserError(f"{script} ended with exit code {code}; the same command goes on from here")
+        sys.exit(2)
+    if code == 130:  # Ctrl-C reached it first
+        raise KeyboardInterrupt
+    raise UserError(f"{script} ended with exit code {code}; the same command goes on from here")
 
 
-def wait(process):
-    """Return the exit code of a process. At Ctrl-C and SIGTERM wait until it has saved its work."""
-    try:
-        code = process.wait()
-    except KeyboardInterrupt as stop:
-        if isinstance(stop, Terminated):  # Ctrl-C reaches it by itself, this doesn't
+def stop_all(processes, stop):
+    """Have running steps save their work and end. Ctrl-C reaches them by itself."""
+    for process in processes:
+        if not isinstance(stop, KeyboardInterrupt) or isinstance(stop, Terminated):
             process.terminate()
+    for process in processes:
         process.wait()
-        code = 130
-    if code == 130:
-        raise Interrupted("the grid is stopped; the same command goes on from here")
-    return code
 
 
 def write_table(args, folder, cells):
@@ -322,103 +434,15 @@ def write_table(args, folder, cells):
     scores = {cell: results for cell, (_, results) in zip(cells, runs, strict=True)}
     rows = table_rows(scores)
     notes = table_notes(rows[0]["seeds"], [opts for opts, _ in runs])
-    text = "\n".join([*table_lines(rows), "", notes]) + "\n"
+    lines = [*table_lines(rows), "", notes]
+    lines += ["", *power_lines(rows)] if args.power else []
+    text = "\n".join(lines) + "\n"
     with replacing(folder / "table.md") as temporary:
         write_text(temporary, text)
     content = {"cells": [cell_scores(cell, scores[cell]) for cell in cells], "rows": rows}
     write_json(folder / "table.json", content | provenance())
     draw_ablation([row for row in rows if row["ranking"] == "plain"], folder / "ablation.jpg")
     print(f"\n{text}\n{folder}: table.md, table.json, ablation.jpg")
-
-
-def cell_scores(cell, results):
-    """Return a cell and the scores of its results.json as a dict."""
-    scores = {
-        ranking: {score: results[section][score] for score in SCORES}
-        for ranking, section in RANKINGS.items()
-    }
-    return {"name": cell.name, **cell._asdict(), **scores}
-
-
-def table_rows(scores):
-    """Return the table's rows as dicts: means and differences to 0 images, with their intervals.
-
-    scores: the results.json of each Cell. Scores are fractions, as there; intervals [low, high], or
-    None with one seed.
-    """
-    kinds = {}
-    for cell in scores:
-        kinds.setdefault(cell[:3], []).append(cell)
-    rows = []
-    for ranking, section in RANKINGS.items():
-        for (backbone, rule, number), cells in kinds.items():
-            row = {"backbone": backbone, "rule": rule, "number": number, "ranking": ranking}
-            row["seeds"] = [cell.seed for cell in cells]
-            for score in SCORES:
-                own = {cell.seed: scores[cell][section][score] for cell in cells}
-                zero = {cell.seed: scores[cell.baseline][section][score] for cell in cells}
-                row[score], row[f"{score}_interval"] = mean_interval(own.values())
-                if number:
-                    difference = paired_difference(own, zero)
-                    row[f"{score}_difference"], row[f"{score}_difference_interval"] = difference
-            rows.append(row)
-    return rows
-
-
-def table_lines(rows):
-    """Yield the table's lines in Markdown, in points; ± is half of a 95 % interval."""
-    yield "| model | rule | generated | | Rank@1 | to 0 images | mAP | to 0 images |"
-    yield "|---|---|---:|---|---:|---:|---:|---:|"
-    for row in rows:
-        cells = [
-            NETWORKS.get(row["backbone"], row["backbone"]),
-            row["rule"] or "–",
-            f"{row['number']:,}",
-            row["ranking"],
-        ]
-        for score in SCORES:
-            cells += [points(row, score), points(row, f"{score}_difference", "+")]
-        yield f"| {' | '.join(cells)} |"
-
-
-def points(row, name, sign=""):
-    """Return a row's value and half of its interval, in points; "" where it has no such value."""
-    if name not in row:
-        return ""
-    text = f"{100 * row[name]:{sign}.2f}"
-    if row[f"{name}_interval"]:
-        low, high = row[f"{name}_interval"]
-        text += f" ± {50 * (high - low):.2f}"
-    return text
-
-
-def table_notes(seeds, opts):
-    """Return the sentences under the table: what it says, what made it. opts: of each cell."""
-    names = ", ".join(map(str, seeds))
-    if len(seeds) == 1:
-        text = f"In %, of one training seed, {names}: no intervals."
-    else:
-        text = (
-            f"In %, means over training seeds {names}, ± 95 % intervals (Student's t); differences "
-            "are paired by seed. The intervals are over trainings, not over people to test on."
-        )
-    commits = " and ".join(dict.fromkeys(map(commit, opts)))
-    machines = " and ".join(dict.fromkeys(map(hardware, opts)))
-    return f"{text} Made by `{command_line()}`; trained at {commits} on {machines}."
-
-
-def commit(opts):
-    """Name the commit of the code that trained a run."""
-    git = opts.get("git")
-    if not isinstance(git, dict) or not isinstance(git.get("commit"), str):
-        return "an unknown commit"
-    return f"commit {git['commit'][:7]}{' (with changes)' if git.get('dirty') else ''}"
-
-
-def hardware(opts):
-    """Name the hardware that a run was trained on, and its precision."""
-    name = opts.get("device_name") or opts.get("device")
-    return f"{opts.get('processes')} x {name} in {opts.get('arithmetic')}"
 
 
 if __name__ == "__main__":

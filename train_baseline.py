@@ -35,7 +35,7 @@ def get_parser():
 
 def main(argv=None):
     args = parse_training(get_parser(), argv)
-    splits = training_splits(args.data_dir, args.train_all, args.val_ids)
+    splits = training_splits(args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed)
     engine.train(args, join_world(args.gpu_ids), splits, losses.cross_entropy)
 
 

@@ -14,6 +14,8 @@ Writes the run folder model/<name>/ (weights, options, log, curves).
 from argparse import Namespace
 from pathlib import Path
 
+import torch
+
 from reid import engine, losses
 from reid.dataset import (
     GENERATED_FOLDER,
@@ -31,6 +33,7 @@ from reid.options import (
     add_run_options,
     add_speed_options,
     add_training_options,
+    amount,
     at_least,
     parse_training,
 )
@@ -63,13 +66,21 @@ def add_generated_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--num_generated",
-        type=at_least(0),
-        help="how many generated images to use, chosen by the seed (default: all)",
+        type=amount,
+        metavar="N",
+        help="how many generated images to use, chosen by the seed, or how many times as many as "
+        "real ones, like 3x (default: all)",
     )
     group.add_argument(
         "--gan_batch",
         type=at_least(1),
         help="exact number of generated images in each batch (default: shuffled among the real)",
+    )
+    group.add_argument(
+        "--real_epochs",
+        action="store_true",
+        help="as many steps in an epoch as the real images alone would make (default: as many as "
+        "all images make, more the more are generated)",
     )
     group.add_argument(
         "--gan_label",
@@ -78,7 +89,9 @@ def add_generated_options(parser: Parser) -> None:
         help="target of a generated image: lsro, all identities alike; all_in_one, a class of its "
         "own; pseudo, the most probable identity; mprl_*, identities by rank of their probability, "
         "in a finished run or now (Huang et al. 2018); sls, the identities of its cluster (Ainam "
-        "et al. 2018)",
+        "et al. 2018); teacher, the probabilities of a finished run (Zheng et al. 2019); "
+        "consistency, those of the mean weights (--ema) for another view of it (Tarvainen and "
+        "Valpola 2017); own, the identity that its folder is named after (Zhong et al. 2018)",
     )
     group.add_argument(
         "--gan_weight",
@@ -94,7 +107,7 @@ def add_generated_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--label_run",
-        help="finished run in --model_dir that decides the targets of mprl_static and sls "
+        help="finished run in --model_dir that decides the targets of mprl_static, sls and teacher "
         "(default: none)",
     )
     group.add_argument(
@@ -115,6 +128,8 @@ def check_rule(args, generated):
         raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
     if args.label_run and not static:
         raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
+    if args.gan_label == "consistency" and not args.ema:
+        raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")
     for flag in ("gan_batch", "label_run", "split_bn"):
         if getattr(args, flag) and not generated:
             raise UserError(f"--{flag}: there are no generated images; raise --num_generated")
@@ -148,8 +163,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv=None):
     args = parse(argv)
-    splits = training_splits(args.data_dir, args.train_all, args.val_ids)
-    generated = generated_images(generated_folder(args), args.num_generated, args.seed)
+    splits = training_splits(args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed)
+    generated = generated_images(
+        generated_folder(args), args.num_generated, args.seed, splits.train + splits.validation
+    )
     check_rule(args, generated)
     if args.label_run:
         args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
@@ -160,7 +177,24 @@ def main(argv=None):
     with engine.opened(args, world, together, rule) as training:
         if losses.needs_a_run(args.gan_label):
             rule.target.weights = taught_targets(args, world, splits, generated)
+        if args.gan_label == "own":
+            rule.target.weights = own_targets(splits.train, generated).to(world.device)
         training.run()
+
+
+def own_targets(real, generated):
+    """Return the targets' weights, [N, K], by the folders that the generated images lie in."""
+    classes = {int(sample.path.parent.name): sample.label for sample in real}
+    own = []
+    for sample in generated:
+        folder = sample.path.parent
+        if not folder.name.isdigit() or int(folder.name) not in classes:
+            raise UserError(
+                f"{folder}: --gan_label own takes images in folders named after the classes that "
+                "are trained on, as in train_all_new; leave this folder out of --gen_dir"
+            )
+        own.append(classes[int(folder.name)])
+    return losses.own_class(torch.tensor(own), len(set(classes.values())))
 
 
 def taught_targets(args, world, splits, generated):

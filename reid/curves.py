@@ -43,53 +43,40 @@ def draw_cmc(curves: list[tuple], path: str | Path) -> None:
 
 
 def draw_ablation(rows: list[dict], path: str | Path) -> None:
-    """Draw mAP and Rank@1 against the number of generated images into a JPEG.
+    """Draw what unlabelled images change, seed by seed, into a JPEG.
 
-    rows: dicts, rows of ablation.py's table, their scores fractions. A rule with several numbers is
-    a line from 0 images on with its interval as a band, with one number a point with an error bar.
+    rows: dicts, rows of ablation.py's table for one ranking, their scores fractions. Each
+    comparison is a line: a dot for the difference of each seed, their mean and its interval.
     """
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    lines = {}
-    for row in rows:
-        lines.setdefault((row["backbone"], row["rule"]), []).append(row)
-    zeros = {row["backbone"]: row for row in rows if row["number"] == 0}
-    numbers = sorted({row["number"] for row in rows})
+    compared = [row for row in rows if row["rule"]]
+    figure = Figure(figsize=(10, 1.6 + 0.42 * len(compared)), layout="constrained")
+    places = range(len(compared), 0, -1)  # the first on top
     for column, (score, title) in enumerate([("mAP", "mAP"), ("rank1", "Rank@1")], start=1):
-        axes = figure.add_subplot(1, 2, column, xlabel="generated images", ylabel=f"{title}, %")
-        for zero in zeros.values():
-            axes.axhline(100 * zero[score], color="grey", linestyle=":", linewidth=1)
-            draw_point(axes, zero, 0, score, color="grey")
-        shift = numbers[-1] / 80  # lest points at one number hide one another
-        for (backbone, rule), own in lines.items():
-            if not rule:
-                continue
-            name = f"{backbone} {rule}" if len(zeros) > 1 else rule
-            if len(own) > 1:
-                draw_line(axes, [zeros[backbone], *own], score, name)
-            else:
-                draw_point(axes, own[0], own[0]["number"] + shift, score, label=name)
-                shift += numbers[-1] / 80
-        axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
-        axes.grid(alpha=0.3)
+        axes = figure.add_subplot(1, 2, column, xlabel=f"{title} against the baseline, points")
+        axes.axvline(0, color="grey", linewidth=1)
+        for place, row in zip(places, compared, strict=True):
+            pairs = [100 * pair for pair in row[f"{score}_pairs"]]
+            axes.plot(pairs, [place] * len(pairs), "o", color="tab:blue", alpha=0.4, markersize=5)
+            low, high = row[f"{score}_difference_interval"] or [row[f"{score}_difference"]] * 2
+            mean = 100 * row[f"{score}_difference"]
+            reach = [[mean - 100 * low], [100 * high - mean]]
+            axes.errorbar(mean, place, xerr=reach, fmt="D", color="black", capsize=4, markersize=5)
+        names = [row_name(row, rows) for row in compared] if column == 1 else [""] * len(compared)
+        axes.set_yticks(places, names)
+        axes.set_ylim(0.4, len(compared) + 0.6)
+        axes.grid(axis="x", alpha=0.3)
     seeds = len(rows[0]["seeds"])
-    title = f"band: 95 % interval over {seeds} training seeds" if seeds > 1 else "one training seed"
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=6, title=title)
+    what = "a dot a seed; black: mean and 95 % interval" if seeds > 1 else "one training seed"
+    figure.suptitle(what, fontsize="medium")
     write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
-def draw_line(axes, rows, score, name):
-    """Draw a line through rows of the table, and a band where they have intervals."""
-    numbers = [row["number"] for row in rows]
-    (line,) = axes.plot(numbers, [100 * row[score] for row in rows], "o-", label=name, markersize=4)
-    if rows[0][f"{score}_interval"]:
-        low, high = zip(*(row[f"{score}_interval"] for row in rows), strict=True)
-        bounds = [100 * value for value in low], [100 * value for value in high]
-        axes.fill_between(numbers, *bounds, color=line.get_color(), alpha=0.15, linewidth=0)
-
-
-def draw_point(axes, row, at, score, **style):
-    """Draw a row of the table as a point, and an error bar where it has an interval."""
-    bounds = row[f"{score}_interval"]
-    reach = 50 * (bounds[1] - bounds[0]) if bounds else None
-    axes.errorbar(at, 100 * row[score], reach, fmt="s", markersize=4, capsize=3, **style)
+def row_name(row, rows):
+    """Name a comparison by what tells it from others in the table."""
+    words = [row["rule"], row["images"]]
+    words.append(row["number"] if isinstance(row["number"], str) else f"{row['number']:,}")
+    if len({other["num_ids"] for other in rows}) > 1:
+        words.append(f"{row['num_ids'] or 'all'} identities")
+    if len({other["backbone"] for other in rows}) > 1:
+        words.append(row["backbone"])
+    return ", ".join(word for word in words if word)

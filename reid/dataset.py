@@ -244,12 +244,18 @@ def copies(images: list, others: list) -> Iterator[tuple]:
                 yield image, other
 
 
-def training_splits(data_dir: str | Path, train_all: bool, val_ids: int = 0) -> Splits:
+def training_splits(
+    data_dir: str | Path,
+    train_all: bool,
+    val_ids: int = 0,
+    num_ids: int | None = None,
+    seed: int = 0,
+) -> Splits:
     """Return the real images of a training.
 
     The first image of each identity is held out for validation (`val_new`); with `train_all` none
-    is. val_ids: number of identities to hold out whole, evenly spaced; the others' classes are
-    numbered anew.
+    is. val_ids: number of identities to hold out whole, evenly spaced. num_ids: number of the
+    others to train on, drawn by the seed (None: all); their classes are numbered anew.
     """
     data_dir = Path(data_dir)
     check_prepared(data_dir)
@@ -257,13 +263,18 @@ def training_splits(data_dir: str | Path, train_all: bool, val_ids: int = 0) -> 
         train, validation = labelled_images(data_dir / "train_all_new"), []
     else:
         train, validation = (labelled_images(data_dir / f"{name}_new") for name in ("train", "val"))
-    if not val_ids:
+    if not val_ids and num_ids is None:
         return Splits(train, validation, [])
     labels = range(count_classes(train + validation))
     if val_ids > len(labels) - 2:
         raise UserError(f"--val_ids {val_ids}: of {len(labels)} identities; leave two to train on")
     held_out = {labels[n * len(labels) // val_ids] for n in range(val_ids)}
-    classes = {label: n for n, label in enumerate(x for x in labels if x not in held_out)}
+    left = [label for label in labels if label not in held_out]
+    if num_ids is not None:
+        if num_ids > len(left):
+            raise UserError(f"--num_ids {num_ids}: only {len(left)} identities to draw from")
+        left = sorted(random.Random(seed).sample(left, num_ids))
+    classes = {label: n for n, label in enumerate(left)}
     people = [s for s in train + validation if s.label in held_out]
     return Splits(
         renumbered(train, classes),
@@ -303,22 +314,47 @@ def check_prepared(data_dir: str | Path) -> None:
         raise UserError(f"{data_dir}: not prepared itself; name {Path(data_dir) / 'pytorch'}")
 
 
-def generated_images(gen_dir: str | Path, number: int | None = None, seed: int = 0) -> list[Sample]:
-    """Return Samples of `number` generated images in `gen_dir`, drawn by the seed (None: all)."""
+def generated_images(
+    gen_dir: str | Path,
+    number: int | str | None = None,
+    seed: int = 0,
+    real: Sequence[Sample] = (),
+) -> list[Sample]:
+    """Return Samples of `number` images in and below `gen_dir`, drawn by the seed (None: all).
+
+    "3x" are three times as many as `real`, the Samples that are trained on with their identity.
+    Images of any origin will do: what is among `real`, under whatever name, is left out.
+    """
     if number == 0:
         return []
     if not Path(gen_dir).is_dir():
         raise UserError(
             f"{gen_dir}: no such folder; generate images with DCGAN-tensorflow, or name --gen_dir"
         )
-    images = list_images(gen_dir)
+    images = sorted(path for path in Path(gen_dir).rglob("*") if is_image(path))
+    if not images:
+        raise UserError(f"{gen_dir}: no images in it, of any format that Pillow reads")
+    labelled = {same_file(sample.path) for sample in real}
+    images = [path for path in images if same_file(path) not in labelled]
+    if not images:
+        raise UserError(f"{gen_dir}: all its images are trained on with their identity")
     if number is not None:
-        if number > len(images):
+        count = round(float(number[:-1]) * len(real)) if isinstance(number, str) else number
+        if count > len(images):
             raise UserError(
                 f"--num_generated {number}: only {len(images)} images in {gen_dir}; generate more"
             )
-        images = sorted(random.Random(seed).sample(images, number))
+        images = sorted(random.Random(seed).sample(images, count))
     return [Sample(path, GENERATED_LABEL, generated=1) for path in images]
+
+
+def same_file(path):
+    """Return what tells a file from all others, whatever names it has."""
+    try:
+        stat = path.stat()
+    except OSError as error:  # a broken link
+        raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from None
+    return stat.st_dev, stat.st_ino
 
 
 def fingerprint(samples: list[Sample]) -> dict:

@@ -22,7 +22,7 @@ from reid.distributed import Split, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package
 from reid.files import update_results
 from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
-from reid.losses import MetricLoss, at_least_fp32
+from reid.losses import MeanTargets, MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
 from reid.selection import choose_testing, queries_and_gallery
@@ -249,6 +249,8 @@ class Learner:
     ):
         self.args, self.world, self.dtype, self.loss_function = args, world, dtype, loss_function
         self.metric_loss = MetricLoss(args.triplet, args.circle) if compares(args) else None
+        target = getattr(loss_function, "target", None)
+        self.mean_targets = target if isinstance(target, MeanTargets) else None
         net = to_device(net, world.device)
         self.ema = ema(net, args.ema) if args.ema else None
         self.split = Split(world) if args.split_bn else None
@@ -279,10 +281,16 @@ class Learner:
             total = size_in_memory(images) + size_in_memory(val_images)
             world.say(f"images decoded into memory: {total:.2f} GB")
         sampler = StepSampler(
-            train_samples, args.batchsize, world, args.instances, args.gan_batch or 0
+            train_samples,
+            args.batchsize,
+            world,
+            args.instances,
+            args.gan_batch or 0,
+            args.real_epochs,
         )
         self.sampler = sampler
-        self.batches = TrainBatches(sampler, transform, args.workers, images)
+        two_views = self.mean_targets is not None
+        self.batches = TrainBatches(sampler, transform, args.workers, images, two_views)
         self.val_labels = torch.tensor([sample.label for sample in held_out])
         self.val_images = len(val_samples)
         self.has_generated = any(sample.generated for sample in train_samples)
@@ -339,6 +347,8 @@ class Learner:
             self.split.tell(batch.generated)
         with autocast(self.world.device, self.dtype):
             logits, features = self.net(batch.images, return_both=True)
+        if self.mean_targets:
+            self.mean_targets.logits = self.predicted_by_mean(batch, logits)
         loss = self.loss_function(
             logits, batch.labels, batch.generated, self.args.label_smoothing, epoch
         )
@@ -355,6 +365,16 @@ class Learner:
         real = batch.generated == 0
         wrong = (logits.argmax(1) != batch.labels) & real
         return self.world.sum(loss.detach()) / self.world.size, (wrong.sum(), real.sum())
+
+    @torch.no_grad()
+    def predicted_by_mean(self, batch, logits):
+        """Return logits [B, K] of the mean network for a batch's other views, 0 for real images."""
+        found = torch.zeros_like(logits)
+        if len(batch.views):
+            with autocast(self.world.device, self.dtype):
+                predicted = self.ema.module.eval()(batch.views)
+            found[batch.generated == 1] = predicted.to(found.dtype)
+        return found
 
     def totals(self, sums):
         """Sum an epoch's loss, errors and real images over all processes, as numbers."""

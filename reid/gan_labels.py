@@ -1,4 +1,4 @@
-"""A finished run as teacher of generated images: the targets of the rules mprl_static and sls.
+"""A finished run as teacher of generated images: targets of mprl_static, sls and teacher.
 
 (All label rules are in `reid.losses`.) These targets are computed once, before training; several
 processes share the work and come to the same.
@@ -6,6 +6,7 @@ Images are seen as in validation, at the size that the finished run was trained 
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,27 +76,27 @@ class Teacher:
         self.args, self.class_num, self.world = args, class_num, world
 
     def targets(self, rule: str, real: list[Sample], generated: list[Sample]) -> Tensor:
-        """Return the targets' weights by a rule's name: int [N, K], see `losses.FixedTargets`."""
+        """Return the targets' weights by a rule's name: [N, K], see `losses.FixedTargets`."""
         if rule == "mprl_static":
-            return self.rank_table(generated)
+            return self.predicted(generated, lambda logits: ranks(logits).int())
+        if rule == "teacher":
+            return self.predicted(generated, lambda logits: logits.softmax(dim=1))
         if rule == "sls":
             return self.cluster_table(real, generated)
         raise ValueError(f"rule {rule!r}: a Teacher has no targets for it")
 
-    def rank_table(self, generated: list[Sample]) -> Tensor:
-        """Return, for mprl_static, the ranks of the probabilities it predicts: int32 [N, K].
-
-        generated: Samples.
-        """
+    def predicted(self, generated: list[Sample], of_logits: Callable) -> Tensor:
+        """Return what `of_logits` makes of the logits [N, K] that it predicts for Samples."""
         args, world = self.args, self.world
         paths = [sample.path for sample in world.shard(generated)]
         images = EvalBatches(paths, self.transform, args.batchsize, args.workers, world.device)
-        rows = [torch.empty(0, self.class_num, dtype=torch.int)]
+        rows = [of_logits(torch.empty(0, self.class_num))]
         quiet = None if world.first else True
-        bar = tqdm(total=len(paths), desc="ranks", unit="image", disable=quiet)
+        bar = tqdm(total=len(paths), desc="targets", unit="image", disable=quiet)
         with world.together(), torch.no_grad(), bar:
             for batch in images:
-                rows.append(ranks(self.net(normalise(batch, *self.net.normalisation))).int().cpu())
+                logits = self.net(normalise(batch, *self.net.normalisation))
+                rows.append(of_logits(logits).cpu())
                 bar.update(len(batch))
         return world.gather_rows(torch.cat(rows).to(world.device), len(generated))
 

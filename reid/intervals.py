@@ -5,17 +5,19 @@ the trained network and the gallery as they are. A person's queries succeed or f
 identities are resampled, not queries (a cluster bootstrap; Davison & Hinkley, "Bootstrap Methods
 and their Application", 1997, section 3.8).
 
-Over training seeds (`mean_interval`, `paired_difference`): how a score varies from one training to
-the next, on the same people to test on.
+Over training seeds (`mean_interval`, `paired_difference`, `paired_p`, `seeds_needed`): how a score
+varies from one training to the next, on the same people to test on.
 """
 
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
 
 DRAWS = 2000  # bootstrap samples of the identities
 LEVEL = 0.95
+POWER = 0.8  # chance that a study finds the difference it plans for
+MOST_SEEDS = 100_000  # that a study can need
 FLIPS = 10000  # random signs of a permutation test
 BLOCK = 500  # draws or flips made at a time, to bound memory
 SEED = 0  # the same file gives the same interval
@@ -123,3 +125,53 @@ def paired_difference(
     if scores.keys() != baseline.keys():
         raise ValueError(f"seeds differ: {sorted(scores)} and {sorted(baseline)}")
     return mean_interval([scores[seed] - baseline[seed] for seed in scores])
+
+
+def paired_p(differences: Iterable[float]) -> float | None:
+    """Return the two-sided p-value of the mean of paired `differences` being 0, by Student's t.
+
+    None with one seed, or where all differences are the same.
+    """
+    values = np.array([*differences], float)
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    if spread == 0:
+        return None
+    t = values.mean() / (spread / np.sqrt(len(values)))
+    return float(2 * stdtr(len(values) - 1, -abs(t)))
+
+
+def adjusted(p_values: list[float]) -> list[float]:
+    """Return p-values adjusted for their number, in their order.
+
+    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
+    Statistics 1979: however many comparisons there are, one is below 0.05 by chance in 5 % of
+    tables.
+    """
+    result, smallest = [0.0] * len(p_values), 0.0
+    for rank, n in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        smallest = max(smallest, min(1.0, (len(p_values) - rank) * p_values[n]))
+        result[n] = smallest
+    return result
+
+
+def seeds_needed(spread: float, difference: float) -> int:
+    """Return how many seeds a paired t-test needs to find a true difference in 80 % of studies.
+
+    spread: standard deviation of the differences of one seed.
+    """
+    few, many = 1, 2
+    while power(spread, difference, many) < POWER and many < MOST_SEEDS:
+        few, many = many, 2 * many
+    while many - few > 1:  # few are too few, many are enough
+        middle = (few + many) // 2
+        few, many = (few, middle) if power(spread, difference, middle) >= POWER else (middle, many)
+    return many
+
+
+def power(spread: float, difference: float, seeds: int) -> float:
+    """Return the chance that a two-sided paired t-test of so many seeds finds a difference."""
+    if spread == 0:
+        return 1.0
+    shift = difference / spread * np.sqrt(seeds)
+    limit = stdtrit(seeds - 1, (1 + LEVEL) / 2)
+    return float(1 - nctdtr(seeds - 1, shift, limit) + nctdtr(seeds - 1, shift, -limit))

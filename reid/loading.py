@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [B]; of generated image number n it is -1 - n
     generated: Tensor  # int64 [B], 1 where a GAN made the image
     numbers: list  # which samples the whole step consists of, over all processes
+    views: Tensor | None = None  # other views of the shard's generated images, like `images`
 
 
 class StepSampler(Sampler):
@@ -41,7 +42,8 @@ class StepSampler(Sampler):
     samples: list of `reid.dataset.Sample`; batchsize: images in a step, over all processes; world:
     `reid.distributed.World`; instances: images of an identity that stand together in a batch, or 0
     to shuffle freely; gan_batch: generated images in every batch, or 0 to shuffle them among the
-    real ones. With gan_batch an epoch is a pass over the real images.
+    real ones. With gan_batch an epoch is a pass over the real images; real_epochs: whether it has
+    as many steps as such a pass without it, too.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class StepSampler(Sampler):
         world: World,
         instances: int = 0,
         gan_batch: int = 0,
+        real_epochs: bool = False,
     ):
         self.samples, self.world = samples, world
         self.instances, self.gan_batch = instances, gan_batch
@@ -60,11 +63,12 @@ class StepSampler(Sampler):
         # one batch is one batch.
         self.from_pool = min(batchsize - gan_batch, len(self.pool))
         self.batchsize = self.from_pool + gan_batch
-        images = len(self.pool)
+        counted = [n for n in self.pool if not (real_epochs and samples[n].generated)]
+        images = len(counted)
         if instances:  # groups are filled up
-            counts = Counter(samples[n].label for n in self.pool).values()
+            counts = Counter(samples[n].label for n in counted).values()
             images = sum(-(-count // instances) * instances for count in counts)
-        self.number = images // self.from_pool
+        self.number = max(images // self.from_pool, 1)
 
     def __len__(self):
         return self.number
@@ -98,6 +102,7 @@ class TrainBatches:
 
     sampler: a `StepSampler`; transform: `reid.transforms.TrainTransform`; workers: processes that
     read images. cache: the images, already read, or None to read them anew in each epoch.
+    two_views: whether generated images are augmented a second time.
     """
 
     def __init__(
@@ -106,8 +111,9 @@ class TrainBatches:
         transform: TrainTransform,
         workers: int,
         cache: list[np.ndarray] | None,
+        two_views: bool = False,
     ):
-        self.sampler, self.transform = sampler, transform
+        self.sampler, self.transform, self.two_views = sampler, transform, two_views
         samples = sampler.samples
         self.generated = torch.tensor([sample.generated for sample in samples])
         labels = torch.tensor([sample.label for sample in samples])
@@ -123,20 +129,32 @@ class TrainBatches:
         generator = self.sampler.set_epoch(seed)
         steps, world = self.sampler.steps, self.sampler.world
         augmentation = self.transform.draw(steps.numel(), generator)
+        again = self.transform.draw(steps.numel(), generator) if self.two_views else None
         if self.images is None:
             decoded = self.loader
         else:
             decoded = ([self.images[n] for n in shard] for shard in self.sampler)
         rows = torch.arange(steps.numel()).view_as(steps)  # of the augmentation
         for step, row, images in zip(steps, rows, decoded, strict=True):
-            shard, drawn = world.shard(step), augmentation.part(world.shard(row))
-            images = self.transform.crop(images, drawn, world.device)
+            shard, rows_here = world.shard(step), world.shard(row)
+            generated, views = self.generated[shard], None
+            if again:
+                chosen = generated.nonzero()[:, 0]
+                views = self.augmented([images[n] for n in chosen], again.part(rows_here[chosen]))
             yield Batch(
-                self.transform.finish(images, drawn),
+                self.augmented(images, augmentation.part(rows_here)),
                 send(self.labels[shard], world.device),
-                send(self.generated[shard], world.device),
+                send(generated, world.device),
                 step.tolist(),
+                views,
             )
+
+    def augmented(self, images, drawn):
+        """Return images on the device, float32 [B, 3, H, W], augmented as drawn."""
+        device, transform = self.sampler.world.device, self.transform
+        if not images:
+            return torch.empty(0, 3, transform.height, transform.width, device=device)
+        return transform.finish(transform.crop(images, drawn, device), drawn)
 
 
 class EvalBatches:

@@ -21,6 +21,7 @@ from reid.errors import missing_package
 
 TRIPLET_MARGIN = 0.3  # Hermans et al. 2017; Luo et al. 2019
 CIRCLE_MARGIN, CIRCLE_SCALE = 0.25, 128  # Sun et al. 2020, section 4.1, for re-ID
+OWN_SMOOTHING = 0.1  # of generated images that have a class; Zhong et al. 2018
 
 
 def cross_entropy(
@@ -80,12 +81,18 @@ def label_rule(name: str, weight: float = 1.0, start: int = 0) -> LabelRule:
     mprl_dynamic, mprl_static: in proportion to the rank of the predicted probability, of the
     network as it is or of a finished run's (Huang et al. 2018, multi-pseudo regularised label).
     sls: uniform over the identities in the image's cluster of a finished run's features (Ainam et
-    al. 2018, sparse label smoothing). The rules of a finished run have a `FixedTargets`, to be
-    filled before training.
+    al. 2018, sparse label smoothing). teacher: the probabilities that a finished run predicts
+    (Zheng et al. 2019, "Joint Discriminative and Generative Learning", section 3.2).
+    consistency: those that the running mean of the weights predicts for another view of the image
+    (Tarvainen and Valpola 2017, "Mean teachers are better role models"). own: the class that the
+    image was generated for, smoothed by 0.1 (Zhong et al. 2018, "Camera Style Adaptation").
+
+    mprl_static, sls, teacher and own have a `FixedTargets`, to be filled before training;
+    consistency has a `MeanTargets`, to be filled in each step.
     """
-    target = RULES[name]
+    target = {FIXED: FixedTargets, MEAN: MeanTargets}.get(RULES[name], lambda: RULES[name])()
     extra = 1 if target is last_class else 0
-    return LabelRule(name, FixedTargets() if target is None else target, weight, start, extra)
+    return LabelRule(name, target, weight, start, extra)
 
 
 # --- targets of generated images ----------------------------------------------------------------
@@ -114,7 +121,7 @@ def by_rank(logits: Tensor, labels: Tensor) -> Tensor:
 class FixedTargets:
     """Targets that are fixed before training: a distribution for each generated image.
 
-    weights: int [N, K], on the logits' device; row n, over its sum, is image n's.
+    weights: [N, K], on the logits' device; row n, over its sum, is image n's.
     """
 
     weights = None
@@ -123,20 +130,43 @@ class FixedTargets:
         return distributions(self.weights[(-1 - labels).clamp(min=0)], logits)
 
 
-# The target function of each label rule; None where a finished run decides before training.
+class MeanTargets:
+    """Targets that the running mean of the weights predicts in each step.
+
+    logits: [B, K], of the mean network for other views of the batch's images.
+    """
+
+    logits = None
+
+    def __call__(self, logits, labels):
+        return self.logits.to(logits.dtype).softmax(dim=1)
+
+
+FIXED, MEAN = "fixed before training", "of the mean network"
+# The target function of each label rule, or what fills its targets.
 RULES = {
     "lsro": uniform,
     "all_in_one": last_class,
     "pseudo": most_probable,
-    "mprl_static": None,
+    "mprl_static": FIXED,
     "mprl_dynamic": by_rank,
-    "sls": None,
+    "sls": FIXED,
+    "teacher": FIXED,
+    "consistency": MEAN,
+    "own": FIXED,
 }
 
 
 def needs_a_run(rule: str) -> bool:
     """Tell whether a finished run decides the targets of a label rule."""
-    return rule in RULES and RULES[rule] is None
+    return RULES.get(rule) == FIXED and rule != "own"
+
+
+def own_class(classes: Tensor, class_num: int) -> Tensor:
+    """Return the `FixedTargets` of the rule `own`: float32 [N, K], of classes int64 [N]."""
+    rows = torch.full((len(classes), class_num), OWN_SMOOTHING / class_num)
+    rows[range(len(classes)), classes] += 1 - OWN_SMOOTHING
+    return rows
 
 
 def ranks(logits: Tensor) -> Tensor:

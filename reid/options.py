@@ -111,6 +111,13 @@ def image_size(text: str) -> str:
     return text
 
 
+def amount(text: str) -> int | str:
+    """Parse an argument: a number of images, or a multiple of the real ones like "3x"."""
+    if re.fullmatch(r"\d+(\.\d+)?x", text) and float(text[:-1]):
+        return text
+    return at_least(0)(text)
+
+
 def run_name(text: str) -> str:
     """Parse an argument: the name of a folder in another."""
     name = text.rstrip("/")
@@ -251,8 +258,8 @@ def add_backbone_options(group: argparse._ArgumentGroup, default: str | None) ->
 
 def add_training_options(parser: Parser, data_dir: str) -> None:
     """Add the flags that train_baseline.py and train_lsro.py have in common."""
-    # The engine reads these three; train_baseline.py has no such flags and gets these values.
-    parser.set_defaults(gan_batch=None, split_bn=False, gan_start=0)
+    # The engine reads these; train_baseline.py has no such flags and gets these values.
+    parser.set_defaults(gan_batch=None, real_epochs=False, split_bn=False, gan_start=0)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data_dir", default=data_dir, help="the `pytorch` folder that prepare.py made"
@@ -261,6 +268,12 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         "--train_all",
         action="store_true",
         help="train on all training images, as published tables do; none is held out to validate",
+    )
+    data.add_argument(
+        "--num_ids",
+        type=at_least(2),
+        metavar="N",
+        help="number of identities to train on, drawn by the seed (default: all)",
     )
     data.add_argument("--height", type=at_least(32), default=HEIGHT, help="image height in pixels")
     data.add_argument("--width", type=at_least(32), default=WIDTH, help="image width in pixels")

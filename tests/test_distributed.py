@@ -59,6 +59,7 @@ CASES = {
     # Its batch norms have their activation inside. Untrained on a dozen pixels it is chaotic, too.
     "lite0": (2, "--backbone", "tf_efficientnet_lite0"),
     "triplet": (20, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
+    "consistency": (8, "--gan_label", "consistency", "--ema", 0.9, "--real_epochs"),
     # In eight steps, batches with no, one, some and only generated images.
     "mprl_split": (8, "--gan_label", "mprl_dynamic", "--split_bn"),
     # One process has real images alone, the other all generated ones.
@@ -118,13 +119,14 @@ def test_two_processes_make_the_same_tables(on_two):
     """Of the label rules, in each process; nine generated images are dealt out unevenly."""
     make_tables(*on_two["tables"])
     out = on_two["tables"][0]
-    ranks, clusters = torch.load(f"{out}.0")
-    assert ranks.shape == clusters.shape == (9, 3)
+    ranks, clusters, probabilities = torch.load(f"{out}.0")
+    assert ranks.shape == clusters.shape == probabilities.shape == (9, 3)
     assert len(ranks.unique(dim=0)) > 1
     for rank in (0, 1):
         of_two = torch.load(f"{out}_of_two.{rank}")
         assert torch.equal(of_two[0], ranks)
         assert torch.equal(of_two[1], clusters)
+        torch.testing.assert_close(of_two[2], probabilities)
 
 
 def test_two_processes_fill_one_run_folder(generated, tmp_path, capsys):

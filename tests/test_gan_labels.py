@@ -19,7 +19,7 @@ import train_lsro
 from model import IMAGENET, ft_net_dense
 from reid import losses
 from reid.checkpoint import Run
-from reid.dataset import Sample, generated_images, labelled_images
+from reid.dataset import Sample, generated_images, labelled_images, training_splits
 from reid.distributed import Split, WholeBatchNorm, World, distribute
 from reid.engine import check_batchsize, check_split
 from reid.errors import UserError
@@ -93,11 +93,15 @@ def test_a_table_of_ranks_follows_its_images(folder, tmp_path):
     with pytest.raises(UserError, match="--label_run run: its training is not finished"):
         teacher(tmp_path, "run", ten)
     (tmp_path / "run" / "results.json").write_text('{"train": {}}')
-    table = teacher(tmp_path, "run", ten, batchsize=2).rank_table(images)
+    finished = teacher(tmp_path, "run", ten, batchsize=2)
+    table = finished.targets("mprl_static", [], images)
     assert len(set(map(tuple, table.tolist()))) == len(images)
     for row, sample in zip(table.tolist(), images, strict=True):
         found = logits(sample.path).tolist()
         assert row == [sum(a <= b for a in found) for b in found]
+    probabilities = finished.targets("teacher", [], images)
+    expected = torch.stack([logits(s.path).softmax(0) for s in images])
+    torch.testing.assert_close(probabilities, expected, atol=1e-4, rtol=0)
 
 
 def test_an_image_of_a_batch_finds_its_row(folder):
@@ -195,16 +199,48 @@ def test_all_in_one_from_training_to_features(folder, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_own_classes_are_the_folders_names(folder, tmp_path):
+    """Also where identities are left out and the others numbered anew."""
+    real = training_splits(folder, False, num_ids=2, seed=1).train
+    old = {int(sample.path.parent.name): sample.label for sample in real}
+    assert set(old.values()) == {0, 1}
+    assert set(old) != {0, 1}
+    for label in old:
+        for shot in range(2):
+            save_image(tmp_path / "made" / f"{label:04d}" / f"{shot}.png", seed=shot)
+    made = generated_images(tmp_path / "made")
+    table = train_lsro.own_targets(real, made)
+    for row, sample in zip(table, made, strict=True):
+        assert row.argmax() == old[int(sample.path.parent.name)]
+    assert table.tolist()[0] == pytest.approx([0.95, 0.05])
+    flags = ["--gen_dir", tmp_path / "made", "--gan_label", "own", "--num_ids", 2, "--seed", 1]
+    assert (train(folder, tmp_path, *flags) / "net_last.pth").exists()
+
+
+RESUMED = {
+    "mprl_static": ("--label_run", "old", "--gan_batch", 2, "--split_bn"),
+    "teacher": ("--label_run", "old", "--real_epochs"),
+    "consistency": ("--ema", 0.9),
+}
+
+
 @pytest.mark.slow
-def test_resumed_static_run_is_bit_identical_and_of_the_same_rule(folder, tmp_path, label_run):
-    rule = ("--gan_label", "mprl_static", "--label_run", label_run, "--gan_batch", 2, "--split_bn")
-    run = train(folder, tmp_path, *rule, "--epochs", 2)
+@pytest.mark.parametrize("rule", RESUMED)
+def test_resumed_run_is_bit_identical(rule, folder, tmp_path, label_run):
+    flags = ("--gan_label", rule, *RESUMED[rule])
+    run = train(folder, tmp_path, *flags, "--epochs", 2)
     whole = torch.load(run / "net_last.pth", weights_only=True)
     shutil.rmtree(run)
-    train(folder, tmp_path, *rule)
-    train(folder, tmp_path, *rule, "--epochs", 2, "--resume")
+    train(folder, tmp_path, *flags)
+    train(folder, tmp_path, *flags, "--epochs", 2, "--resume")
     cut = torch.load(run / "net_last.pth", weights_only=True)
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_resumed_static_run_is_of_the_same_rule(folder, tmp_path, label_run):
+    rule = ("--gan_label", "mprl_static", "--label_run", label_run, "--gan_batch", 2, "--split_bn")
+    train(folder, tmp_path, *rule)
     for other in (("--gan_label", "lsro"), ("--gan_label", "mprl_static", "--gan_weight", 2)):
         flags = (*rule[2:], *other) if "mprl_static" in other else (*rule[4:], *other)
         with pytest.raises(UserError, match="--resume"):
@@ -345,6 +381,9 @@ def test_mistakes(folder, tmp_path, capsys):
         (("--gan_batch", 6), "--gan_batch 6: leaves no real images in a --batchsize of 6"),
         (("--gan_batch", 0), "--gan_batch: 0 is under 1"),
         (("--gan_weight", -1), "--gan_weight: -1 is under 0"),
+        (("--gan_label", "consistency"), "compares with mean weights; add --ema 0.999"),
+        (("--gan_label", "own"), "gen_0000: --gan_label own takes images in folders named after"),
+        (("--num_generated", "x3"), "--num_generated: invalid amount value: 'x3'"),
         (("--num_generated", 6), "--num_generated 6: only 5 images"),
     ]
     image = folder / "train_new" / "gen_0000" / "gen_3.png"

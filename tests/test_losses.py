@@ -17,13 +17,26 @@ GENERATED = (LABELS < 0).int()
 TABLES = {
     "mprl_static": [[3, 1, 7, 2, 4, 6, 5], [1, 2, 3, 4, 5, 6, 7], [7, 5, 6, 1, 3, 2, 4]],
     "sls": [[1, 0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 1]],
+    # Its probabilities, and the classes 5, 0, 3 that the images were generated for.
+    "teacher": [[0.1, 0.2, 0.3, 0, 0, 0.4, 0], [1, 0, 0, 0, 0, 0, 0], [0.5, 0, 0, 0, 0, 0, 0.5]],
+    "own": [[0.9 * (k == label) + 0.1 / K for k in range(K)] for label in (5, 0, 3)],
 }
+# What the mean network says of the batch at hand; of real images nobody asks.
+MEAN = np.random.default_rng(1).normal(size=(len(LABELS), K))
 
 
-def rule_of(name, *weight_and_start):
+def rule_of(name, *weight_and_start, rows=slice(None)):
+    """The rule with its targets. rows: which of LABELS are in the batch."""
     rule = label_rule(name, *weight_and_start)
-    if name in TABLES:
-        rule.target.weights = torch.tensor(TABLES[name], dtype=torch.uint8)
+    if name == "own":
+        rule.target.weights = losses.own_class(torch.tensor([5, 0, 3]), K).double()
+        np.testing.assert_allclose(rule.target.weights, TABLES[name], atol=1e-7)
+        rule.target.weights = torch.tensor(TABLES[name], dtype=torch.float64)
+    elif name in TABLES:
+        kind = torch.float64 if name == "teacher" else torch.uint8
+        rule.target.weights = torch.tensor(TABLES[name], dtype=kind)
+    elif name == "consistency":
+        rule.target.logits = torch.from_numpy(MEAN)[rows]
     return rule
 
 
@@ -31,8 +44,11 @@ def some_logits():
     return torch.from_numpy(np.random.default_rng(0).normal(scale=2, size=(len(LABELS), K)))
 
 
-def target_by_hand(name, x, marker):
-    """What a generated image with logits x (a list) is taught: a list."""
+def target_by_hand(name, x, marker, row):
+    """What a generated image with logits x (a list), in a row of the batch, is taught: a list."""
+    if name == "consistency":
+        weights = [math.exp(value) for value in row]
+        return [w / sum(weights) for w in weights]
     if name == "lsro":
         return [1 / K] * K
     if name == "all_in_one":
@@ -46,13 +62,13 @@ def target_by_hand(name, x, marker):
     return [w / sum(weights) for w in weights]
 
 
-def by_hand(name, logits, labels, generated, weight=1.0, smoothing=0.0):
-    total = 0.0
-    for x, label, made in zip(logits.tolist(), labels.tolist(), generated.tolist(), strict=True):
+def by_hand(name, logits, labels, generated, weight=1.0, smoothing=0.0, rows=slice(None)):
+    total, lists = 0.0, (logits.tolist(), labels.tolist(), generated.tolist(), MEAN[rows].tolist())
+    for x, label, made, row in zip(*lists, strict=True):
         log_p = [value - math.log(sum(math.exp(other) for other in x)) for value in x]
         identities = K - (name == "all_in_one")
         if made:
-            target = target_by_hand(name, x, label)
+            target = target_by_hand(name, x, label, row)
             total -= weight * sum(q * lp for q, lp in zip(target, log_p, strict=True))
         else:
             total -= (1 - smoothing) * log_p[label]
@@ -68,7 +84,8 @@ def test_each_rule_by_hand(name, weight, smoothing):
     expected = by_hand(name, logits, LABELS, GENERATED, weight, smoothing)
     assert found.item() == pytest.approx(expected, abs=1e-12)
     order = torch.tensor([6, 2, 7, 0, 5, 4, 1, 3])  # the same images in another order
-    again = rule_of(name, weight)(logits[order], LABELS[order], GENERATED[order], smoothing)
+    rule = rule_of(name, weight, rows=order)
+    again = rule(logits[order], LABELS[order], GENERATED[order], smoothing)
     assert again.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -77,10 +94,11 @@ def test_gradients_take_the_target_for_a_constant(name):
     """Of -sum q log p it is p - q, also where q follows from p itself."""
     logits = some_logits().requires_grad_()
     rule_of(name, 0.3)(logits, LABELS, GENERATED).backward()
-    for x, label, gradient in zip(logits.tolist(), LABELS.tolist(), logits.grad, strict=True):
+    lists = logits.tolist(), LABELS.tolist(), logits.grad, MEAN.tolist()
+    for x, label, gradient, row in zip(*lists, strict=True):
         p = [math.exp(value) / sum(map(math.exp, x)) for value in x]
         real = [float(k == label) for k in range(K)]
-        q = real if label >= 0 else target_by_hand(name, x, label)
+        q = real if label >= 0 else target_by_hand(name, x, label, row)
         share = (1.0 if label >= 0 else 0.3) / len(LABELS)
         expected = [share * (a - b) for a, b in zip(p, q, strict=True)]
         np.testing.assert_allclose(gradient, expected, atol=1e-12)
@@ -90,9 +108,11 @@ def test_gradients_take_the_target_for_a_constant(name):
 def test_batches_of_one_kind(name):
     for some in (GENERATED == 1, GENERATED == 0):
         batch = some_logits()[some], LABELS[some], GENERATED[some]
-        assert rule_of(name)(*batch).item() == pytest.approx(by_hand(name, *batch), abs=1e-12)
+        found = rule_of(name, rows=some)(*batch).item()
+        assert found == pytest.approx(by_hand(name, *batch, rows=some), abs=1e-12)
     if name != "all_in_one":
-        assert torch.allclose(rule_of(name)(*batch, 0.1), losses.cross_entropy(*batch, 0.1))
+        found = rule_of(name, rows=some)(*batch, 0.1)
+        assert torch.allclose(found, losses.cross_entropy(*batch, 0.1))
 
 
 @pytest.mark.parametrize("name", losses.RULES)

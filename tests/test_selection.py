@@ -1,5 +1,6 @@
 """People held out of training, and what they choose: the layer and the image size for testing."""
 
+import itertools
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from conftest import call, exit_code, save_image
 import train_baseline
 import train_lsro
 from reid.checkpoint import load_trained
-from reid.dataset import EvalImage, training_splits
+from reid.dataset import EvalImage, generated_images, training_splits
 from reid.errors import UserError
 from reid.selection import queries_and_gallery
 
@@ -48,6 +49,62 @@ def test_identities_are_held_out_whole(train_all, six_people):
 def test_too_many_to_hold_out(six_people):
     with pytest.raises(UserError, match="--val_ids 5: of 6 identities; leave two to train on"):
         training_splits(six_people, True, val_ids=5)
+
+
+def test_some_identities_are_trained_on(six_people):
+    """The seed draws them among those that are not held out; classes are numbered anew."""
+    drawn = set()
+    for seed in range(20):
+        splits = training_splits(six_people, False, val_ids=2, num_ids=2, seed=seed)
+        assert {image.identity for image in splits.people} == {0, 30}
+        classes = {(sample.path.name[:4], sample.label) for sample in splits.train}
+        assert classes == {(s.path.name[:4], s.label) for s in splits.validation}
+        assert (len(splits.train), len(splits.validation)) == (6, 2)
+        (one, other) = sorted(classes)
+        assert (one[1], other[1]) == (0, 1)
+        drawn.add((one[0], other[0]))
+        assert splits == training_splits(six_people, False, val_ids=2, num_ids=2, seed=seed)
+    people = ["0010", "0020", "0040", "0050"]
+    assert drawn == set(itertools.combinations(people, 2))
+    with pytest.raises(UserError, match="--num_ids 5: only 4 identities to draw from"):
+        training_splits(six_people, True, val_ids=2, num_ids=5)
+
+
+def test_unlabelled_images_are_those_of_others(six_people, tmp_path):
+    """Real crops: not those that are trained on, under whatever name; and in proportion."""
+    real = training_splits(six_people, True, num_ids=2).train
+    trained = {sample.path.name for sample in real}
+    others = generated_images(six_people / "train_all_new", real=real)
+    assert len(others) == 16
+    assert not trained & {sample.path.name for sample in others}
+    assert {(sample.label, sample.generated) for sample in others} == {(-1, 1)}
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "one.jpg").hardlink_to(real[0].path)
+    (linked / "two.jpg").symlink_to(real[1].path)
+    with pytest.raises(UserError, match="linked: all its images are trained on with their"):
+        generated_images(linked, real=real)
+    assert len(generated_images(six_people / "train_all_new", "1.5x", real=real)) == 12
+    with pytest.raises(UserError, match=r"--num_generated 2\.5x: only 16 images"):
+        generated_images(six_people / "train_all_new", "2.5x", real=real)
+
+
+def test_a_run_on_some_identities(six_people, tmp_path):
+    """With real crops of the others, each epoch of as many steps as without them."""
+    flags = ["--data_dir", six_people, "--model_dir", tmp_path, *FLAGS, "--num_ids", 3]
+    unlabelled = ["--gen_dir", six_people / "train_all_new", "--num_generated", "1x"]
+    steps = {}
+    for name, more in [("all", []), ("equal", ["--real_epochs"]), ("own", ["--gan_label", "own"])]:
+        if name == "own":  # the folders of identities that are not trained on are no classes
+            assert exit_code(train_lsro.main, *flags, *unlabelled, "--name", name, *more) == 2
+            continue
+        call(train_lsro.main, *flags, *unlabelled, "--train_all", "--name", name, *more)
+        opts = json.loads((tmp_path / name / "opts.json").read_text())
+        assert (opts["class_num"], opts["generated"]) == (3, 12)
+        assert opts["dataset"]["images"] == 24
+        log = json.loads((tmp_path / name / "log.jsonl").read_text())
+        steps[name] = round(log["images_per_s"] * log["seconds"])
+    assert steps["all"] > 1.5 * steps["equal"]
 
 
 def test_queries_are_the_first_of_each_person_and_camera():

@@ -43,7 +43,8 @@ def train_steps(out, prepared, last, *flags):
         torch.manual_seed(steps)
         training.net.train()
         for batch in training.batches.epoch(steps):
-            training.step(batch._replace(images=batch.images.double()))
+            views = None if batch.views is None else batch.views.double()
+            training.step(batch._replace(images=batch.images.double(), views=views))
             named = unwrap(training.net).named_parameters()
             if steps == 0:
                 result["gradients"] = {n: p.grad.clone() for n, p in named if p.requires_grad}
@@ -54,12 +55,13 @@ def train_steps(out, prepared, last, *flags):
 
 
 def make_tables(out, prepared, *flags):
-    """Write the tables of the label rules mprl_static and sls, each process its own."""
+    """Write the tables of the label rules of a finished run, each process its own."""
     args = train_lsro.parse(flags)
     world = join_world(args.gpu_ids)
     real, generated = images(prepared)
     teacher = Teacher(args, real, world)
-    tables = [teacher.rank_table(generated), teacher.cluster_table(real, generated)]
+    rules = ("mprl_static", "sls", "teacher")
+    tables = [teacher.targets(rule, real, generated) for rule in rules]
     torch.save(tables, f"{out}.{world.rank}")
 
 
