@@ -110,7 +110,7 @@ def get_parser():
         nargs="+",
         metavar="NAME=FOLDER",
         help="several folders in place of --gen_dir, of any images; those that are trained on with "
-        "their identity are left out",
+        "their identity are left out (default: --gen_dir alone)",
     )
     group.add_argument(
         "--gan_labels",
