@@ -11,8 +11,9 @@ training, a run folder model/<name>/<cell>/; flags after -- go to train_lsro.py 
 cell is trained, its features are extracted at its last epoch, then scored plain and re-ranked.
 Steps that are done are not repeated: after a stop the same command goes on. The pytorch_result.mat
 of a cell may be deleted once the cell is scored.
-An epoch has as many steps in all cells of a number of identities, so that differences come from the
-images and not from longer training; --more_steps has generated images add steps.
+An epoch has as many steps in all cells of a number of identities, whatever the number of generated
+images: no cell is trained longer, but each real image is seen less often the more are generated.
+--more_steps has generated images add steps, as in the paper.
 Writes model/<name>/table.md, table.json and ablation.jpg.
 """
 
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from functools import cache
-from itertools import product
+from itertools import dropwhile, product
 from pathlib import Path
 
 import train_lsro
@@ -47,10 +48,11 @@ from reid.dataset import (
     generated_images,
     training_splits,
 )
+from reid.device import choose_device, dtype_for
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.losses import needs_a_run
-from reid.options import Parser, amount, at_least, run_name, seed
+from reid.options import Parser, amount, at_least, run_name, seed, training_defaults
 from reid.provenance import ROOT, provenance
 from reid.weights import check_network
 from results_table import read_run
@@ -136,8 +138,8 @@ def get_parser():
         "--jobs",
         type=at_least(1),
         default=1,
-        help="number of cells at a time; each then has its part of the processors, and its output "
-        "goes to model/<name>/<cell>.log",
+        help="number of cells at a time; each then has its part of the processors (but all use "
+        "one GPU), and its output goes to model/<name>/<cell>.log",
     )
     group.add_argument(
         "--nproc_per_node",
@@ -163,17 +165,27 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.model_dir) / args.name
     args.folders = unlabelled_folders(args)
+    if args.power and len(set(args.seeds)) < 2:
+        raise UserError("--power: takes two seeds or more")
     cells = grid(args)
     options = {cell: training_options(args, cell) for cell in cells}
     missing = [cell for cell in cells if not is_scored(folder / cell.name)]
     free = FREE if missing else FREE - PATHS  # with cells to run, `check_images` compares images
     for cell in cells:
-        check_options(folder / cell.name, options[cell], free)
+        unused = set() if cell.rule else {"gen_dir"}
+        check_options(folder / cell.name, options[cell], free | unused)
     if missing:
         asked = options[missing[0]]
         network = {name: asked[name] for name in ("neck", "pooling", "last_stride")}
         for backbone in {cell.backbone for cell in missing}:
             check_network(backbone, **network)
+        if args.jobs > 1 and asked["precision"] == "auto":
+            device, _ = choose_device(asked["gpu_ids"])
+            if dtype_for(device):
+                raise UserError(
+                    f"--jobs {args.jobs}: beside others a cell can't time which arithmetic is "
+                    "faster; add --precision bf16 or fp32 after --"
+                )
         work = check_images(folder, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
         done = len(cells) - len(missing)
@@ -191,9 +203,9 @@ def unlabelled_folders(args):
     folders = {}
     for text in args.unlabelled:
         name, equals, folder = text.partition("=")
-        if not equals or not folder or not re.fullmatch("[A-Za-z0-9-]+", name) or name in folders:
+        if not equals or not folder or not re.fullmatch("[a-z0-9-]+", name) or name in folders:
             raise UserError(
-                f"--unlabelled {text}: expected NAME=FOLDER, each name once, in letters and digits"
+                f"--unlabelled {text}: expected NAME=FOLDER, each name once, in a-z and 0-9"
             )
         folders[name] = folder
     return folders
@@ -266,13 +278,16 @@ def check_options(folder, options, free):
     if not opts:
         return
     demand(opts, folder / "opts.json", "delete the folder", options=dict)
-    parser = train_lsro.get_parser()  # has the values that runs of older versions don't state
+    older = training_defaults()  # of flags that are newer than the run
     for name in sorted(options.keys() - free):
-        asked, before = options[name], opts["options"].get(name, parser.get_default(name))
+        asked, before = options[name], opts["options"].get(name, older.get(name))
         if asked != before:
+            advice = "repeat its options"
+            if name == "real_epochs":
+                advice = f"{'leave out' if before else 'add'} --more_steps"
             raise UserError(
-                f"{folder}: was trained with --{name} {before}, not {asked}; "
-                "repeat its options, or take another --name for the grid"
+                f"{folder}: was trained with --{name} {before}, not {asked}; {advice}, or take "
+                "another --name for the grid"
             )
 
 
@@ -291,9 +306,12 @@ def check_images(folder, options):
         names = ("data_dir", "train_all", "val_ids", "num_ids", "seed")
         seeds = {"seed": cell.seed if cell.num_ids else 0}  # else it changes nothing
         real = splits(**{name: asked[name] for name in names} | seeds)
-        gen_dir = generated_folder(argparse.Namespace(**asked))
-        everyone = real.train + real.validation
-        generated = generated_images(gen_dir, asked["num_generated"], cell.seed, everyone)
+        flags = argparse.Namespace(**asked)
+        gen_dir = generated_folder(flags)
+        generated = generated_images(gen_dir, asked["num_generated"], cell.seed, real)
+        train_lsro.check_rule(flags, generated)
+        if cell.rule == "own":
+            train_lsro.own_targets(real, generated)
         work[cell] = len(real.train) + (0 if asked["real_epochs"] else len(generated))
         opts = Run(folder / cell.name).opts()
         if opts and opts.get("dataset") != fingerprint(real.train + generated):
@@ -315,13 +333,13 @@ def run_cells(args, folder, cells, missing, options, work):
                 left = time_left(started, work, missing, done)
                 number = cells.index(cell) + 1
                 print(f"\n== cell {number} of {len(cells)}: {cell.name}{left}", flush=True)
-                steps = iter(steps_of(args, folder / cell.name, options[cell], cell))
-                running[cell] = steps, launch(args, folder, cell, *next(steps))
+                steps = steps_of(args, folder / cell.name, options[cell], cell)
+                running[cell] = steps, launch(args, folder, cell, *steps.pop(0))
             cell = ended(running)
             steps, process = running.pop(cell)
             check_ended(args, folder, cell, process)
-            if step := next(steps, None):
-                running[cell] = steps, launch(args, folder, cell, *step)
+            if steps:
+                running[cell] = steps, launch(args, folder, cell, *steps.pop(0))
             else:
                 done.append(cell)
     except BaseException as stop:
@@ -372,8 +390,8 @@ def steps_of(args, folder, options, cell):
         ("evaluate" in sections, 1, ["evaluate.py", mat, "--json", results]),
         ("evaluate_rerank" in sections, 1, ["evaluate_rerank.py", mat, "--json", results, *gpu]),
     ]
-    first = [done for done, _, _ in steps].index(False)
-    return [(processes, [*map(str, command)]) for _, processes, command in steps[first:]]
+    left = dropwhile(lambda step: step[0], steps[:-1])  # the last one ends a cell in any case
+    return [(many, [*map(str, command)]) for _, many, command in [*left, steps[-1]]]
 
 
 def launch(args, folder, cell, processes, words):
@@ -389,12 +407,19 @@ def launch(args, folder, cell, processes, words):
     if args.jobs == 1:
         print(f"\n{line}", flush=True)
         return subprocess.Popen(command)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, processors() // (args.jobs * processes))
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
     folder.mkdir(parents=True, exist_ok=True)
     with open(log_of(folder, cell), "a", encoding="utf-8") as log:
         print(line, file=log, flush=True)
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def processors():
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def log_of(folder, cell):
@@ -410,8 +435,10 @@ def check_ended(args, folder, cell, process):
     script = Path(next(word for word in process.args if word.endswith(".py"))).name
     if args.jobs > 1:
         log = log_of(folder, cell)
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-        raise UserError(f"{log}: {script} failed: {''.join(last).removeprefix('error: ')}")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        said = errors[-1] if errors and code == 2 else f"ended with exit code {code}"
+        raise UserError(f"{log}: {script}: {said}; the same command goes on from here")
     if code == 2:
         sys.exit(2)
     if code == 130:  # Ctrl-C reached it first

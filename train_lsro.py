@@ -128,8 +128,6 @@ def check_rule(args, generated):
         raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
     if args.label_run and not static:
         raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
-    if args.gan_label == "consistency" and not args.ema:
-        raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")
     for flag in ("gan_batch", "label_run", "split_bn"):
         if getattr(args, flag) and not generated:
             raise UserError(f"--{flag}: there are no generated images; raise --num_generated")
@@ -148,6 +146,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
         args.gan_weight = PSEUDO_WEIGHT if pseudo else 1.0
     if args.gan_start is None:
         args.gan_start = PSEUDO_START if pseudo else 0
+    if args.gan_label == "consistency" and not args.ema:
+        raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")
     if args.gan_batch and args.gan_batch >= args.batchsize:
         raise UserError(
             f"--gan_batch {args.gan_batch}: leaves no real images in a --batchsize of "
@@ -164,9 +164,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
 def main(argv=None):
     args = parse(argv)
     splits = training_splits(args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed)
-    generated = generated_images(
-        generated_folder(args), args.num_generated, args.seed, splits.train + splits.validation
-    )
+    generated = generated_images(generated_folder(args), args.num_generated, args.seed, splits)
     check_rule(args, generated)
     if args.label_run:
         args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
@@ -178,23 +176,24 @@ def main(argv=None):
         if losses.needs_a_run(args.gan_label):
             rule.target.weights = taught_targets(args, world, splits, generated)
         if args.gan_label == "own":
-            rule.target.weights = own_targets(splits.train, generated).to(world.device)
+            rule.target.weights = own_targets(splits, generated).to(world.device)
         training.run()
 
 
-def own_targets(real, generated):
+def own_targets(splits, generated):
     """Return the targets' weights, [N, K], by the folders that the generated images lie in."""
+    real = splits.train + splits.validation
     classes = {int(sample.path.parent.name): sample.label for sample in real}
     own = []
     for sample in generated:
         folder = sample.path.parent
-        if not folder.name.isdigit() or int(folder.name) not in classes:
+        if not folder.name.isdecimal() or int(folder.name) not in classes:
             raise UserError(
                 f"{folder}: --gan_label own takes images in folders named after the classes that "
                 "are trained on, as in train_all_new; leave this folder out of --gen_dir"
             )
         own.append(classes[int(folder.name)])
-    return losses.own_class(torch.tensor(own), len(set(classes.values())))
+    return losses.own_class(torch.tensor(own, dtype=torch.long), len(classes))
 
 
 def taught_targets(args, world, splits, generated):

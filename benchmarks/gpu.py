@@ -10,7 +10,7 @@ may be stopped at any time.
 
 The first rows compare the device with the CPU: the largest difference found and the one allowed.
 Training steps are compared in fp64, because a network of fifty layers makes a hundredth of what
-fp32 rounds away; features in fp32 with TF32 off. The others are rates in steady state; "used" is
+fp32 rounds away; features in fp32 with TF32 off. The others are rates once all is warm; "used" is
 the arithmetic done, counted by PyTorch's FlopCounterMode, over what the card reaches in a large
 bf16 matrix product. Peak memory is that of PyTorch's allocator.
 """
@@ -18,10 +18,12 @@ bf16 matrix product. Peak memory is that of PyTorch's allocator.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -60,7 +62,7 @@ def get_parser():
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--minutes", type=float, default=8, help="begin no row after these")
     parser.add_argument("--json", default="gpu.json", help="the table's numbers")
-    parser.add_argument("--row", action="append", metavar="NAME", help="this row alone")
+    parser.add_argument("--row", action="append", metavar="NAME", help="some rows alone")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser
@@ -75,6 +77,9 @@ def main(argv=None):
     if args.one:
         print(json.dumps(setting.measure(args.one)))
         return
+    for name in args.row or ():
+        if name not in setting.rows:
+            sys.exit(f"--row {name}: expected one of {', '.join(setting.rows)}")
     started = time.monotonic()
     facts = {
         "device": device_name(device),
@@ -108,15 +113,19 @@ def child(args, name, folder):
     command = [sys.executable, __file__, "--device", args.device, "--folder", folder, "--one", name]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = time.monotonic()
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
     try:
-        done = subprocess.run(command, **pipes, timeout=LIMIT)
+        out, err = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return {"found": f"not done after {LIMIT} s", "fine": False}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        print(done.stderr[-3000:], file=sys.stderr)
+    finally:
+        with suppress(ProcessLookupError):  # what it has started must not run on
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        lines = err.strip().splitlines() or [f"exit status {process.returncode}"]
+        print(err[-3000:], file=sys.stderr)
         return {"found": lines[-1][:200], "fine": False}
-    return json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.monotonic() - started}
+    return json.loads(out.splitlines()[-1]) | {"seconds": time.monotonic() - started}
 
 
 def as_line(name, row):
@@ -258,12 +267,15 @@ class Setting:
     def two_processes(self):
         """Compare a step of two processes, which share the device by gloo, with one's."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
-            launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            launch += ["--nproc_per_node", "2"]
             again = ["--device", self.device.type, "--folder", str(self.folder)]
             again += ["--one", "training step of two processes"]
-            command = [*launch, "--master_port", "29555", __file__, *again]
+            command = [*launch, __file__, *again]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            return json.loads(next(line for line in done.stdout.splitlines() if line[0] == "{"))
+            return json.loads(
+                next(line for line in done.stdout.splitlines() if line.startswith("{"))
+            )
         world = join_world("0" if self.device.type == "cuda" else "-1")
         shared = self.one_step(world, flags=["--recipe", "strong"])
         leave_world()
@@ -542,4 +554,7 @@ def made_up_features(queries, gallery, dim):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -41,7 +41,7 @@ from reid.files import (
     write_json,
     write_text,
 )
-from reid.options import HEIGHT, WIDTH, backbone_of, image_size
+from reid.options import HEIGHT, WIDTH, backbone_of, image_size, training_defaults
 from reid.provenance import provenance
 from reid.transforms import size_for_testing
 from reid.weights import as_user_errors, foreign_network, is_ours, load_network
@@ -142,8 +142,9 @@ class Run:
                 raise UserError(f"--resume: {self.path} began with other --pretrained weights")
         if options["schedule"] == "cosine":  # then they decide every epoch's rate
             free = free - {"epochs"}
+        older = training_defaults()  # of flags that are newer than the run
         for name in sorted(options.keys() - free):
-            if options[name] != before.get(name, options[name]):  # the run may lack newer flags
+            if options[name] != before.get(name, older.get(name, options[name])):
                 raise UserError(
                     f"--resume: {self.path} was started with --{name} {before.get(name)}, "
                     f"not {options[name]}; repeat its own options (see its opts.json)"

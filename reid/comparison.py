@@ -28,11 +28,16 @@ class Cell(NamedTuple):
     seed: int
 
     @property
+    def kind(self) -> str:
+        """Return the name that cells of all seeds have in common."""
+        ids = "" if self.num_ids is None else f"{self.num_ids}ids"
+        words = [self.backbone, ids, self.images, self.rule, self.number]
+        return "_".join(str(word) for word in words if word != "")
+
+    @property
     def name(self) -> str:
         """Return the name of the cell's run folder."""
-        ids = "" if self.num_ids is None else f"{self.num_ids}ids"
-        words = [self.backbone, ids, self.images, self.rule, self.number, f"seed{self.seed}"]
-        return "_".join(str(word) for word in words if word != "")
+        return f"{self.kind}_seed{self.seed}"
 
     @property
     def baseline(self) -> "Cell":
@@ -53,7 +58,7 @@ def table_rows(scores: dict[Cell, dict]) -> list[dict]:
     """Return the table's rows as dicts: means and differences to the baseline.
 
     scores: the results.json of each Cell. Scores are fractions, as there; intervals [low, high] and
-    p-values are None with one seed. p-values are adjusted for all comparisons of a score.
+    p-values are None with one seed. p-values are adjusted for the number of rows with one ranking.
     """
     kinds = {}
     for cell in scores:
@@ -64,7 +69,7 @@ def table_rows(scores: dict[Cell, dict]) -> list[dict]:
             row_of(cells, scores, section) | {"ranking": ranking} for cells in kinds.values()
         ]
         for score in SCORES:
-            compared = [row for row in own_rows if row.get(f"{score}_p") is not None]
+            compared = [row for row in own_rows if row["rule"]]
             values = adjusted([row[f"{score}_p"] for row in compared])
             for row, value in zip(compared, values, strict=True):
                 row[f"{score}_p"] = value
@@ -116,18 +121,21 @@ def table_lines(rows: list[dict]) -> Iterator[str]:
 
 
 def power_lines(rows: list[dict]) -> Iterator[str]:
-    """Yield a table of how many seeds would show a difference of a point in mAP or Rank@1."""
+    """Yield a table of how many seeds would show a difference of a point in mAP or Rank@1.
+
+    In a single comparison: p-values that are adjusted for many take more.
+    """
     yield "| comparison | | deviation of a pair, points | seeds for 1 point |"
     yield "|---|---|---:|---:|"
     for row in rows:
-        if len(row["seeds"]) < 2 or not row["rule"] or row["ranking"] != "plain":
+        if not row["rule"] or row["ranking"] != "plain":
             continue
-        kind = Cell(*(row[name] for name in Cell._fields[:-1]), 0).name.removesuffix("_seed0")
+        kind = Cell(*(row[name] for name in Cell._fields[:-1]), seed=None).kind
         for score, title in zip(SCORES, ("Rank@1", "mAP"), strict=True):
             pairs = row[f"{score}_pairs"]
             mean = sum(pairs) / len(pairs)
             spread = math.sqrt(sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))
-            needed = seeds_needed(spread, WANTED)
+            needed = seeds_needed(spread, WANTED) or "more than 1,000"
             yield f"| {kind} | {title} | {100 * spread:.2f} | {needed} |"
 
 
@@ -157,7 +165,8 @@ def table_notes(seeds: list[int], opts: list[dict]) -> str:
     else:
         text = (
             f"In %, means over training seeds {names}, ± 95 % intervals (Student's t); differences "
-            "are paired by seed, p by Student's t, adjusted for all comparisons of a score (Holm). "
+            "are paired by seed, p by Student's t, adjusted for all comparisons of that score with "
+            "that ranking (Holm). "
             "The intervals are over trainings, not over people to test on."
         )
     commits = " and ".join(dict.fromkeys(map(commit, opts)))

@@ -13,6 +13,7 @@ import re
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ EXAMPLES = {
 LARGEST_LABEL = 2**53  # MATLAB's numbers can't tell larger identities and cameras apart
 STAND_IN = "synthetic_market.json"  # written last into a rendered set, whose size is any
 IDENTITIES_FILE = "identities.json"  # the names and numbers of people in prepared own photos
-NO_IMAGE = "is no image, by its name"
+NO_IMAGE, BROKEN_LINK = "is no image, by its name", "is a broken link"
 FEW_CAMERAS = 8  # a number of cameras that is credible in a dataset of any size
 
 
@@ -129,7 +130,7 @@ def walk_images(
             if not is_image(name):
                 left_out.append(f"{path}: {NO_IMAGE}")
             elif not os.path.exists(path):
-                left_out.append(f"{path}: is a broken link")
+                left_out.append(f"{path}: {BROKEN_LINK}")
             elif not os.path.isfile(path):  # reading a pipe would wait for ever
                 left_out.append(f"{path}: is no regular file")
             else:
@@ -233,15 +234,34 @@ def copies(images: list, others: list) -> Iterator[tuple]:
 
     All have a `path`. Only files whose size occurs on both sides are read.
     """
-    sizes = {i.path.stat().st_size for i in images} & {i.path.stat().st_size for i in others}
+    sizes = {size_of(i.path) for i in images} & {size_of(i.path) for i in others}
     by_hash = defaultdict(list)
     for image in images:
-        if image.path.stat().st_size in sizes:
-            by_hash[sha256(image.path)].append(image)
+        if size_of(image.path) in sizes:
+            by_hash[content_hash(image.path)].append(image)
     for other in others:
-        if other.path.stat().st_size in sizes:
-            for image in by_hash.get(sha256(other.path), ()):
+        if size_of(other.path) in sizes:
+            for image in by_hash.get(content_hash(other.path), ()):
                 yield image, other
+
+
+def size_of(path):
+    """Return a file's size in bytes. Raises UserError where it can't be read, as a broken link."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from None
+
+
+def content_hash(path):
+    """Return a hash of a file's content, computed once for each content."""
+    return hash_of(path, size_of(path), path.stat().st_mtime_ns)
+
+
+@cache
+def hash_of(path, size, changed):
+    """Return the SHA-256 of a file of that size, changed at that time."""
+    return sha256(path)
 
 
 def training_splits(
@@ -318,51 +338,62 @@ def generated_images(
     gen_dir: str | Path,
     number: int | str | None = None,
     seed: int = 0,
-    real: Sequence[Sample] = (),
+    splits: Splits | None = None,
 ) -> list[Sample]:
     """Return Samples of `number` images in and below `gen_dir`, drawn by the seed (None: all).
 
-    "3x" are three times as many as `real`, the Samples that are trained on with their identity.
-    Images of any origin will do: what is among `real`, under whatever name, is left out.
+    "3x" are three times as many as `splits` has to train on. Images of any origin will do: copies
+    of those in `splits` are left out.
     """
     if number == 0:
         return []
-    if not Path(gen_dir).is_dir():
-        raise UserError(
-            f"{gen_dir}: no such folder; generate images with DCGAN-tensorflow, or name --gen_dir"
-        )
-    images = sorted(path for path in Path(gen_dir).rglob("*") if is_image(path))
-    if not images:
-        raise UserError(f"{gen_dir}: no images in it, of any format that Pillow reads")
-    labelled = {same_file(sample.path) for sample in real}
-    images = [path for path in images if same_file(path) not in labelled]
-    if not images:
-        raise UserError(f"{gen_dir}: all its images are trained on with their identity")
+    images = unlabelled_images(gen_dir, splits)
     if number is not None:
-        count = round(float(number[:-1]) * len(real)) if isinstance(number, str) else number
-        if count > len(images):
+        count = number
+        if isinstance(number, str):
+            count = round(float(number[:-1]) * len(splits.train))
+        if not 0 < count <= len(images):
             raise UserError(
-                f"--num_generated {number}: only {len(images)} images in {gen_dir}; generate more"
+                f"{gen_dir}: {len(images)} images, but {number} are asked for, that is {count}; "
+                "generate more, or ask for another number"
             )
         images = sorted(random.Random(seed).sample(images, count))
     return [Sample(path, GENERATED_LABEL, generated=1) for path in images]
 
 
-def same_file(path):
-    """Return what tells a file from all others, whatever names it has."""
-    try:
-        stat = path.stat()
-    except OSError as error:  # a broken link
-        raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from None
-    return stat.st_dev, stat.st_ino
+def unlabelled_images(gen_dir: str | Path, splits: Splits | None = None) -> list[Path]:
+    """List the images in and below a folder, sorted, without copies of those in `splits`.
+
+    Hidden folders are left out, and the usual one of generated images below another folder.
+    """
+    gen_dir = Path(gen_dir)
+    if not gen_dir.is_dir():
+        raise UserError(
+            f"{gen_dir}: no such folder; generate images with DCGAN-tensorflow, or name --gen_dir"
+        )
+    if is_prepared(gen_dir):
+        raise UserError(f"{gen_dir}: has images to test on; name a folder such as train_all_new")
+    left_out = []
+    found = walk_images(gen_dir, left_out, lambda path: Path(path).name == GENERATED_FOLDER)
+    images = sorted(map(Path, found))
+    for line in left_out:
+        if line.endswith(BROKEN_LINK):
+            raise UserError(f"{line}; replace it")
+    if not images:
+        raise UserError(f"{gen_dir}: no images in it, of any format that Pillow reads")
+    if splits is None:
+        return images
+    labelled = [*splits.train, *splits.validation, *splits.people]
+    unlabelled = [Sample(path, GENERATED_LABEL) for path in images]
+    known = {copy.path for _, copy in copies(labelled, unlabelled)}
+    if len(known) == len(images):
+        raise UserError(f"{gen_dir}: all its images are trained on with their identity")
+    return [path for path in images if path not in known]
 
 
 def fingerprint(samples: list[Sample]) -> dict:
     """Return the number of Samples and a hash of their files' names and sizes, and their labels."""
-    try:
-        lines = sorted(f"{s.label} {s.path.name} {s.path.stat().st_size}" for s in samples)
-    except OSError as error:  # a broken link
-        raise UserError(f"{error.filename}: can't be read ({error.strerror}); replace it") from None
+    lines = sorted(f"{s.label} {s.path.name} {size_of(s.path)}" for s in samples)
     return {
         "images": len(samples),
         "sha256": hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest(),

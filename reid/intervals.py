@@ -17,7 +17,8 @@ from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
 DRAWS = 2000  # bootstrap samples of the identities
 LEVEL = 0.95
 POWER = 0.8  # chance that a study finds the difference it plans for
-MOST_SEEDS = 100_000  # that a study can need
+ROUNDING = 1e-12  # of differences of scores
+MOST_SEEDS = 1000  # beyond which nobody plans a study
 FLIPS = 10000  # random signs of a permutation test
 BLOCK = 500  # draws or flips made at a time, to bound memory
 SEED = 0  # the same file gives the same interval
@@ -134,38 +135,36 @@ def paired_p(differences: Iterable[float]) -> float | None:
     """
     values = np.array([*differences], float)
     spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    if spread == 0:
+    if spread < ROUNDING:
         return None
     t = values.mean() / (spread / np.sqrt(len(values)))
     return float(2 * stdtr(len(values) - 1, -abs(t)))
 
 
-def adjusted(p_values: list[float]) -> list[float]:
-    """Return p-values adjusted for their number, in their order.
+def adjusted(p_values: list[float | None]) -> list[float | None]:
+    """Return p-values adjusted for their number, in their order; None stays None, but counts.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
-    Statistics 1979: however many comparisons there are, one is below 0.05 by chance in 5 % of
-    tables.
+    Statistics 1979: if nothing differs, one of them is below 0.05 in 5 % of such lists, however
+    long.
     """
-    result, smallest = [0.0] * len(p_values), 0.0
-    for rank, n in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+    result, smallest = list(p_values), 0.0
+    known = [n for n, value in enumerate(p_values) if value is not None]
+    for rank, n in enumerate(sorted(known, key=p_values.__getitem__)):
         smallest = max(smallest, min(1.0, (len(p_values) - rank) * p_values[n]))
         result[n] = smallest
     return result
 
 
-def seeds_needed(spread: float, difference: float) -> int:
+def seeds_needed(spread: float, difference: float) -> int | None:
     """Return how many seeds a paired t-test needs to find a true difference in 80 % of studies.
 
-    spread: standard deviation of the differences of one seed.
+    spread: standard deviation of the differences of one seed. None where 1,000 are too few.
     """
-    few, many = 1, 2
-    while power(spread, difference, many) < POWER and many < MOST_SEEDS:
-        few, many = many, 2 * many
-    while many - few > 1:  # few are too few, many are enough
-        middle = (few + many) // 2
-        few, many = (few, middle) if power(spread, difference, middle) >= POWER else (middle, many)
-    return many
+    for seeds in range(2, MOST_SEEDS + 1):
+        if power(spread, difference, seeds) >= POWER:
+            return seeds
+    return None
 
 
 def power(spread: float, difference: float, seeds: int) -> float:

@@ -63,12 +63,15 @@ class StepSampler(Sampler):
         # one batch is one batch.
         self.from_pool = min(batchsize - gan_batch, len(self.pool))
         self.batchsize = self.from_pool + gan_batch
-        counted = [n for n in self.pool if not (real_epochs and samples[n].generated)]
+        counted, full = self.pool, self.from_pool
+        if real_epochs:
+            counted = [n for n in self.pool if not samples[n].generated]
+            full = min(batchsize, len(counted))
         images = len(counted)
         if instances:  # groups are filled up
             counts = Counter(samples[n].label for n in counted).values()
             images = sum(-(-count // instances) * instances for count in counts)
-        self.number = max(images // self.from_pool, 1)
+        self.number = images // full
 
     def __len__(self):
         return self.number

@@ -90,7 +90,9 @@ def label_rule(name: str, weight: float = 1.0, start: int = 0) -> LabelRule:
     mprl_static, sls, teacher and own have a `FixedTargets`, to be filled before training;
     consistency has a `MeanTargets`, to be filled in each step.
     """
-    target = {FIXED: FixedTargets, MEAN: MeanTargets}.get(RULES[name], lambda: RULES[name])()
+    target = RULES[name]
+    if isinstance(target, type):  # it has to be filled
+        target = target()
     extra = 1 if target is last_class else 0
     return LabelRule(name, target, weight, start, extra)
 
@@ -142,24 +144,23 @@ class MeanTargets:
         return self.logits.to(logits.dtype).softmax(dim=1)
 
 
-FIXED, MEAN = "fixed before training", "of the mean network"
-# The target function of each label rule, or what fills its targets.
+# The target function of each label rule, or the class of one that has to be filled.
 RULES = {
     "lsro": uniform,
     "all_in_one": last_class,
     "pseudo": most_probable,
-    "mprl_static": FIXED,
+    "mprl_static": FixedTargets,
     "mprl_dynamic": by_rank,
-    "sls": FIXED,
-    "teacher": FIXED,
-    "consistency": MEAN,
-    "own": FIXED,
+    "sls": FixedTargets,
+    "teacher": FixedTargets,
+    "consistency": MeanTargets,
+    "own": FixedTargets,
 }
 
 
 def needs_a_run(rule: str) -> bool:
     """Tell whether a finished run decides the targets of a label rule."""
-    return RULES.get(rule) == FIXED and rule != "own"
+    return rule in ("mprl_static", "sls", "teacher")
 
 
 def own_class(classes: Tensor, class_num: int) -> Tensor:

@@ -114,7 +114,7 @@ def image_size(text: str) -> str:
 def amount(text: str) -> int | str:
     """Parse an argument: a number of images, or a multiple of the real ones like "3x"."""
     if re.fullmatch(r"\d+(\.\d+)?x", text) and float(text[:-1]):
-        return text
+        return f"{float(text[:-1]):g}x"
     return at_least(0)(text)
 
 
@@ -459,6 +459,13 @@ def add_speed_options(parser: Parser) -> None:
         action="store_true",
         help="torch.compile the network: takes minutes and a C++ compiler; no faster on CPUs",
     )
+
+
+def training_defaults() -> dict:
+    """Return the options of a training where no flag is given: of runs older than a flag, too."""
+    parser = Parser("")
+    add_training_options(parser, "data")
+    return vars(parser.parse_args([]))
 
 
 def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace:

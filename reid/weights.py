@@ -344,7 +344,7 @@ def ascending(names):
     for name in names:
         words = name.split(".")
         for place, word in enumerate(words):
-            if word.isdigit():
+            if word.isdecimal():
                 before = tuple(words[:place])
                 if int(word) < last.get(before, 0):
                     return False
@@ -368,7 +368,7 @@ def more_layers(weights, names):
         if words in used or words[-1] != "weight" or words[: len(root)] != root:
             continue
         below = tuple(words[: len(root) + 1]) in parts
-        numbered = any(word.isdigit() for word in words[len(root) + 1 :])
+        numbered = re.search(r"\d", ".".join(words[len(root) + 1 :]))
         if (below and numbered) or (root and weights[name].dim() == 4):
             more.append(name)
     return more

@@ -201,15 +201,15 @@ def test_all_in_one_from_training_to_features(folder, tmp_path):
 
 def test_own_classes_are_the_folders_names(folder, tmp_path):
     """Also where identities are left out and the others numbered anew."""
-    real = training_splits(folder, False, num_ids=2, seed=1).train
-    old = {int(sample.path.parent.name): sample.label for sample in real}
+    splits = training_splits(folder, False, num_ids=2, seed=1)
+    old = {int(sample.path.parent.name): sample.label for sample in splits.train}
     assert set(old.values()) == {0, 1}
     assert set(old) != {0, 1}
     for label in old:
         for shot in range(2):
             save_image(tmp_path / "made" / f"{label:04d}" / f"{shot}.png", seed=shot)
     made = generated_images(tmp_path / "made")
-    table = train_lsro.own_targets(real, made)
+    table = train_lsro.own_targets(splits, made)
     for row, sample in zip(table, made, strict=True):
         assert row.argmax() == old[int(sample.path.parent.name)]
     assert table.tolist()[0] == pytest.approx([0.95, 0.05])
@@ -279,6 +279,22 @@ def test_generated_images_in_every_batch(instances):
     assert epochs[0] != epochs[1]
     again = [n for batch in first.epoch(1) for n in batch.numbers]
     assert again == epochs[0]
+
+
+@pytest.mark.parametrize("instances", [0, 2])
+def test_real_epochs_have_the_baselines_steps(instances):
+    real = [Sample(n, n % 4) for n in range(41)]
+    made = [Sample(n, -1, 1) for n in range(41, 90)]
+    baseline = len(StepSampler(real, 10, WORLD, instances))
+    for gan_batch in (0, 4):
+        sampler = StepSampler(real + made, 10, WORLD, instances, gan_batch, real_epochs=True)
+        assert len(sampler) == baseline == 4
+        sampler.set_epoch(1)
+        assert sampler.steps.shape == (4, 10)
+        seen = sampler.steps.flatten().tolist()
+        assert 0 < sum(n > 40 for n in seen) < 40
+    assert len(StepSampler(real + made, 10, WORLD, instances)) > 4
+    assert len(StepSampler(real[:5] + made, 10, WORLD, 0, 0, real_epochs=True)) == 1
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 5, 4), (8, 3)])
@@ -384,7 +400,8 @@ def test_mistakes(folder, tmp_path, capsys):
         (("--gan_label", "consistency"), "compares with mean weights; add --ema 0.999"),
         (("--gan_label", "own"), "gen_0000: --gan_label own takes images in folders named after"),
         (("--num_generated", "x3"), "--num_generated: invalid amount value: 'x3'"),
-        (("--num_generated", 6), "--num_generated 6: only 5 images"),
+        (("--num_generated", 6), "gen_0000: 5 images, but 6 are asked for"),
+        (("--num_generated", "0.01x"), "but 0.01x are asked for, that is 0"),
     ]
     image = folder / "train_new" / "gen_0000" / "gen_3.png"
 
@@ -402,4 +419,4 @@ def test_mistakes(folder, tmp_path, capsys):
     check((), "gen_3.png: can't be read as an image")
     image.unlink()
     image.symlink_to("nowhere.png")
-    check((), "gen_3.png: can't be read (No such file or directory); replace it")
+    check((), "gen_3.png: is a broken link; replace it")

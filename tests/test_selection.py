@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 from conftest import call, exit_code, save_image
@@ -72,21 +73,33 @@ def test_some_identities_are_trained_on(six_people):
 
 def test_unlabelled_images_are_those_of_others(six_people, tmp_path):
     """Real crops: not those that are trained on, under whatever name; and in proportion."""
-    real = training_splits(six_people, True, num_ids=2).train
+    splits = training_splits(six_people, True, num_ids=2)
+    real = splits.train
     trained = {sample.path.name for sample in real}
-    others = generated_images(six_people / "train_all_new", real=real)
+    others = generated_images(six_people / "train_all_new", splits=splits)
     assert len(others) == 16
     assert not trained & {sample.path.name for sample in others}
     assert {(sample.label, sample.generated) for sample in others} == {(-1, 1)}
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "one.jpg").hardlink_to(real[0].path)
-    (linked / "two.jpg").symlink_to(real[1].path)
-    with pytest.raises(UserError, match="linked: all its images are trained on with their"):
-        generated_images(linked, real=real)
-    assert len(generated_images(six_people / "train_all_new", "1.5x", real=real)) == 12
-    with pytest.raises(UserError, match=r"--num_generated 2\.5x: only 16 images"):
-        generated_images(six_people / "train_all_new", "2.5x", real=real)
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "one.jpg").hardlink_to(real[0].path)
+    (again / "two.jpg").symlink_to(real[1].path)
+    shutil.copy(real[2].path, again / "three.jpg")
+    with pytest.raises(UserError, match="again: all its images are trained on with their"):
+        generated_images(again, splits=splits)
+    assert len(generated_images(six_people / "train_all_new", "1.5x", splits=splits)) == 12
+    with pytest.raises(UserError, match=r"16 images, but 2\.5x are asked for, that is 20"):
+        generated_images(six_people / "train_all_new", "2.5x", splits=splits)
+    held_out = training_splits(six_people, True, val_ids=2)
+    with pytest.raises(UserError, match="all its images are trained on with their identity"):
+        generated_images(six_people / "train_all_new", splits=held_out)
+    for hidden in (".half.partial", "gen_0000"):
+        (again / hidden).mkdir()
+        save_image(again / hidden / "x.jpg", seed=7)
+    assert len(generated_images(again)) == 3
+    (tmp_path / "pytorch" / "train_all").mkdir()
+    with pytest.raises(UserError, match="pytorch: has images to test on"):
+        generated_images(six_people)
 
 
 def test_a_run_on_some_identities(six_people, tmp_path):
