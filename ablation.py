@@ -164,7 +164,6 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.model_dir) / args.name
-    args.folders = unlabelled_folders(args)
     if args.power and len(set(args.seeds)) < 2:
         raise UserError("--power: takes two seeds or more")
     cells = grid(args)
@@ -222,7 +221,7 @@ def grid(args):
     kinds = [("", "", 0)]
     kinds += [
         (images, rule, n)
-        for images in args.folders
+        for images in unlabelled_folders(args)
         for rule in numbers
         for n in dict.fromkeys(numbers[rule])
     ]
@@ -249,7 +248,7 @@ def training_words(args, cell):
     words += ["--data_dir", args.data_dir]
     words += ["--num_generated", cell.number, "--seed", cell.seed, "--backbone", cell.backbone]
     words += [] if cell.num_ids is None else ["--num_ids", cell.num_ids]
-    gen_dir = args.folders.get(cell.images)
+    gen_dir = unlabelled_folders(args).get(cell.images)
     words += ["--gen_dir", gen_dir] if gen_dir else []
     flags = args.training_flags
     if cell.rule:

@@ -14,8 +14,6 @@ Writes the run folder model/<name>/ (weights, options, log, curves).
 from argparse import Namespace
 from pathlib import Path
 
-import torch
-
 from reid import engine, losses
 from reid.dataset import (
     GENERATED_FOLDER,
@@ -193,7 +191,7 @@ def own_targets(splits, generated):
                 "are trained on, as in train_all_new; leave this folder out of --gen_dir"
             )
         own.append(classes[int(folder.name)])
-    return losses.own_class(torch.tensor(own, dtype=torch.long), len(classes))
+    return losses.own_class(own, len(classes))
 
 
 def taught_targets(args, world, splits, generated):

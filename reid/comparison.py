@@ -1,6 +1,6 @@
 """The cells of a grid of trainings, compared by seed: the rows of ablation.py's table."""
 
-import math
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -132,9 +132,7 @@ def power_lines(rows: list[dict]) -> Iterator[str]:
             continue
         kind = Cell(*(row[name] for name in Cell._fields[:-1]), seed=None).kind
         for score, title in zip(SCORES, ("Rank@1", "mAP"), strict=True):
-            pairs = row[f"{score}_pairs"]
-            mean = sum(pairs) / len(pairs)
-            spread = math.sqrt(sum((pair - mean) ** 2 for pair in pairs) / (len(pairs) - 1))
+            spread = statistics.stdev(row[f"{score}_pairs"])
             needed = seeds_needed(spread, WANTED) or "more than 1,000"
             yield f"| {kind} | {title} | {100 * spread:.2f} | {needed} |"
 

@@ -352,10 +352,11 @@ def generated_images(
         count = number
         if isinstance(number, str):
             count = round(float(number[:-1]) * len(splits.train))
-        if not 0 < count <= len(images):
+        if count == 0:
+            raise UserError(f"--num_generated {number}: that is not one image; ask for more")
+        if count > len(images):
             raise UserError(
-                f"{gen_dir}: {len(images)} images, but {number} are asked for, that is {count}; "
-                "generate more, or ask for another number"
+                f"--num_generated {number}: only {len(images)} images in {gen_dir}; generate more"
             )
         images = sorted(random.Random(seed).sample(images, count))
     return [Sample(path, GENERATED_LABEL, generated=1) for path in images]

@@ -11,7 +11,7 @@ from 1, for losses in which generated images count from some epoch on.
 Over features: `MetricLoss`, which compares the images of a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -163,11 +163,10 @@ def needs_a_run(rule: str) -> bool:
     return rule in ("mprl_static", "sls", "teacher")
 
 
-def own_class(classes: Tensor, class_num: int) -> Tensor:
-    """Return the `FixedTargets` of the rule `own`: float32 [N, K], of classes int64 [N]."""
-    rows = torch.full((len(classes), class_num), OWN_SMOOTHING / class_num)
-    rows[range(len(classes)), classes] += 1 - OWN_SMOOTHING
-    return rows
+def own_class(classes: Sequence[int], class_num: int) -> Tensor:
+    """Return the `FixedTargets` of the rule `own`: float32 [N, K], of the classes of N images."""
+    rows = F.one_hot(torch.as_tensor(classes, dtype=torch.long), class_num)
+    return (1 - OWN_SMOOTHING) * rows + OWN_SMOOTHING / class_num
 
 
 def ranks(logits: Tensor) -> Tensor:

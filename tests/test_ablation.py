@@ -25,7 +25,6 @@ SMALL = (
 
 def cells(*flags):
     args = ablation.get_parser().parse_args([*map(str, flags)])
-    args.folders = ablation.unlabelled_folders(args)
     return args, ablation.grid(args)
 
 
@@ -224,7 +223,7 @@ def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
         (["--gan_labels", "lsr"], "invalid choice: 'lsr'"),
         (["--gan_labels", "lsro:x"], "--gan_labels lsro:x: expected a rule"),
         (["--numbers", 0], "--numbers: nothing to compare"),
-        (["--numbers", 4], "gen_0000: 3 images, but 4 are asked for"),
+        (["--numbers", 4], "--num_generated 4: only 3 images in"),
         (["--num_ids", 9], "--num_ids 9: only 3 identities"),
         (["--gan_labels", "consistency"], "compares with mean weights; add --ema 0.999"),
         (["--power", "--seeds", 3], "--power: takes two seeds or more"),

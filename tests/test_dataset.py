@@ -197,7 +197,7 @@ def test_generated_images_are_chosen_by_the_seed(tmp_path):
     assert few != generated_images(tmp_path, 7, seed=2)
     assert len(generated_images(tmp_path)) == 20
     assert generated_images("nowhere", 0) == []
-    with pytest.raises(UserError, match=r"20 images, but 21 are asked for"):
+    with pytest.raises(UserError, match=r"--num_generated 21: only 20 images"):
         generated_images(tmp_path, 21)
 
 

@@ -400,8 +400,8 @@ def test_mistakes(folder, tmp_path, capsys):
         (("--gan_label", "consistency"), "compares with mean weights; add --ema 0.999"),
         (("--gan_label", "own"), "gen_0000: --gan_label own takes images in folders named after"),
         (("--num_generated", "x3"), "--num_generated: invalid amount value: 'x3'"),
-        (("--num_generated", 6), "gen_0000: 5 images, but 6 are asked for"),
-        (("--num_generated", "0.01x"), "but 0.01x are asked for, that is 0"),
+        (("--num_generated", 6), "--num_generated 6: only 5 images"),
+        (("--num_generated", "0.01x"), "--num_generated 0.01x: that is not one image"),
     ]
     image = folder / "train_new" / "gen_0000" / "gen_3.png"
 
