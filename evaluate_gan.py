@@ -19,6 +19,9 @@ about 1 % or less is no sign of copies. An exact copy is at distance 0 in any fe
 distance alone is no proof, since features ignore much and blurred images come near to many: look at
 the picture, too, which shows 16 generated images, each beside its nearest training images.
 
+Which of them are worth training on? `--keep 5000 --keep_dir FOLDER` links those into a new folder
+that lie near a real image and far from each other, for train_lsro.py --gen_dir.
+
 Use a run that was trained without these generated images: train_lsro.py teaches a network to
 tell them from real ones.
 """
@@ -43,7 +46,14 @@ from reid.device import dtype_name, to_device
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
 from reid.features import eval_transforms, extract, fold_for_inference, inference_dtype
-from reid.files import check_writable, read_results, sha256, update_results
+from reid.files import (
+    check_writable,
+    link,
+    new_folder,
+    read_results,
+    sha256,
+    update_results,
+)
 from reid.options import (
     HEIGHT,
     WIDTH,
@@ -140,6 +150,14 @@ def get_parser():
     group = parser.add_argument_group("output")
     group.add_argument("--output", default=OUTPUT, help="the picture, a JPEG")
     group.add_argument(
+        "--keep",
+        type=at_least(1),
+        metavar="N",
+        help="put N of the generated images that are compared into --keep_dir: those near a real "
+        "one and far from each other (after Jiang et al. 2021)",
+    )
+    group.add_argument("--keep_dir", metavar="FOLDER", help="new folder for them, of hard links")
+    group.add_argument(
         "--json",
         metavar="FILE",
         help="also write the numbers here, as a section of the file (model/<name>/results.json)",
@@ -159,6 +177,7 @@ def main(argv=None):
             check_writable(args.json)
             read_results(args.json)
         images, facts = find_images(args, gan_metrics.smallest_set(args.nearest_k))
+        check_keep(args, images)
     features, source = features_of(images, args, world)
     leave_world()
     if not world.first:
@@ -186,8 +205,12 @@ def main(argv=None):
     ]
     draw_neighbours(groups, args.output)
     print(f"generated images beside their nearest real ones: {args.output}")
+    if args.keep:
+        best = gan_metrics.pick(generated, to_nearest[0], args.keep)
+        keep([images.generated[n] for n in best], args)
     if args.json:
         settings = {"nearest_k": args.nearest_k, "seed": args.seed, "picture": args.output}
+        settings |= {"keep": args.keep, "keep_dir": args.keep_dir}
         section = {**measured, "images": facts, "features": source, **settings, **provenance()}
         update_results(args.json, "evaluate_gan", section)
 
@@ -228,6 +251,32 @@ def find_images(args, smallest):
     }
     facts["generated"] |= {"of": len(samples), "manifest": manifest(samples)}
     return images, facts
+
+
+def check_keep(args, images):
+    """Raise UserError where --keep asks for too many, or --keep_dir is no new folder."""
+    if bool(args.keep) != bool(args.keep_dir):
+        raise UserError("--keep and --keep_dir: one needs the other; give both, or neither")
+    if not args.keep:
+        return
+    if args.keep > len(images.generated):
+        raise UserError(
+            f"--keep {args.keep}: only {len(images.generated)} generated images are compared; "
+            "lower it, or raise --max_images"
+        )
+    if Path(args.keep_dir).exists():
+        raise UserError(f"--keep_dir {args.keep_dir}: is there already; name a new folder")
+
+
+def keep(images, args):
+    """Link generated images into the new folder --keep_dir, at the same places as in theirs."""
+    source = generated_folder(args)
+    with new_folder(args.keep_dir) as temporary:
+        for image in images:
+            name = temporary / image.relative_to(source)
+            name.parent.mkdir(parents=True, exist_ok=True)
+            link(image, name)
+    print(f"{len(images)} images near real ones and far from each other: {args.keep_dir}")
 
 
 def real_images(folder):

@@ -4,6 +4,7 @@ Features are float32 [N, D], L2-normalised, so distances lie between 0 and 2.
 """
 
 import io
+import math
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -93,6 +94,30 @@ def nearest(
     scikit-learn computes the distances block by block.
     """
     return NearestNeighbors(algorithm="brute").fit(real).kneighbors(images, count)
+
+
+def pick(generated: np.ndarray, to_nearest: np.ndarray, number: int) -> np.ndarray:
+    """Pick generated images near a real one and far from each other: sorted indices [number].
+
+    After Jiang et al. 2021, "Exploring the Quality of GAN Generated Images for Person
+    Re-Identification", who keep images that are both like the real one they were made from and
+    diverse. Here images are made from noise: to_nearest [N] are their distances to any real one.
+    Each of the two steps leaves out the same fraction: the farthest from all real ones, then the
+    nearest to those picked before.
+    """
+    near = np.argsort(to_nearest, kind="stable")
+    near = near[: round(math.sqrt(number * len(generated)))]
+    return np.sort(near[farthest_first(generated[near], number)])
+
+
+def farthest_first(features, number):
+    """Choose rows, each the farthest from all chosen before it (Gonzalez 1985): indices, from 0."""
+    chosen, gaps = [0], np.full(len(features), np.inf)
+    for _ in tqdm(range(1, number), "picking", disable=None, leave=False):
+        gaps = np.minimum(gaps, 2 - 2 * features @ features[chosen[-1]])
+        gaps[chosen[-1]] = -np.inf  # not again, even where a file is there twice
+        chosen.append(int(gaps.argmax()))
+    return chosen
 
 
 def copying(generated: np.ndarray, held_out: np.ndarray, real: np.ndarray) -> dict:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +128,19 @@ def test_copies_are_within_both_limits_and_others_are_not():
     assert within(mixed) == pytest.approx([0.25, 0.25], abs=0.05)
 
 
+def test_picked_are_near_real_images_and_far_from_each_other():
+    """Of nine points on a line, six are nearest to a real one; of these, four by hand."""
+    places = np.array([0.0, 0.1, 1.0, 1.05, 2.0, 3.0, 8.0, 9.0, 7.0])
+    angles = places / 10  # on a circle, where features lie
+    generated = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    to_nearest = np.array([0.0, 0.1, 0.2, 0.15, 0.3, 0.4, 8.0, 9.0, 7.0])
+    # 0 is nearest to a real image, 3.0 farthest from it, then 1.05 (from 0 and from 3.0), then 2.0
+    assert gan_metrics.pick(generated, to_nearest, 4).tolist() == [0, 3, 4, 5]
+    assert gan_metrics.pick(generated, to_nearest, 9).tolist() == list(range(9))
+    twice = np.repeat(generated[:3], 2, axis=0)
+    assert gan_metrics.pick(twice, np.zeros(6), 6).tolist() == list(range(6))
+
+
 def colour(number):
     return (20 + 20 * (number % 11), 230 - 18 * (number % 12), 60 + 9 * number)
 
@@ -215,6 +229,25 @@ def test_a_whole_run(data, flags, trained, tmp_path, capsys, monkeypatch):
         assert picture.size == (2 * width, 8 * pictures.LINE + pictures.GAP)
 
 
+def test_kept_images_lie_in_a_new_folder_where_they_lay(data, flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gen = data / "train_new" / "gen_0000"
+    (gen / "deeper").mkdir()
+    for image in sorted(gen.glob("*.jpg"))[:9]:
+        image.rename(gen / "deeper" / image.name)
+    call(evaluate_gan.main, *flags, "--keep", 7, "--keep_dir", "new/kept", "--json", "numbers.json")
+    assert "7 images near real ones and far from each other: new/kept" in capsys.readouterr().out
+    kept = {path.relative_to("new/kept") for path in Path("new/kept").rglob("*.jpg")}
+    assert len(kept) == 7
+    for image in kept:
+        assert (tmp_path / "new/kept" / image).samefile(gen / image)
+    again = ("--keep", 7, "--keep_dir", "again")
+    call(evaluate_gan.main, *flags, *again)
+    assert kept == {path.relative_to("again") for path in Path("again").rglob("*.jpg")}
+    found = json.loads((tmp_path / "numbers.json").read_text())["evaluate_gan"]
+    assert (found["keep"], found["keep_dir"]) == (7, "new/kept")
+
+
 @pytest.mark.slow
 def test_max_images_and_folders_by_flag(flags, data, trained, tmp_path, capsys):
     """Neighbours are searched among all training images, whatever is compared."""
@@ -260,6 +293,10 @@ def test_mistakes(flags, data, tmp_path, capsys, monkeypatch):
         (("--output", empty), "empty: is a folder; name a file"),
         (("--json", damaged), "a_0.jpg: not text in UTF-8"),
         (("--pretrained", tmp_path / "no.pth"), "no.pth: no such weights file"),
+        (("--keep", 3), "--keep and --keep_dir: one needs the other"),
+        (("--keep_dir", tmp_path / "new"), "--keep and --keep_dir: one needs the other"),
+        (("--keep", 19, "--keep_dir", tmp_path / "new"), "--keep 19: only 18 generated images"),
+        (("--keep", 3, "--keep_dir", empty), f"--keep_dir {empty}: is there already"),
     ]
     for wrong, says in cases:
         repeated = ("--nearest_k", 3) if "--gen_dir" in wrong else ()
