@@ -23,6 +23,7 @@ from torchvision import models
 
 BOTTLENECK_DIM = 512
 LAYERS = ("pool", "bottleneck")
+ROUNDING = 0.01  # how far, of the largest number in a feature, bf16 may move one
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
 
 
@@ -79,7 +80,28 @@ class ReIDNet(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """Return the pooled features [B, feature_dim]."""
-        return self.pooling(self.feature_maps(images))
+        return self.pool(self.feature_maps(images))
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Return the pooled features of what `feature_maps` returned."""
+        return self.pooling(maps)
+
+    def places(self, images: Tensor) -> Tensor:
+        """Return float32 [B, feature_dim, h, w], whose means over h and w are the pooled features.
+
+        Raises ValueError where pooled features are no such means, as of a ViT's class token.
+        """
+        maps = self.feature_maps(images)
+        grid = self.grid(maps)
+        places = None if grid is None else self.pooling.parts(grid.float())
+        pooled = self.pool(maps).float()
+        if places is None or places.shape[:2] != pooled.shape or not near(places, pooled):
+            raise ValueError(f"{self.backbone}: its pooled features are no means over places")
+        return places
+
+    def grid(self, maps):
+        """Return what `feature_maps` returned as [B, C, h, w]; None where it has no such places."""
+        return maps
 
     def set_size(self, height: int, width: int) -> None:
         """Make the network ready for images of this size in pixels.
@@ -221,13 +243,22 @@ class ft_net_timm(ReIDNet):
         maps = self.model.forward_features(images)
         return maps.permute(0, 3, 1, 2) if self.channels_are_last() else maps
 
+    def grid(self, maps):
+        """Return maps, or tokens without class token, as [B, C, h, w]; None where they are none."""
+        if maps.dim() == 4:
+            return maps
+        first = getattr(self.model, "num_prefix_tokens", 0)
+        sides = getattr(getattr(self.model, "patch_embed", None), "grid_size", (0, 0))
+        if maps.dim() != 3 or maps.shape[1] - first != sides[0] * sides[1]:
+            return None
+        return maps[:, first:].transpose(1, 2).unflatten(2, sides)
+
     def channels_are_last(self):
         """Tell whether timm's maps are [B, H, W, C]."""
         return getattr(self.model, "output_fmt", "NCHW") == "NHWC"
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """Return the pooled features [B, feature_dim]: timm's, or those of GeM."""
-        maps = self.feature_maps(images)
+    def pool(self, maps: Tensor) -> Tensor:
+        """Return the pooled features of maps or tokens: timm's, or those of GeM."""
         if isinstance(self.pooling, GeM):  # timm's pooling then finds one pixel
             maps = self.pooling(maps)[:, :, None, None].to(maps.dtype)
         if self.channels_are_last():
@@ -332,11 +363,20 @@ def dense_layer(layer, x):
     return layer.conv2(layer.relu2(layer.norm2(layer.conv1(layer.relu1(layer.norm1(x))))))
 
 
+def near(places, pooled):
+    """Tell whether places [B, D, h, w] have the means [B, D], but for rounding."""
+    return (places.mean(dim=(2, 3)) - pooled).abs().max() <= ROUNDING * pooled.abs().max()
+
+
 class GlobalAverage(nn.Module):
     """The mean over height and width: [B, C, H, W] -> [B, C]."""
 
     def forward(self, maps):
         return maps.mean(dim=(2, 3))
+
+    def parts(self, maps):
+        """Return maps, of the same shape, whose mean is what is returned for `maps`."""
+        return maps
 
 
 class GeM(nn.Module):
@@ -351,8 +391,19 @@ class GeM(nn.Module):
         self.smallest = smallest
 
     def forward(self, maps):
-        # Powers in fp32: bf16 has not the digits.
-        return maps.float().clamp(min=self.smallest).pow(self.p).mean(dim=(2, 3)).pow(1 / self.p)
+        return self.powers(maps).mean(dim=(2, 3)).pow(1 / self.p)
+
+    def powers(self, maps):
+        """Return x^p, in fp32: bf16 has not the digits."""
+        return maps.float().clamp(min=self.smallest).pow(self.p)
+
+    def parts(self, maps):
+        """Return maps, of the same shape, whose mean is the generalised mean of `maps`.
+
+        Each place has its share in the mean of powers m: (x^p / m) m^(1/p).
+        """
+        powers = self.powers(maps)
+        return powers * powers.mean(dim=(2, 3), keepdim=True).pow(1 / self.p - 1)
 
 
 def bottleneck(in_dim: int) -> nn.Sequential:

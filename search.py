@@ -2,11 +2,13 @@
 
     python search.py --query a.jpg b.jpg --gallery crops --name ft_ResNet50
     python search.py --query a.jpg --gallery crops --name ft_ResNet50 --index crops.index
+    python search.py --query a.jpg --gallery crops --name ft_ResNet50 --explain
 
 Prints each query's ranking and draws its first images. With --index the features are kept, so that
 the next search extracts only new and changed images. A query that lies in the gallery is left out
 of its own ranking. `evaluate.py --calibrate` finds the threshold above which two images count as
-one person; this script marks the images that reach it.
+one person; this script marks the images that reach it. --explain draws heat maps of what makes an
+image like the query; their cells add up to the similarity (`reid.explain`).
 """
 
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from reid.checkpoint import load_asked
 from reid.device import choose_device, set_up
@@ -32,7 +35,19 @@ from reid.options import (
     at_least,
     cosine,
 )
-from reid.pictures import GOOD, HEIGHT, PLAIN, WIDTH, Row, Tile, draw_sheet, fitted
+from reid.pictures import (
+    GOOD,
+    HEIGHT,
+    PLAIN,
+    WIDTH,
+    Row,
+    Tile,
+    centred,
+    draw_sheet,
+    heat_rows,
+    largest,
+    shrunk,
+)
 from reid.provenance import provenance
 from reid.verification import FILE, KNOWN_PEOPLE, stored_threshold
 
@@ -83,6 +98,11 @@ def get_parser():
         help="similarity from which on an image is marked as the same person (default: the "
         "threshold that evaluate.py --calibrate stored in the run folder, if any)",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="draw below each ranking what in the query and in each image makes them alike",
+    )
     parser.add_argument("--output", default=OUTPUT, help="picture to draw, a JPEG")
     parser.add_argument(
         "--json", metavar="FILE", help="also write the rankings to this file (default: no file)"
@@ -110,6 +130,8 @@ def main(argv=None):
     print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
     threshold, origin = find_threshold(args, folder, embed)
     queries = embed(args.query)
+    if args.explain:  # better now than after the search
+        embed.explain(args.query[0], args.query[0])
     if not np.isfinite(queries).all():
         raise UserError(f"{embed.weights}: makes features that are no numbers; take another epoch")
     with Gallery(embed.made_by, embed.dim, args.index) as gallery:
@@ -128,7 +150,8 @@ def main(argv=None):
         print_ranking(query, hits, threshold)
     if threshold is not None:
         print(f"threshold of the same person: {threshold:.4f} ({origin})")
-    draw(args.query, rankings, threshold, args.output)
+    explanations = explain(embed, args.query, rankings) if args.explain else None
+    draw(args.query, rankings, threshold, explanations, args.output)
     if args.json:
         content = {"threshold": threshold, "queries": as_dicts(args.query, rankings, threshold)}
         write_json(args.json, content | {"made_by": embed.made_by} | provenance())
@@ -229,30 +252,48 @@ def shown(path):
     return path.removeprefix(os.path.join(os.getcwd(), ""))
 
 
-def draw(queries, rankings, threshold, path):
-    """Draw the rankings of the first queries into a JPEG; say so where there are more."""
-    rows = [
-        Row(printable(os.path.basename(query)), tiles(query, hits, threshold))
-        for query, hits in zip(queries[:DRAWN_QUERIES], rankings, strict=False)
+def explain(embed, queries, rankings):
+    """Return the `Explanation`s that are drawn: for each query, of its first hits."""
+    pairs = list(zip(queries[:DRAWN_QUERIES], rankings, strict=False))
+    return [
+        [explanation(embed, query, hit.path) for hit in hits[:DRAWN_HITS]]
+        for query, hits in tqdm(pairs, "explaining", disable=None, leave=False)
     ]
+
+
+def explanation(embed, query, path):
+    """Return the `Explanation` of a query and an image; None where its file is gone by now."""
+    return embed.explain(query, path) if os.path.exists(path) else None
+
+
+def draw(queries, rankings, threshold, explanations, path):
+    """Draw the rankings of the first queries into a JPEG; say so where there are more."""
+    rows, scale = [], largest(explanations or [])
+    for number, query in enumerate(queries[:DRAWN_QUERIES]):
+        hits = rankings[number][:DRAWN_HITS]
+        pictures = [picture(path) for path in (query, *(hit.path for hit in hits))]
+        rows.append(Row(printable(os.path.basename(query)), tiles(pictures, hits, threshold)))
+        if explanations:
+            rows += heat_rows(pictures, explanations[number], scale)
     draw_sheet(rows, path)
     left = len(queries) - DRAWN_QUERIES
     print(f"rankings: {path}" + (f", without the last {left} queries" if left > 0 else ""))
 
 
-def tiles(query, hits, threshold):
-    """Return the `Tile`s of a query and of its first hits."""
+def tiles(pictures, hits, threshold):
+    """Return the `Tile`s of a query and of its hits, whose pictures follow the query's."""
     colours = {None: PLAIN, True: GOOD, False: OTHER}
-    return [Tile(picture(query), "", PLAIN)] + [
-        Tile(picture(hit.path), f"{rank}   {hit.similarity:.3f}", colours[is_same(hit, threshold)])
-        for rank, hit in enumerate(hits[:DRAWN_HITS], start=1)
-    ]
+    framed = [Tile(centred(pictures[0]), "", PLAIN)]
+    for rank, (image, hit) in enumerate(zip(pictures[1:], hits, strict=True), start=1):
+        colour = colours[is_same(hit, threshold)]
+        framed.append(Tile(centred(image), f"{rank}   {hit.similarity:.3f}", colour))
+    return framed
 
 
 def picture(path):
-    """Return an image in a tile's size; a white one where its file is gone by now."""
+    """Return an image as `shrunk` does; a white one where its file is gone by now."""
     try:
-        return fitted(read_image(path))
+        return shrunk(read_image(path))
     except UserError:
         return Image.new("RGB", (WIDTH, HEIGHT), "white")
 

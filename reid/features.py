@@ -30,6 +30,7 @@ from reid.checkpoint import Trained, load_trained, unwrap
 from reid.device import autocast, choose_device, dtype_for, faster_dtype, send
 from reid.distributed import World
 from reid.errors import UserError
+from reid.explain import Explanation, explain
 from reid.files import sha256
 from reid.images import read_image
 from reid.loading import EvalBatches
@@ -151,6 +152,25 @@ class Embedder(ImageModel):
     def to_input(self, image: Image.Image) -> list[np.ndarray]:
         """Resize a PIL image to each scale: list of uint8 [h, w, 3]."""
         return [transform.resize(image) for transform in self.transforms]
+
+    def explain(self, a: np.ndarray | str | Path, b: np.ndarray | str | Path) -> Explanation:
+        """Return why two images are alike, see `reid.explain`: arrays as above, or paths.
+
+        Raises UserError where the network's features are no sums over places, or several scales'.
+        """
+        if len(self.transforms) > 1:
+            raise UserError("--ms: heat maps are of one scale; leave it out")
+        inputs = [
+            self.read(image)
+            if isinstance(image, str | PathLike)
+            else self.to_input(as_picture(n, image))
+            for n, image in enumerate((a, b))
+        ]
+        images = send(torch.from_numpy(np.concatenate(inputs)), self.device)
+        try:
+            return explain(self.net, images, self.dtype, self.layer)
+        except ValueError as error:
+            raise UserError(f"{error}; so no map adds up to a similarity") from error
 
     @torch.inference_mode()
     def of_batch(self, batch: list) -> np.ndarray:

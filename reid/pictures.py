@@ -1,13 +1,15 @@
 """Pictures of framed images in rows: an image, and beside it those that are nearest to it.
 
 `draw_rankings` shows queries with the first images of their rankings, `draw_neighbours` generated
-images with their nearest training images; both call `draw_sheet`, as search.py does.
+images with their nearest training images; both call `draw_sheet`, as search.py does. `heat_rows`
+stand below a ranking.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from reid.errors import UserError
@@ -16,8 +18,12 @@ from reid.images import read_image
 from reid.mat import EvalSets
 from reid.metrics import Relevance, Scores
 
+if TYPE_CHECKING:
+    from reid.explain import Explanation  # which takes PyTorch: seconds that others needn't wait
+
 WIDTH, HEIGHT, FRAME, GAP, TEXT = 64, 128, 4, 6, 18  # pixels
 GOOD, WRONG, PLAIN, JUNK, GENERATED = "#2e9e44", "#d62828", "#444444", "#bbbbbb", "#1d6fb8"
+ADDS, TAKES = (230, 97, 1), (94, 60, 153)  # orange and purple, which the colour-blind tell apart
 TILE, LINE = WIDTH + 2 * FRAME + GAP, HEIGHT + 2 * FRAME + 2 * TEXT + GAP
 
 
@@ -53,23 +59,37 @@ def draw_sheet(rows: list[Row], path: str | Path, columns: int = 1) -> None:
     write_picture(path, lambda file: sheet.save(file, format="jpeg", quality=92))
 
 
-def draw_rankings(queries: Sequence[int], scores: Scores, sets: EvalSets, path: str | Path) -> None:
+def draw_rankings(
+    queries: Sequence[int],
+    scores: Scores,
+    sets: EvalSets,
+    path: str | Path,
+    explanations: "list[list[Explanation]] | None" = None,
+) -> None:
     """Draw a row for each of `queries` (indices): the query, then `scores.top`.
 
     Good images have a green frame, wrong ones a red one; junk is grey and has no rank.
-    sets: `reid.mat.EvalSets` with the images' paths.
+    sets: `reid.mat.EvalSets` with the images' paths. explanations: of each query with each of its
+    `scores.top`, to be drawn below.
     """
-    relevance = Relevance(sets.gallery)
-    draw_sheet([ranking(query, scores, sets, relevance) for query in queries], path)
+    relevance, rows = Relevance(sets.gallery), []
+    scale = largest(explanations or [])
+    for number, query in enumerate(queries):
+        rows.append(ranking(query, scores, sets, relevance))
+        if explanations:
+            names = [sets.query.files[query], *sets.gallery.files[scores.top[query]]]
+            pictures = [shrunk(load(sets.data_dir, name)) for name in names]
+            rows += heat_rows(pictures, explanations[number], scale)
+    draw_sheet(rows, path)
 
 
 def ranking(query, scores, sets, relevance):
     """Return the `Row` of a query."""
     good, junk = relevance.of(sets.query.identities[query], sets.query.cameras[query])
     junk = {*junk.tolist(), *relevance.always_junk.tolist()}
-    tiles, rank = [Tile(load(sets.data_dir, sets.query.files[query]), "", PLAIN)], 0
+    tiles, rank = [Tile(fitted(load(sets.data_dir, sets.query.files[query])), "", PLAIN)], 0
     for image in scores.top[query].tolist():
-        picture = load(sets.data_dir, sets.gallery.files[image])
+        picture = fitted(load(sets.data_dir, sets.gallery.files[image]))
         if image in junk:
             tiles.append(Tile(faded(picture), "junk", JUNK))
         else:
@@ -93,6 +113,61 @@ def draw_neighbours(groups: list[tuple], path: str | Path) -> None:
     draw_sheet(rows, path, columns=2)
 
 
+def largest(explanations: "list[list[Explanation | None]]") -> float:
+    """Return the largest cell, up or down, of all heat maps: the scale of their colours."""
+    maps = [one.maps for some in explanations for one in some if one]
+    return max((float(np.abs(cells).max()) for cells in maps), default=1.0)
+
+
+def heat_rows(
+    pictures: list[Image.Image], explanations: "list[Explanation | None]", scale: float
+) -> list[Row]:
+    """Return two `Row`s to stand below a ranking, with heat maps of why its images are there.
+
+    pictures: the query, then the images of its ranking, as `shrunk` returns them. explanations: of
+    the query with each of them; None where there is none. Below each is its sum, which is the
+    similarity, and the constant of a batch norm neck. scale: what has the fullest colour.
+    """
+    titles = (
+        "the query: orange places make it like the image above, purple ones unlike",
+        "the image above: orange places make it like the query, purple ones unlike",
+    )
+    query, *others = pictures
+    rows = []
+    for side, heading in enumerate(titles):
+        tiles = [Tile(legend(scale), "", PLAIN)]
+        for other, why in zip(others, explanations, strict=True):
+            picture = other if side else query
+            if why is None:
+                tiles.append(Tile(centred(faded(picture)), "", PLAIN))
+                continue
+            constant = f" {why.constants[side]:+.3f}" if why.constants[side] else ""
+            label = f"{why.maps[side].sum():.3f}{constant}"
+            heat = heated(picture, why.maps[side], scale)
+            tiles.append(Tile(centred(heat), label, PLAIN))
+        rows.append(Row(heading, tiles))
+    return rows
+
+
+def heated(picture, cells, scale):
+    """Lay a heat map's cells [h, w] over a picture in pale grey; `scale` is the fullest colour."""
+    heat = Image.fromarray(cells / scale).resize(picture.size, Image.Resampling.BILINEAR)
+    heat = np.asarray(heat)[..., None]
+    strength, colours = np.abs(heat).clip(max=1), np.where(heat > 0, ADDS, TAKES)
+    mixed = (1 - strength) * np.asarray(faded(picture)) + strength * colours
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def legend(scale):
+    """Return a tile with the colours of heat maps, and what they stand for."""
+    white = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    tile = heated(white, np.linspace(scale, -scale, HEIGHT, dtype=np.float32)[:, None], scale)
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(TEXT - 6)
+    for place, text in ((0.08, f"+{scale:.4f}"), (0.5, "0"), (0.92, f"-{scale:.4f}")):
+        draw.text((WIDTH / 2, place * HEIGHT), text, fill="black", font=font, anchor="mm")
+    return tile
+
+
 def title(query, scores, queries):
     """Return the text above a query's row."""
     name = Path(queries.files[query]).name
@@ -111,20 +186,29 @@ def shortened(text, font, width):
 
 
 def load(data_dir, name):
-    """Read an image of a prepared dataset and fit it into a tile."""
+    """Read an image of a prepared dataset."""
     path = Path(data_dir) / name
     if not path.is_file():
         raise UserError(f"{path}: no such image; name the `pytorch` folder with --data_dir")
-    return fitted(read_image(path))
+    return read_image(path)
 
 
 def fitted(picture: Image.Image) -> Image.Image:
     """Return a picture in a tile's size, undistorted, on grey."""
+    return centred(shrunk(picture))
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """Return a picture as large as a tile has room for, undistorted."""
     scale = min(WIDTH / picture.width, HEIGHT / picture.height)
     size = [max(round(scale * side), 1) for side in picture.size]
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def centred(picture: Image.Image) -> Image.Image:
+    """Return a tile, grey around a picture that `shrunk` returned."""
     tile = Image.new("RGB", (WIDTH, HEIGHT), "#e4e4e4")
-    left, top = (WIDTH - size[0]) // 2, (HEIGHT - size[1]) // 2
-    tile.paste(picture.resize(size, Image.Resampling.BICUBIC), (left, top))
+    tile.paste(picture, ((WIDTH - picture.width) // 2, (HEIGHT - picture.height) // 2))
     return tile
 
 

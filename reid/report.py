@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from reid import intervals, metrics
 from reid.dataset import FEW_CAMERAS
@@ -16,6 +17,7 @@ from reid.mat import EvalSets, load_mat, load_multi
 from reid.options import Parser, at_least
 from reid.pictures import draw_rankings
 from reid.provenance import provenance
+from reid.verification import run_weights
 
 RANKS = (1, 5, 10)
 CURVE = 50  # ranks in the CMC curve
@@ -83,6 +85,12 @@ def add_options(parser: Parser, mat: str) -> None:
         help="draw these queries, by the names of their image files (default: --show's)",
     )
     group.add_argument(
+        "--explain",
+        action="store_true",
+        help="draw below each shown ranking what in the query and in each image makes them alike, "
+        "by the network that made the features; with re-ranking, too, of their cosine",
+    )
+    group.add_argument(
         "--output_dir", help="folder for the pictures (default: that of the .mat file)"
     )
     group.add_argument(
@@ -92,7 +100,7 @@ def add_options(parser: Parser, mat: str) -> None:
 
 def check_alone(args: Namespace, flag: str) -> None:
     """Raise UserError where flags that go with scores are given with `flag`, which makes none."""
-    for name in "multi_query against json plot show show_names output_dir data_dir".split():
+    for name in "multi_query against json plot show show_names explain output_dir data_dir".split():
         if getattr(args, name):
             raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
 
@@ -112,6 +120,7 @@ def score(args: Namespace, section: str, rank: Callable, settings: dict) -> Eval
     other = other_sets(args, sets) if args.against else None
     curve_path, rankings_path = outputs(args, section)
     named = queries_to_show(args, sets) if rankings_path else None
+    embed = explainer(args, sets) if args.explain else None
 
     def measure(query, gallery, top=0):
         return metrics.evaluate(rank(query, gallery), query, gallery, top)
@@ -145,7 +154,8 @@ def score(args: Namespace, section: str, rank: Callable, settings: dict) -> Eval
         print(f"CMC curve: {curve_path}")
     if rankings_path:
         chosen = by_score(scores, args.show, args.show_which) if named is None else named
-        draw_rankings(chosen, scores, sets, rankings_path)
+        explanations = explain(embed, chosen, scores, sets) if embed else None
+        draw_rankings(chosen, scores, sets, rankings_path, explanations)
         print(f"rankings: {rankings_path}")
     return sets
 
@@ -178,8 +188,9 @@ def queries_to_show(args, sets):
     flag = "--show_names" if args.show_names else "--show"
     if sets.query.files is None or sets.gallery.files is None:
         raise UserError(f"{flag}: {args.mat} doesn't name its images; write it with our test.py")
-    if len(args.show_names or []) > LARGEST_SHOW or (args.show or 0) > LARGEST_SHOW:
-        raise UserError(f"{flag}: a picture has room for {LARGEST_SHOW} queries")
+    room = LARGEST_SHOW // (3 if args.explain else 1)  # its heat maps are two rows more
+    if len(args.show_names or []) > room or (args.show or 0) > room:
+        raise UserError(f"{flag}: a picture has room for {room} queries")
     image = Path(sets.data_dir or "") / sets.query.files[0]
     if not image.is_file():
         raise UserError(f"{image}: no such image; name the `pytorch` folder with --data_dir")
@@ -192,6 +203,46 @@ def queries_to_show(args, sets):
                 f"--show_names {name}: no such query; its name is like {sets.query.files[0]}"
             )
     return [index[Path(name).name] for name in args.show_names]
+
+
+def explainer(args, sets):
+    """Return the `Embedder` of the network that made the features of EvalSets.
+
+    Raises UserError where it is not to be had.
+    """
+    from reid.features import Embedder  # and with it PyTorch, which others needn't wait for
+
+    if not (args.show or args.show_names):
+        raise UserError("--explain: goes with pictures; add --show or --show_names")
+    if sets.source is None:
+        raise UserError(
+            f"--explain: {args.mat} doesn't say which run made it; write it with our test.py --name"
+        )
+    if len(scales := sets.source.get("scales", [1])) > 1:
+        raise UserError(f"--explain: {args.mat} was made with --ms of {len(scales)} scales")
+    weights = run_weights(args.mat, sets.source)
+    embed = Embedder(
+        weights.parent,
+        weights.stem.removeprefix("net_"),
+        layer=sets.source.get("layer"),
+        test_size=sets.source.get("size"),
+    )
+    image = sets.data_dir / sets.query.files[0]
+    embed.explain(image, image)  # better now than after the scores
+    return embed
+
+
+def explain(embed, queries, scores, sets):
+    """Return the `Explanation`s of each query (an index) with its `scores.top`: a list of lists."""
+    return [
+        [
+            embed.explain(
+                sets.data_dir / sets.query.files[query], sets.data_dir / sets.gallery.files[image]
+            )
+            for image in scores.top[query]
+        ]
+        for query in tqdm(queries, "explaining", disable=None, leave=False)
+    ]
 
 
 def headline(scores):

@@ -33,7 +33,7 @@ def calibrate(mat: str | Path, rate: float) -> None:
     sets = load_mat(mat)
     if sets.source is None:
         raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py --name")
-    path = run_folder(mat, sets.source) / FILE
+    path = run_weights(mat, sets.source).parent / FILE
     check_writable(path)
     threshold = threshold_at(rate, sets.query, sets.gallery)
     rates = rates_at(threshold, sets.query, sets.gallery)
@@ -58,15 +58,17 @@ def possible_runs(mat, source):
     return [folder for folder in [*folders, stored] if folder.is_dir()]
 
 
-def run_folder(mat, source):
-    """Return the run folder with the weights that made a .mat file's features.
+def run_weights(mat: str | Path, source: dict) -> Path:
+    """Return the weights file, in its run folder, that made a .mat file's features.
 
+    source: the file's. Older ones don't say which weights: then the run's last.
     Raises UserError where no folder has them.
     """
-    weights = source.get("weights_sha256")
+    wanted = source.get("weights_sha256")
     for folder in possible_runs(mat, source):
-        if weights is None or weights in map(sha256, folder.glob("net_*.pth")):
-            return folder
+        for path in sorted(folder.glob("net_*.pth"), reverse=True):
+            if wanted is None or sha256(path) == wanted:
+                return path
     raise UserError(
         f"{mat}: the run that made it, {source['run']}, is gone or has other weights by now; write "
         "the file again with test.py"
