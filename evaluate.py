@@ -3,6 +3,8 @@
     python evaluate.py                                   # pytorch_result.mat in this folder
     python evaluate.py model/lsro/pytorch_result.mat --against model/baseline/pytorch_result.mat
 
+    python evaluate.py --map 15                          # does the network group people or cameras?
+
 Or find the threshold above which two images count as one person, for search.py:
 
     python test.py --name lsro --val --mat val.mat
@@ -13,7 +15,7 @@ from reid import report, verification
 from reid.errors import run
 from reid.files import update_results
 from reid.metrics import similarity_blocks
-from reid.options import Parser, rate
+from reid.options import Parser, number, rate
 
 MAT = "pytorch_result.mat"
 
@@ -21,6 +23,13 @@ MAT = "pytorch_result.mat"
 def get_parser():
     parser = Parser("Score extracted features: Rank@1/5/10 and mAP.")
     report.add_options(parser, MAT)
+    parser.add_argument(
+        "--map",
+        type=number(int, least=2, most=20),
+        metavar="N",
+        help="draw a map (t-SNE) of the features of N identities, coloured by identity and marked "
+        "by camera, *_map.jpg (default: none)",
+    )
     parser.add_argument(
         "--calibrate",
         type=rate,
@@ -38,7 +47,12 @@ def main(argv=None):
         report.check_alone(args, "--calibrate")
         verification.calibrate(args.mat, args.calibrate)
         return
+    map_path = report.picture_path(args, "evaluate", "map") if args.map else None
     sets = report.score(args, "evaluate", similarity_blocks, {})
+    if map_path:
+        from reid.feature_map import caption, map_features  # scikit-learn and matplotlib: seconds
+
+        print(f"map: {map_path}: {caption(map_features(sets, args.map, map_path))}")
     rates = verification.rates_at_stored(args.mat, sets)
     if rates:
         print(verification.rates_line(rates))

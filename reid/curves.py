@@ -1,10 +1,15 @@
-"""Draw curves: a run's loss and error, the CMC curve of its scores, the scores of an ablation."""
+"""Draw with matplotlib: a run's loss and error, a CMC curve, an ablation, a map of features."""
 
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from reid.files import write_picture
+
+MARKERS = "os^vDP*X<>phd8H"  # of cameras on a map; more of them share the last
 
 
 def draw_curves(history: list[dict], path: str | Path) -> None:
@@ -39,6 +44,23 @@ def draw_cmc(curves: list[tuple], path: str | Path) -> None:
     axes.set_ylim(top=100)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", title="band: 95 % interval over other people")
+    write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
+
+
+def draw_map(
+    places: np.ndarray, identities: np.ndarray, cameras: np.ndarray, title: str, path: str | Path
+) -> None:
+    """Draw images at `places` [N, 2] into a JPEG: a colour for each identity, a mark a camera."""
+    figure = Figure(figsize=(8, 7.2), layout="constrained")
+    axes = figure.add_subplot(xticks=[], yticks=[])
+    axes.set_title(title, fontsize="medium")
+    colours = colormaps["tab20"](np.unique(identities, return_inverse=True)[1] % 20)
+    legend = []
+    for number, camera in enumerate(np.unique(cameras)):
+        mark, of_camera = MARKERS[min(number, len(MARKERS) - 1)], cameras == camera
+        axes.scatter(*places[of_camera].T, c=colours[of_camera], marker=mark, s=36, linewidths=0)
+        legend.append(Line2D([], [], color="grey", marker=mark, linestyle="", label=str(camera)))
+    axes.legend(handles=legend, title="camera", loc="center left", bbox_to_anchor=(1, 0.5))
     write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 

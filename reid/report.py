@@ -100,7 +100,9 @@ def add_options(parser: Parser, mat: str) -> None:
 
 def check_alone(args: Namespace, flag: str) -> None:
     """Raise UserError where flags that go with scores are given with `flag`, which makes none."""
-    for name in "multi_query against json plot show show_names explain output_dir data_dir".split():
+    for (
+        name
+    ) in "multi_query against json plot show show_names explain map output_dir data_dir".split():
         if getattr(args, name):
             raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
 
@@ -168,16 +170,22 @@ def outputs(args, section):
     if args.json:
         check_writable(args.json)
         read_results(args.json)
-    folder = Path(args.output_dir or Path(args.mat).parent)
-    stem = Path(args.mat).stem + ("" if section == "evaluate" else "_rerank")
     asked = {"cmc": args.plot, "rankings": args.show or args.show_names}
-    paths = [folder / f"{stem}_{name}.jpg" if wanted else None for name, wanted in asked.items()]
-    for path in filter(None, paths):
-        try:
-            check_writable(path)
-        except UserError as error:
-            raise UserError(f"{error} with --output_dir") from error
-    return paths
+    return [picture_path(args, section, name) if asked[name] else None for name in asked]
+
+
+def picture_path(args: Namespace, section: str, name: str) -> Path:
+    """Return the path of a picture by its name, in --output_dir or beside the .mat file.
+
+    Raises UserError where it can't be written.
+    """
+    stem = Path(args.mat).stem + ("" if section == "evaluate" else "_rerank")
+    path = Path(args.output_dir or Path(args.mat).parent) / f"{stem}_{name}.jpg"
+    try:
+        check_writable(path)
+    except UserError as error:
+        raise UserError(f"{error} with --output_dir") from error
+    return path
 
 
 def queries_to_show(args, sets):

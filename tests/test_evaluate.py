@@ -14,6 +14,7 @@ from PIL import Image
 import evaluate
 import evaluate_rerank
 from reid import metrics, pictures, report
+from reid.feature_map import caption, map_features, neighbours
 from reid.mat import EvalSets, save_mat
 
 BOTH = pytest.mark.parametrize("script", [evaluate, evaluate_rerank])
@@ -273,3 +274,62 @@ def test_queries_that_find_themselves_are_warned_of(tmp_path, capsys):
     err = scored(EvalSets(query, copies), tmp_path, capsys).err
     assert "warning: 12 queries have a good image with the very same features" in err
     assert scored(EvalSets(query, query), tmp_path, capsys).err == ""  # junk
+
+
+# --- the map ------------------------------------------------------------------------------------
+
+
+def test_the_map_says_whether_people_or_cameras_group(tmp_path, capsys):
+    """Features that tell people apart, then features that tell cameras apart."""
+    people = random_sets(dim=16, noise=0.05)
+    directions = np.eye(16, dtype=np.float32)
+    cameras = people._replace(
+        query=people.query._replace(features=directions[people.query.cameras]),
+        gallery=people.gallery._replace(features=directions[people.gallery.cameras]),
+    )
+    found = {}
+    for name, sets in (("people", people), ("cameras", cameras)):
+        save_mat(tmp_path / f"{name}.mat", sets)
+        call(evaluate.main, tmp_path / f"{name}.mat", "--map", 4)
+        out = capsys.readouterr().out
+        assert f"map: {tmp_path / name}_map.jpg: an image's most alike is of its person" in out
+        found[name] = map_features(sets, 4, tmp_path / "again.jpg")
+        assert caption(found[name]) in out
+        pictures = [(tmp_path / file).read_bytes() for file in (f"{name}_map.jpg", "again.jpg")]
+        assert pictures[0] == pictures[1]
+        with Image.open(tmp_path / "again.jpg") as picture:
+            assert len(picture.getcolors(1 << 20)) > 50
+    assert found["people"].same_person > 0.9 > found["people"].same_camera
+    assert found["cameras"].same_camera == 1 > found["cameras"].same_person
+    assert found["people"].by_chance == found["cameras"].by_chance
+
+
+def test_neighbours_are_those_of_loops():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 4)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    identities, cameras = rng.integers(0, 5, 30), rng.integers(0, 3, 30)
+    person, camera, chance = [], [], []
+    for one in range(30):
+        others = [other for other in range(30) if other != one]
+        nearest = max(others, key=lambda other: features[one] @ features[other])
+        person.append(identities[one] == identities[nearest])
+        camera.append(cameras[one] == cameras[nearest])
+        chance.append(np.mean([cameras[one] == cameras[other] for other in others]))
+    expected = pytest.approx((np.mean(person), np.mean(camera), np.mean(chance)))
+    assert tuple(neighbours(features, identities, cameras)) == expected
+
+
+def test_a_map_that_cannot_be_drawn(mat, tmp_path, capsys, monkeypatch):
+    assert exit_code(evaluate.main, mat, "--map", 20) == 2
+    assert "--map 20: only 6 identities are in two cameras or more; lower it" in (
+        capsys.readouterr().err
+    )
+    assert exit_code(evaluate.main, mat, "--map", 21) == 2
+    assert "21 is over 20" in capsys.readouterr().err
+    assert exit_code(evaluate.main, mat, "--map", 2, "--calibrate", 0.1) == 2
+    assert "--map: goes with scores" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    assert exit_code(evaluate.main, mat, "--map", 2) == 2
+    assert "--map: needs scikit-learn" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*map.jpg"))
