@@ -15,7 +15,13 @@ from pathlib import Path
 import torch
 
 from reid.checkpoint import load_asked
-from reid.dataset import check_cameras, check_copies, check_prepared, eval_images
+from reid.dataset import (
+    check_cameras,
+    check_copies,
+    check_prepared,
+    eval_fingerprint,
+    eval_images,
+)
 from reid.device import dtype_name, to_device
 from reid.distributed import join_world, leave_world
 from reid.errors import run
@@ -89,7 +95,9 @@ def main(argv=None):
         f"{dtype_name(dtype)}"
     )
     source = locations(None if args.weights else run_folder, data_dir, args.mat)
-    source |= {"split": next(iter(splits))} | made_by(trained, args.ms)
+    images = [image for entries in splits.values() for image in entries]
+    source |= {"split": next(iter(splits)), "images": eval_fingerprint(images)}
+    source |= made_by(trained, args.ms)
     net = to_device(fold_for_inference(trained.net, dtype), world.device)
     if world.gpus:
         net = torch.nn.DataParallel(net, world.gpus)

@@ -1,4 +1,4 @@
-"""Draw with matplotlib: a run's loss and error, a CMC curve, an ablation, a map of features."""
+"""Draw with matplotlib: a run's loss and error, a CMC curve, an ablation, maps and heat tables."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from reid.files import write_picture
 
@@ -61,6 +62,35 @@ def draw_map(
         axes.scatter(*places[of_camera].T, c=colours[of_camera], marker=mark, s=36, linewidths=0)
         legend.append(Line2D([], [], color="grey", marker=mark, linestyle="", label=str(camera)))
     axes.legend(handles=legend, title="camera", loc="center left", bbox_to_anchor=(1, 0.5))
+    write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
+
+
+def draw_matrix(
+    panels: dict[str, list[list[float]]],
+    rows: list[str],
+    columns: list[str],
+    framed: list[list[bool]],
+    path: str | Path,
+) -> None:
+    """Draw tables of numbers from 0 to 100 side by side into a JPEG, the darker the higher.
+
+    panels: numbers [rows, columns] by the panel's title. framed: which cells have a frame.
+    """
+    size = 2.4 + 1.3 * len(columns), 1.4 + 0.6 * len(rows)
+    figure = Figure(figsize=(size[0] * len(panels), size[1]), layout="constrained")
+    for number, (title, values) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), number, title=title, xlabel="tested on")
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows if number == 1 else [""] * len(rows))
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                colour = "white" if value > 60 else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
+                if framed[row][column]:
+                    corner = column - 0.47, row - 0.47
+                    axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, color="tab:orange"))
+    figure.suptitle("framed: trained there", fontsize="medium")
     write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 

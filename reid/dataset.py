@@ -401,6 +401,11 @@ def fingerprint(samples: list[Sample]) -> dict:
     }
 
 
+def eval_fingerprint(images: list[EvalImage]) -> str:
+    """Return a hash of the names and sizes of EvalImages' files, and of who is on them."""
+    return fingerprint([Sample(image.path, image.identity) for image in images])["sha256"]
+
+
 def classes_hash(samples: list[Sample]) -> str:
     """Return a hash of the pairs of class and identity, as the names of the real images say."""
     pairs = {(s.label, s.path.name.split("_")[0]) for s in samples if not s.generated}

@@ -21,8 +21,9 @@ from reid.metrics import FeatureSet
 
 MATLAB_73 = b"MATLAB 7.3"
 NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # first bytes of .npz and .npy
-# Keys of a source that say where things are, not what made the features.
-LOCATIONS = ("run", "run_from_mat", "data_from_mat", "split")
+# Keys of a source that say of which images the features are, and where things are; the others say
+# what made the features.
+LOCATIONS = ("run", "run_from_mat", "data_from_mat", "split", "images")
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 

@@ -1,0 +1,243 @@
+"""Test trained runs on several datasets: a table of how each does on each.
+
+    python cross_test.py --runs market duke \
+        --data_dirs data/Market-1501-v15.09.15/pytorch data/DukeMTMC-reID/pytorch
+
+Rows are runs, columns are datasets; scores of a run on the dataset that it was trained on are bold.
+A second table tells how far other runs are from those, on the same test images. Features stay in
+model/<run>/cross_<dataset>.mat and are taken from there as long as neither the run nor the images
+change, so that after a stop the same command goes on.
+Writes model/<name>/table.md, table.json and matrix.jpg.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import test as extraction
+from re_ranking import rerank
+from reid import report
+from reid.checkpoint import Run
+from reid.curves import draw_matrix
+from reid.dataset import check_prepared, eval_fingerprint, eval_images
+from reid.errors import UserError, run
+from reid.files import replacing, sha256, write_json, write_text
+from reid.intervals import interval
+from reid.mat import load_mat
+from reid.metrics import Scores, evaluate, similarity_blocks
+from reid.options import Parser, add_device_options, at_least, run_name
+from reid.provenance import command_line, provenance
+
+MODEL_DIR = "model"
+NAME = "cross_test"
+RANKINGS = ("plain", "re-ranked")
+
+
+class Cell(NamedTuple):
+    """A run's results on a dataset.
+
+    own: whether it was trained there. scores: of each ranking, for the queries of `identities`.
+    """
+
+    own: bool
+    scores: dict[str, Scores]
+    identities: np.ndarray
+
+
+def get_parser():
+    parser = Parser("Test trained runs on several datasets; make one table of it.")
+    parser.add_argument(
+        "--name", type=run_name, default=NAME, help="the table's name: its folder in --model_dir"
+    )
+    parser.add_argument("--model_dir", default=MODEL_DIR, help="folder that holds the runs")
+    parser.add_argument("--runs", nargs="+", required=True, help="names of trained runs")
+    parser.add_argument(
+        "--data_dirs",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]FOLDER",
+        help="`pytorch` folders that prepare.py made; NAME stands in the table (default: that of "
+        "the folder around)",
+    )
+    parser.add_argument(
+        "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
+    )
+    parser.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
+    add_device_options(parser)
+    return parser
+
+
+def main(argv=None):
+    args = get_parser().parse_args(argv)
+    runs = {name: Run(Path(args.model_dir) / name) for name in args.runs}
+    for one in runs.values():
+        one.weights_file(args.which_epoch)
+    datasets = named_folders(args.data_dirs)
+    for folder in datasets.values():
+        check_prepared(folder)
+    cells = {
+        (name, dataset): test_run(args, one, dataset, folder)
+        for name, one in runs.items()
+        for dataset, folder in datasets.items()
+    }
+    lines = "\n".join([*table_lines(cells), ""])
+    folder = Path(args.model_dir) / args.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "table.md") as temporary:
+        write_text(temporary, lines)
+    write_json(folder / "table.json", {"cells": as_dicts(cells, datasets)} | provenance())
+    draw(cells, folder / "matrix.jpg")
+    print(f"\n{lines}\n{folder}: table.md, table.json, matrix.jpg")
+
+
+def named_folders(words):
+    """Return {name: folder} of --data_dirs."""
+    folders = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        folder = Path(folder if equals else word)
+        if not equals:
+            whole = folder.resolve()
+            name = whole.parent.name if whole.name == "pytorch" else whole.name
+        if not name or "/" in name or name in folders:
+            raise UserError(f"--data_dirs {word}: needs a name of its own; write NAME={folder}")
+        folders[name] = folder
+    return folders
+
+
+def test_run(args, one, dataset, folder):
+    """Return the Cell of a run and a dataset; extract the features where there are none."""
+    mat = one.file(f"cross_{dataset}.mat")
+    if not is_current(mat, one.weights_file(args.which_epoch), folder):
+        words = ["--model_dir", args.model_dir, "--name", one.path.name, "--data_dir", folder]
+        words += ["--mat", mat, "--which_epoch", args.which_epoch, "--batchsize", args.batchsize]
+        words += ["--precision", args.precision, "--workers", args.workers]
+        words += [] if args.gpu_ids is None else ["--gpu_ids", args.gpu_ids]
+        extraction.main([str(word) for word in words])
+    query, gallery = load_mat(mat)[:2]
+    reranked = (-distance for distance in rerank(query.features, gallery.features))
+    blocks = similarity_blocks(query, gallery), reranked
+    scores = [evaluate(some, query, gallery) for some in blocks]
+    trained_in = one.opts().get("options", {}).get("data_dir")
+    own = trained_in is not None and Path(trained_in).resolve() == folder.resolve()
+    return Cell(own, dict(zip(RANKINGS, scores, strict=True)), query.identities)
+
+
+def is_current(mat, weights, folder):
+    """Tell whether a .mat file has the features of these weights for a dataset's images."""
+    if not mat.exists():
+        return False
+    source = load_mat(mat).source or {}
+    images = [image for split in ("query", "gallery") for image in eval_images(folder / split)]
+    made_by = source.get("weights_sha256"), source.get("images")
+    return made_by == (sha256(weights), eval_fingerprint(images))
+
+
+def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
+    """Yield the tables in Markdown. cells: by names of run and dataset."""
+    runs, datasets = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    yield "| run | " + " | ".join(["", *datasets]) + " |"
+    yield "|---|---|" + "---:|" * len(datasets)
+    for ranking in RANKINGS:
+        for name in runs:
+            texts = [scores_text(cells[name, dataset], ranking) for dataset in datasets]
+            yield f"| {name} | {ranking} | {' | '.join(texts)} |"
+    yield ""
+    yield "Rank@1 / mAP in %, with 95 % intervals over other people to test on; bold: of the run"
+    yield f"that was trained there. Made by `{command_line()}`."
+    if not any(cell.own for cell in cells.values()):
+        return
+    yield ""
+    yield "| run | against the run trained there | " + " | ".join(datasets) + " |"
+    yield "|---|---|" + "---:|" * len(datasets)
+    for ranking in RANKINGS:
+        for name in runs:
+            texts = [difference_text(cells, name, dataset, ranking) for dataset in datasets]
+            if any(texts):
+                yield f"| {name} | {ranking} | {' | '.join(texts)} |"
+    yield ""
+    yield "Differences of Rank@1 / mAP in points, on the same queries."
+
+
+def scores_text(cell, ranking):
+    """Return the scores of a Cell as the table has them."""
+    both = report.score_intervals(cell.scores[ranking], cell.identities)
+    bold = "**" if cell.own else ""
+    return " / ".join(
+        f"{bold}{100 * one.value:.2f}{bold}{bounds(one.low, one.high)}" for one in both
+    )
+
+
+def difference_text(cells, name, dataset, ranking):
+    """Return a run's distance to the one that was trained on a dataset; "" where it has none."""
+    own = own_run(cells, dataset)
+    if own in (None, name):
+        return ""
+    values, low, high = difference(cells[name, dataset], cells[own, dataset], ranking)
+    return " / ".join(
+        f"{100 * value:+.2f}{bounds(*ends, '+')}"
+        for value, *ends in zip(values, low, high, strict=True)
+    )
+
+
+def own_run(cells, dataset):
+    """Return the name of the first run that was trained on a dataset; None without one."""
+    names = (name for (name, other), cell in cells.items() if other == dataset and cell.own)
+    return next(names, None)
+
+
+def difference(one, other, ranking):
+    """Return mean, low and high, [2] each, of a Cell's Rank@1 and mAP less those of another."""
+    values = [
+        np.column_stack([cell.scores[ranking].hits(1), cell.scores[ranking].ap])
+        for cell in (one, other)
+    ]
+    differences = values[0] * 1.0 - values[1]
+    low, high = interval(differences, one.identities, fractions=False)
+    return differences.mean(axis=0), low, high
+
+
+def bounds(low, high, sign=""):
+    """Return an interval's text; "" where there is none."""
+    return "" if np.isnan(low) else f" ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
+
+
+def as_dicts(cells, datasets):
+    """Return the Cells as table.json holds them."""
+    found = []
+    for (name, dataset), cell in cells.items():
+        row = {"run": name, "dataset": dataset, "data_dir": str(datasets[dataset])}
+        row |= {"own": cell.own, "against": own_run(cells, dataset)}
+        for ranking, scores in cell.scores.items():
+            both = report.score_intervals(scores, cell.identities)
+            row[ranking] = report.summary(scores, cell.identities, both)
+            if row["against"] not in (None, name):
+                ends = difference(cell, cells[row["against"], dataset], ranking)
+                for number, score in enumerate(("rank1", "mAP")):
+                    mean, *reach = (float(end[number]) for end in ends)
+                    row[ranking] |= {f"{score}_difference": mean}
+                    row[ranking] |= {f"{score}_difference_interval": reach}
+        found.append(row)
+    return found
+
+
+def draw(cells, path):
+    """Draw the plain scores as a heat table."""
+    runs, datasets = (list(dict.fromkeys(names)) for names in zip(*cells, strict=True))
+    panels = {}
+    for number, title in enumerate(("Rank@1, %", "mAP, %")):
+        panels[title] = [
+            [
+                100 * report.score_intervals(cell.scores["plain"], cell.identities)[number].value
+                for cell in (cells[name, dataset] for dataset in datasets)
+            ]
+            for name in runs
+        ]
+    own = [[cells[name, dataset].own for dataset in datasets] for name in runs]
+    draw_matrix(panels, runs, datasets, own, path)
+
+
+if __name__ == "__main__":
+    run(main)
