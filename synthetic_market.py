@@ -1,12 +1,14 @@
 """Render a stand-in for Market-1501: same folders, same file names, 64x128 JPEGs, made-up people.
 
     python synthetic_market.py --output_dir data/synthetic_market --scale demo --seed 0
+    python synthetic_market.py --output_dir data/winter --look winter
 
 Market-1501 may not be redistributed, so this draws a set of its shape for trying out the pipeline
-and comparing methods. `reid/rendering/people.py` makes the people, `scenes.py` the cameras; this
-script decides who passes which camera, and writes the files. A seed gives the same files byte for
-byte, whatever the number of workers. Scores on the set tell which method is better on it, not how
-good a method is on photographs.
+and comparing methods. `reid/rendering/people.py` makes the people, `scenes.py` the pictures;
+`looks.py` says how people dress and which cameras see them. This script decides who passes which
+camera, and writes the files. A seed gives the same files byte for byte, whatever the number of
+workers. Scores on the set tell which method is better on it, not how good a method is on
+photographs.
 """
 
 import functools
@@ -27,8 +29,8 @@ from reid.dataset import STAND_IN
 from reid.errors import UserError, run
 from reid.files import dumps, encoded, new_folder, read_json, write_text
 from reid.options import Parser, at_least, seed
+from reid.rendering.looks import LOOKS
 from reid.rendering.people import (
-    BAG,
     COLOURS,
     PASSERS_BY,
     SCHEDULE,
@@ -41,7 +43,6 @@ from reid.rendering.people import (
     stream,
 )
 from reid.rendering.scenes import (
-    CAMERAS,
     HEIGHT,
     SCENE_H,
     SCENE_W,
@@ -58,6 +59,7 @@ from reid.rendering.scenes import (
 
 OUTPUT_DIR = "data/synthetic_market"
 SCALE = "demo"
+LOOK = "summer"
 SEED = 0
 WORKERS = os.cpu_count() or 1
 
@@ -94,6 +96,12 @@ def get_parser():
         choices=SCALES,
         help="number of pictures: a few thousand, or as many as Market-1501",
     )
+    parser.add_argument(
+        "--look",
+        default=LOOK,
+        choices=LOOKS,
+        help="clothes, light, cameras and backgrounds: sets of two looks differ as two datasets do",
+    )
     parser.add_argument("--seed", type=seed, default=SEED, help="each seed draws other people")
     parser.add_argument(
         "--workers", type=at_least(0), default=WORKERS, help="processes that draw; 0: only this one"
@@ -104,12 +112,12 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     folder = Path(args.output_dir)
-    about = {"version": VERSION, "scale": args.scale, "seed": args.seed}
+    about = {"version": VERSION, "scale": args.scale, "seed": args.seed, "look": args.look}
     if already_there(folder, about):
-        print(f"{folder}: already there ({args.scale}, seed {args.seed})")
+        print(f"{folder}: already there ({args.scale}, {args.look}, seed {args.seed})")
         return
     with new_folder(folder) as partial:
-        counts = render(partial, SCALES[args.scale], args.seed, args.workers)
+        counts = render(partial, SCALES[args.scale], args.seed, args.workers, args.look)
         write_text(partial / STAND_IN, dumps(about | {"counts": counts}))
     print(f"{folder}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
@@ -123,6 +131,7 @@ def already_there(folder, about):
         stored = read_json(folder / STAND_IN, "")
     except UserError:
         stored = {}
+    stored = {"look": LOOK} | stored  # older sets don't say
     if not (about | {"counts": files}).items() <= stored.items():
         raise UserError(f"--output_dir {folder}: holds something else; delete it or name another")
     return True
@@ -164,10 +173,10 @@ def apportion(total, weights, least, most):
     return whole
 
 
-def schedule(scale, seed):
+def schedule(scale, seed, look=LOOK):
     """Decide on every picture without drawing one: a list of `Tracklet`."""
     rng = stream(seed, SCHEDULE)
-    popularity = np.array([c.popularity for c in CAMERAS], float)
+    popularity = np.array([camera.popularity for camera in LOOKS[look].cameras], float)
     popularity /= popularity.sum()
     used, tracklets = set(), []
 
@@ -190,8 +199,10 @@ def schedule(scale, seed):
 
         There are `images` names in all, and `spare` more in each tracklet.
         """
-        counts = apportion(pairs, rng.uniform(0.5, 1.5, len(ids)), 2, len(CAMERAS))
-        cameras = [sorted(rng.choice(len(CAMERAS), n, replace=False, p=popularity)) for n in counts]
+        counts = apportion(pairs, rng.uniform(0.5, 1.5, len(ids)), 2, len(popularity))
+        cameras = [
+            sorted(rng.choice(len(popularity), n, replace=False, p=popularity)) for n in counts
+        ]
         visits = [(int(i), int(c)) for i, cs in zip(ids, cameras, strict=True) for c in cs]
         weights = rng.lognormal(0, 0.7, pairs) * popularity[[c for _, c in visits]]
         for (i, c), length in zip(visits, apportion(images, weights, 1, 60), strict=True):
@@ -218,7 +229,7 @@ def schedule(scale, seed):
 
     for label, box, total in (("0000", "detector", scale.distractors), ("-1", "junk", scale.junk)):
         while total:
-            camera = int(rng.choice(len(CAMERAS), p=popularity))
+            camera = int(rng.choice(len(popularity), p=popularity))
             names = file_names(label, camera, min(total, int(rng.integers(1, 5))))
             paths = [(detected("bounding_box_test", name),) for name in names]
             shots = tuple(Shot(frame, box, path) for frame, path in enumerate(paths))
@@ -257,13 +268,14 @@ def choose_box(points, camera, kind, habit, rng):
     return (left + right - wide) / 2 + dx, (top + bottom - high) / 2 + dy, wide, high
 
 
-def render_tracklet(tracklet, seed):
+def render_tracklet(tracklet, seed, look=LOOK):
     """Draw the shots of a tracklet, yielding (shot, image)."""
-    camera, person = CAMERAS[tracklet.camera], make_person(seed, tracklet.person)
+    camera, wardrobe = LOOKS[look].cameras[tracklet.camera], LOOKS[look].wardrobe
+    person = make_person(seed, tracklet.person, wardrobe)
     key = (tracklet.person, tracklet.camera)
     rng = stream(seed, TRACKLET, *key)
     gait = make_gait(rng, camera, person.who)
-    scene, base = make_scene(seed, tracklet.camera)
+    scene, base = make_scene(seed, tracklet.camera, camera)
     spot = rng.uniform((60, max(base + 20, 120)), (SCENE_W - 60, SCENE_H - 12))
     zoom = rng.uniform(55, 75)
     pace = math.sin(gait.yaw) * gait.stride * 6
@@ -273,12 +285,12 @@ def render_tracklet(tracklet, seed):
         habit += (0, rng.choice([-0.2, 0.2]), -0.15)
     neighbour = None
     if rng.random() < 0.2:
-        neighbour = make_person(seed, -1 - int(rng.integers(PASSERS_BY)))
+        neighbour = make_person(seed, -1 - int(rng.integers(PASSERS_BY)), wardrobe)
         his_gait = make_gait(rng, camera, neighbour.who)
         away = rng.choice([-1, 1], 3) * rng.uniform((0.4, 0, 0.5), (0.75, 0, 1.2))
     obstacle = pick(rng, {"none": 8, "bicycle": 1, "pole": 0.8})
     obstacle_x = int(rng.choice([rng.uniform(4, 24), rng.uniform(40, 60)]))
-    paint = COLOURS[pick(rng, BAG)]
+    paint = COLOURS[pick(rng, wardrobe.bag)]
 
     for shot in tracklet.shots:
         kind = ("hand", "detector", "junk").index(shot.box)
@@ -301,15 +313,15 @@ def render_tracklet(tracklet, seed):
         yield shot, develop(picture, camera, mood, rng)
 
 
-def save_tracklets(seed, folder, tracklets):
+def save_tracklets(seed, look, folder, tracklets):
     """Render and write some tracklets of one person; return the number of files."""
     files, parent = 0, multiprocessing.parent_process()
     for tracklet in tracklets:
         if parent and not parent.is_alive():  # killed; the next run may write the same files
             raise SystemExit
-        for shot, picture in render_tracklet(tracklet, seed):
+        for shot, picture in render_tracklet(tracklet, seed, look):
             for path in shot.paths:
-                save_jpeg(Path(folder, path), picture, CAMERAS[tracklet.camera].quality)
+                save_jpeg(Path(folder, path), picture, LOOKS[look].cameras[tracklet.camera].quality)
                 files += 1
     return files
 
@@ -319,13 +331,13 @@ def save_jpeg(path, picture, quality):
     path.write_bytes(encoded(lambda file: picture.save(file, "JPEG", quality=quality)))
 
 
-def render(folder, scale, seed, workers):
+def render(folder, scale, seed, workers, look=LOOK):
     """Render a set of the size `scale` into an empty folder; return {subfolder: files}."""
-    tracklets = schedule(scale, seed)
+    tracklets = schedule(scale, seed, look)
     for name in FOLDERS:
         Path(folder, name).mkdir()
     counts = Counter(path.split("/")[0] for t in tracklets for s in t.shots for path in s.paths)
-    save = functools.partial(save_tracklets, seed, str(folder))
+    save = functools.partial(save_tracklets, seed, look, str(folder))
     tasks = [tuple(group) for _, group in itertools.groupby(tracklets, lambda t: t.person)]
     with tqdm(total=counts.total(), unit="img", desc="rendering", disable=None) as bar:
         if workers == 0:
@@ -339,11 +351,11 @@ def render(folder, scale, seed, workers):
             with context.Pool(workers, signal.signal, ignore) as pool:
                 for files in pool.imap_unordered(save, tasks):
                     bar.update(files)
-    save_jpeg(Path(folder, "contact_sheet.jpg"), contact_sheet(tracklets, folder), 92)
+    save_jpeg(Path(folder, "contact_sheet.jpg"), contact_sheet(tracklets, folder, look), 92)
     return dict(sorted(counts.items()))
 
 
-def contact_sheet(tracklets, folder, rows=8):
+def contact_sheet(tracklets, folder, look=LOOK, rows=8):
     """Draw queries of the people whom most cameras saw: a row per identity, a column per camera."""
     seen = defaultdict(dict)
     for tracklet in tracklets:
@@ -353,7 +365,7 @@ def contact_sheet(tracklets, folder, rows=8):
     people = sorted(sorted(seen, key=lambda i: -len(seen[i]))[:rows])
     wide, high, left, top = WIDTH * 3 // 2, HEIGHT * 3 // 2, 46, 26
     columns, lines = (range(start, start + n * (size + 6), size + 6) for start, n, size in (
-        (left, len(CAMERAS), wide), (top, len(people), high)))  # fmt: skip
+        (left, len(LOOKS[look].cameras), wide), (top, len(people), high)))  # fmt: skip
     sheet = Image.new("RGB", (columns.stop, lines.stop), (250, 250, 248))
     draw, ink, font = ImageDraw.Draw(sheet), (70, 70, 74), ImageFont.load_default(13)
     for camera, x in enumerate(columns):

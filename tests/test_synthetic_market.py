@@ -218,6 +218,40 @@ def fails(argv, capsys, *words):
     assert all(word in said.err for word in words), said.err
 
 
+def test_looks_differ_in_light_and_clothes(tmp_path):
+    """The same people in winter: other pictures, darker on average, no bare arms."""
+    pixels, people = {}, {}
+    for look in market.LOOKS:
+        (tmp_path / look).mkdir()
+        market.render(tmp_path / look, TINY, seed=3, workers=0, look=look)
+        queries = sorted((tmp_path / look / "query").iterdir())
+        pixels[look] = np.stack([np.asarray(Image.open(path)) for path in queries]) / 255
+        wardrobe = market.LOOKS[look].wardrobe
+        people[look] = [market.make_person(3, number, wardrobe).who for number in range(40)]
+    assert pixels["summer"].shape == pixels["winter"].shape
+    assert pixels["winter"].mean() < pixels["summer"].mean() - 0.05
+    assert {who.sleeve for who in people["winter"]} == {1.0}
+    assert min(who.sleeve for who in people["summer"]) < 1
+    kinds = {look: {who.lower_kind for who in whole} for look, whole in people.items()}
+    assert "shorts" in kinds["summer"] - kinds["winter"]
+
+
+def test_a_set_of_another_look_is_another_set(tmp_path, tiny_demo, capsys):
+    folder = tmp_path / "set"
+    argv = ["--output_dir", str(folder), "--workers", "0"]
+    market.main([*argv, "--look", "winter"])
+    market.main([*argv, "--look", "winter"])
+    assert "already there (demo, winter, seed 0)" in capsys.readouterr().out
+    fails(argv, capsys, "holds something else")
+    marker = folder / "synthetic_market.json"  # as older versions wrote it, before there were looks
+    about = json.loads(marker.read_text())
+    del about["look"]
+    marker.write_text(json.dumps(about))
+    market.main(argv)
+    assert "already there (demo, summer, seed 0)" in capsys.readouterr().out
+    fails([*argv, "--look", "winter"], capsys, "holds something else")
+
+
 def test_user_errors_are_one_line(tmp_path, tiny_demo, capsys):
     file = tmp_path / "file"
     file.write_text("not a folder")

@@ -40,23 +40,32 @@ COLOURS = {  # few, and the same for all clothes, so that many people wear the s
     "red": (176, 40, 44), "pink": (224, 140, 160), "yellow": (222, 184, 62),
     "green": (58, 116, 72), "khaki": (164, 144, 104), "brown": (98, 66, 46),
 }
-UPPER = {"white": 5, "black": 5, "grey": 3, "blue": 3, "red": 3, "navy": 2, "pink": 2,
-         "yellow": 2, "green": 2, "khaki": 1}
-LOWER = {"black": 5, "denim": 4, "navy": 3, "khaki": 3, "grey": 2, "white": 1, "brown": 1}
-ACCENT = {"white": 3, "black": 3, "red": 2, "yellow": 2, "blue": 2, "green": 1, "pink": 1}
-BAG = {"black": 4, "red": 2, "blue": 2, "brown": 2, "pink": 1, "yellow": 1, "green": 1}
-SHOES = {"black": 4, "white": 4, "brown": 2, "red": 1, "blue": 1}
 SKIN = {(238, 200, 174): 3, (224, 180, 148): 3, (198, 150, 116): 2, (150, 104, 76): 1.2,
         (104, 70, 52): 0.8}
 HAIR = {(26, 22, 22): 6, (58, 40, 30): 3, (112, 74, 44): 2, (196, 158, 98): 1,
         (150, 148, 146): 1}
 HAIR_STYLE = {"short": 6, "long": 3, "bob": 2, "ponytail": 2, "buzz": 1.5, "bun": 1, "bald": 0.7}
-PATTERN = {"plain": 5, "print": 2.5, "hoops": 2, "blocks": 2, "open": 2, "checks": 1.5,
-           "logo": 1.5, "stripes": 1.2}
-LOWER_KIND = {"trousers": 6, "shorts": 3, "skirt": 2, "dress": 1}
 LOWER_EDGE = {"trousers": (0.04, 0.06), "shorts": (0.25, 0.36), "skirt": (0.2, 0.38),
               "dress": (0.24, 0.34)}
 # fmt: on
+
+
+@dataclass(frozen=True, eq=False)
+class Wardrobe:
+    """How people dress: tables of what is worn, {name: weight}, as `pick` draws from them.
+
+    Colours are names in COLOURS; sleeves are fractions of the arm.
+    """
+
+    upper: dict
+    lower: dict
+    accent: dict
+    bag: dict
+    shoes: dict
+    pattern: dict
+    lower_kind: dict
+    sleeve: dict
+    hat: dict
 
 
 @dataclass(frozen=True)
@@ -88,15 +97,15 @@ class Identity:
     bag_colour: np.ndarray
 
 
-def make_identity(rng):
+def make_identity(rng, wardrobe):
     """Draw one person's looks."""
 
     def colour(table, without=None):
         name = pick(rng, {k: w for k, w in table.items() if k != without})
         return name, np.array(COLOURS.get(name, name), np.float32) / 255
 
-    upper_name, upper = colour(UPPER)
-    lower_kind = pick(rng, LOWER_KIND)
+    upper_name, upper = colour(wardrobe.upper)
+    lower_kind = pick(rng, wardrobe.lower_kind)
     return Identity(
         height=rng.uniform(1.55, 1.88),
         girth=float(np.clip(rng.normal(1.05, 0.12), 0.85, 1.4)),
@@ -104,23 +113,23 @@ def make_identity(rng):
         skin=colour(SKIN)[1],
         hair=colour(HAIR)[1],
         hair_style=pick(rng, HAIR_STYLE),
-        hat=pick(rng, {"none": 8, "cap": 1.5, "beanie": 0.7}),
-        hat_colour=colour(BAG)[1],
+        hat=pick(rng, wardrobe.hat),
+        hat_colour=colour(wardrobe.bag)[1],
         upper=upper,
-        accent=colour(ACCENT, upper_name)[1],
-        pattern=pick(rng, PATTERN),
+        accent=colour(wardrobe.accent, upper_name)[1],
+        pattern=pick(rng, wardrobe.pattern),
         period=rng.uniform(0.06, 0.09),
-        sleeve=pick(rng, {0.1: 1, 0.5: 5, 1.0: 5}),
+        sleeve=pick(rng, wardrobe.sleeve),
         sleeve_accent=rng.random() < 0.15,
         hem=rng.uniform(0.49, 0.54),
-        lower=colour(LOWER, upper_name if rng.random() < 0.7 else None)[1],
+        lower=colour(wardrobe.lower, upper_name if rng.random() < 0.7 else None)[1],
         lower_kind=lower_kind,
         lower_pattern=pick(rng, {"plain": 8, "sidestripe": 1.5, "checks": 0.7}),
         lower_edge=rng.uniform(*LOWER_EDGE[lower_kind]),
-        shoes=colour(SHOES)[1],
+        shoes=colour(wardrobe.shoes)[1],
         boots=rng.random() < 0.12,
         bag=pick(rng, {"none": 4, "backpack": 3, "shoulder": 2, "hand": 2}),
-        bag_colour=colour(BAG)[1],
+        bag_colour=colour(wardrobe.bag)[1],
     )
 
 
@@ -317,9 +326,12 @@ class Person:
 
 
 @functools.lru_cache(maxsize=PASSERS_BY + 2)
-def make_person(seed: int, number: int) -> Person:
-    """Make the person of this number; passers-by are numbered from -PASSERS_BY to -1."""
-    who = make_identity(stream(seed, IDENTITY, number + PASSERS_BY))
+def make_person(seed: int, number: int, wardrobe: Wardrobe) -> Person:
+    """Make the person of this number, dressed from a wardrobe.
+
+    Passers-by are numbered from -PASSERS_BY to -1.
+    """
+    who = make_identity(stream(seed, IDENTITY, number + PASSERS_BY), wardrobe)
     parts = build_body(who)
     return Person(who, parts, np.concatenate([part.colour for part in parts]))
 
