@@ -120,8 +120,9 @@ def test_run(args, one, dataset, folder):
     reranked = (-distance for distance in rerank(query.features, gallery.features))
     blocks = similarity_blocks(query, gallery), reranked
     scores = [evaluate(some, query, gallery) for some in blocks]
-    trained_in = one.opts().get("options", {}).get("data_dir")
-    own = trained_in is not None and Path(trained_in).resolve() == folder.resolve()
+    trained_in = one.opts().get("options", {}).get("data_dir", [])  # several are a list
+    trained_in = trained_in if isinstance(trained_in, list) else [trained_in]
+    own = folder.resolve() in [Path(one).resolve() for one in trained_in]
     return Cell(own, dict(zip(RANKINGS, scores, strict=True)), query.identities)
 
 

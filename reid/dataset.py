@@ -43,11 +43,15 @@ FEW_CAMERAS = 8  # a number of cameras that is credible in a dataset of any size
 
 
 class Sample(NamedTuple):
-    """A training image: its path, its class, and 1 if a GAN made it, else 0."""
+    """A training image: its path, its class, and 1 if a GAN made it, else 0.
+
+    source: which of several datasets it is from, counted from 0.
+    """
 
     path: Path
     label: int
     generated: int = 0
+    source: int = 0
 
 
 class EvalImage(NamedTuple):
@@ -265,24 +269,25 @@ def hash_of(path, size, changed):
 
 
 def training_splits(
-    data_dir: str | Path,
+    data_dir: str | Path | list[str],
     train_all: bool,
     val_ids: int = 0,
     num_ids: int | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Return the real images of a training.
+    """Return the real images of a training, from one prepared folder or several.
 
-    The first image of each identity is held out for validation (`val_new`); with `train_all` none
-    is. val_ids: number of identities to hold out whole, evenly spaced. num_ids: number of the
-    others to train on, drawn by the seed (None: all); their classes are numbered anew.
+    People and cameras of several are different ones, whatever their numbers. The first image of
+    each identity is held out for validation (`val_new`); with `train_all` none is. val_ids: number
+    of identities to hold out whole, evenly spaced. num_ids: number of the others to train on, drawn
+    by the seed (None: all); their classes are numbered anew.
     """
-    data_dir = Path(data_dir)
-    check_prepared(data_dir)
-    if train_all:
-        train, validation = labelled_images(data_dir / "train_all_new"), []
-    else:
-        train, validation = (labelled_images(data_dir / f"{name}_new") for name in ("train", "val"))
+    train, validation, classes = [], [], 0
+    for source, folder in enumerate(data_dir if isinstance(data_dir, list) else [data_dir]):
+        parts = of_folder(Path(folder), train_all)
+        for images, more in zip((train, validation), parts, strict=True):
+            images += [s._replace(label=s.label + classes, source=source) for s in more]
+        classes += count_classes(parts[0] + parts[1])
     if not val_ids and num_ids is None:
         return Splits(train, validation, [])
     labels = range(count_classes(train + validation))
@@ -296,11 +301,25 @@ def training_splits(
         left = sorted(random.Random(seed).sample(left, num_ids))
     classes = {label: n for n, label in enumerate(left)}
     people = [s for s in train + validation if s.label in held_out]
-    return Splits(
-        renumbered(train, classes),
-        renumbered(validation, classes),
-        [EvalImage(sample.path, *parse_name(sample.path)) for sample in people],
-    )
+    return Splits(renumbered(train, classes), renumbered(validation, classes), as_people(people))
+
+
+def as_people(samples):
+    """Return Samples as EvalImages; their numbers tell people and cameras of all sources apart."""
+    people = []
+    for sample in samples:
+        apart = sample.source * (LARGEST_LABEL + 1)
+        identity, camera = parse_name(sample.path)
+        people.append(EvalImage(sample.path, identity + apart, camera + apart))
+    return people
+
+
+def of_folder(data_dir, train_all):
+    """Return the Samples to train and to validate on of one prepared folder."""
+    check_prepared(data_dir)
+    if train_all:
+        return labelled_images(data_dir / "train_all_new"), []
+    return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
 
 
 def renumbered(samples, classes):
@@ -323,7 +342,11 @@ def count_classes(samples: list[Sample]) -> int:
 
 def generated_folder(args: Namespace) -> Path:
     """Return the folder of generated images: --gen_dir, else its usual place in --data_dir."""
-    return Path(args.gen_dir or Path(args.data_dir) / "train_new" / GENERATED_FOLDER)
+    if args.gen_dir:
+        return Path(args.gen_dir)
+    if isinstance(args.data_dir, list):
+        raise UserError("--gen_dir: with several --data_dir, name the folder of generated images")
+    return Path(args.data_dir) / "train_new" / GENERATED_FOLDER
 
 
 def check_prepared(data_dir: str | Path) -> None:
@@ -399,6 +422,22 @@ def fingerprint(samples: list[Sample]) -> dict:
         "images": len(samples),
         "sha256": hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest(),
     }
+
+
+def sources(data_dirs: list[str], samples: list[Sample]) -> list[dict]:
+    """Return what each of several datasets adds to real Samples: a dict each."""
+    rows = []
+    for source, data_dir in enumerate(data_dirs):
+        own = [s for s in samples if s.source == source and not s.generated]
+        rows.append(
+            {
+                "data_dir": data_dir,
+                "identities": len({s.label for s in own}),
+                "cameras": len({parse_name(s.path)[1] for s in own}),
+                **fingerprint(own),
+            }
+        )
+    return rows
 
 
 def eval_fingerprint(images: list[EvalImage]) -> str:

@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 from reid.checkpoint import Run, unwrap, weights_hash
 from reid.curves import draw_curves
-from reid.dataset import Sample, Splits, classes_hash, count_classes, fingerprint, manifest
+from reid.dataset import (
+    Sample,
+    Splits,
+    classes_hash,
+    count_classes,
+    fingerprint,
+    manifest,
+    sources,
+)
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
 from reid.distributed import Split, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package
@@ -69,6 +77,7 @@ def opened(
             generated = sum(sample.generated for sample in splits.train)
             real = len(splits.train) - generated
             check_batchsize(args, world, real + (args.gan_batch or generated))
+            check_balance(args, generated)
             if splits.people:
                 queries_and_gallery(splits.people)
             facts = measure(args, world, splits, loss_function)
@@ -121,11 +130,13 @@ def opened(
 def measure(args: Namespace, world: World, splits: Splits, loss_function: Callable) -> dict:
     """Return the facts that opts.json holds beside the options."""
     real = [s for s in splits.train + splits.validation if not s.generated]
+    several = isinstance(args.data_dir, list)
     return {
         "loss": loss_function.__name__,
         "class_num": count_classes(real),
         "generated": sum(sample.generated for sample in splits.train),
         "dataset": fingerprint(splits.train),
+        "sources": sources(args.data_dir, splits.train) if several else None,
         "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),
         "device": str(world.device),
@@ -174,6 +185,9 @@ class Training:
         # ============ read the images ============
         with world.together():
             learner.read(self.splits.train, self.splits.validation)
+        for row in self.facts["sources"] or ():
+            counts = "{images} images of {identities} people by {cameras} cameras".format(**row)
+            world.say(f"{row['data_dir']}: {counts}")
         held_out = len(self.splits.validation) + len(self.splits.people)
         world.say(
             f"{run.path}: {args.backbone}, {len(self.splits.train)} images of "
@@ -287,6 +301,7 @@ class Learner:
             args.instances,
             args.gan_batch or 0,
             args.real_epochs,
+            args.balance,
         )
         self.sampler = sampler
         two_views = self.mean_targets is not None
@@ -492,6 +507,22 @@ def check_batchsize(args: Namespace, world: World, images: int) -> None:
             f"warning: DataParallel: batch norm sees 1/{parts} of each batch, which cost the 2018 "
             f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {parts} does not",
             file=sys.stderr,
+        )
+
+
+def check_balance(args, generated):
+    """Raise UserError where --balance has nothing to balance, or no equal shares."""
+    if not args.balance:
+        return
+    if not isinstance(args.data_dir, list):
+        raise UserError("--balance: there is one --data_dir; name several, or leave it out")
+    if generated and not args.gan_batch:
+        raise UserError("--balance: say with --gan_batch how many generated images a batch has")
+    real, number = args.batchsize - (args.gan_batch or 0), len(args.data_dir)
+    if real % (number * max(args.instances, 1)):
+        raise UserError(
+            f"--balance: {real} real images a batch have no equal shares for {number} datasets"
+            + (f" in groups of {args.instances} (--instances)" if args.instances else "")
         )
 
 

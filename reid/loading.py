@@ -43,7 +43,8 @@ class StepSampler(Sampler):
     `reid.distributed.World`; instances: images of an identity that stand together in a batch, or 0
     to shuffle freely; gan_batch: generated images in every batch, or 0 to shuffle them among the
     real ones. With gan_batch an epoch is a pass over the real images; real_epochs: whether it has
-    as many steps as such a pass without it, too.
+    as many steps as such a pass without it, too. balance: whether each source has the same number
+    of images in every batch; an epoch then has as many steps, but repeats the smaller sources.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StepSampler(Sampler):
         instances: int = 0,
         gan_batch: int = 0,
         real_epochs: bool = False,
+        balance: bool = False,
     ):
         self.samples, self.world = samples, world
         self.instances, self.gan_batch = instances, gan_batch
@@ -72,6 +74,10 @@ class StepSampler(Sampler):
             counts = Counter(samples[n].label for n in counted).values()
             images = sum(-(-count // instances) * instances for count in counts)
         self.number = images // full
+        sources = {}
+        for n in self.pool:
+            sources.setdefault(samples[n].source if balance else 0, []).append(n)
+        self.sources = list(sources.values())
 
     def __len__(self):
         return self.number
@@ -82,18 +88,25 @@ class StepSampler(Sampler):
         Returns the generator, from which the images' augmentation is drawn next.
         """
         generator = torch.Generator().manual_seed(seed)
-        pool = torch.tensor(self.pool)
-        if self.instances:
-            order = identity_order([self.samples[n] for n in self.pool], self.instances, generator)
-        else:
-            order = torch.randperm(len(pool), generator=generator)
-        self.steps = pool[order[: self.number * self.from_pool]].view(self.number, self.from_pool)
+        share = self.from_pool // len(self.sources)
+        parts = [self.passes(numbers, share, self.instances, generator) for numbers in self.sources]
         if self.gan_batch:
-            generated = torch.tensor([n for n, s in enumerate(self.samples) if s.generated])
-            passes = repeated_passes(generated, self.number * self.gan_batch, generator)
-            passes = passes.view(self.number, self.gan_batch)
-            self.steps = torch.cat([self.steps, passes], dim=1)
+            generated = [n for n, s in enumerate(self.samples) if s.generated]
+            parts.append(self.passes(generated, self.gan_batch, 0, generator))
+        self.steps = torch.cat(parts, dim=1)
         return generator
+
+    def passes(self, numbers, share, instances, generator):
+        """Draw shuffled passes over samples, until each step has its share: [len(self), share]."""
+        orders, drawn = [], 0
+        while drawn < len(self) * share:
+            if instances:
+                order = identity_order([self.samples[n] for n in numbers], instances, generator)
+            else:
+                order = torch.randperm(len(numbers), generator=generator)
+            orders.append(torch.tensor(numbers)[order])
+            drawn += len(order)
+        return torch.cat(orders)[: len(self) * share].view(len(self), share)
 
     def __iter__(self):
         for step in self.steps:
@@ -251,13 +264,6 @@ def read_all(
 def size_in_memory(images: list[np.ndarray]) -> float:
     """Return how many gigabytes a list of arrays takes."""
     return sum(image.nbytes for image in images) / GIGABYTE
-
-
-def repeated_passes(numbers, length, generator):
-    """Return the first `length` of shuffled passes over `numbers`, one after the other."""
-    passes = -(-length // len(numbers))
-    orders = [torch.randperm(len(numbers), generator=generator) for _ in range(passes)]
-    return numbers[torch.cat(orders)[:length]]
 
 
 def identity_order(samples, instances, generator):

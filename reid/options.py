@@ -262,7 +262,16 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
     parser.set_defaults(gan_batch=None, real_epochs=False, split_bn=False, gan_start=0)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data_dir", default=data_dir, help="the `pytorch` folder that prepare.py made"
+        "--data_dir",
+        nargs="+",
+        default=[data_dir],
+        help="the `pytorch` folder that prepare.py made; or several: each has people and cameras "
+        "of its own",
+    )
+    data.add_argument(
+        "--balance",
+        action="store_true",
+        help="with several --data_dir: the same number of each one's images in every batch",
     )
     data.add_argument(
         "--train_all",
@@ -472,7 +481,12 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     """Parse the options of a training script; --recipe strong sets what the user did not."""
     if parser.parse_args(argv).recipe == "strong":
         parser.set_defaults(**STRONG)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if len(args.data_dir) == 1:  # as opts.json has it
+        [args.data_dir] = args.data_dir
+    elif len(args.data_dir) != len(set(args.data_dir)):
+        raise UserError("--data_dir: names a folder twice; leave one out")
+    return args
 
 
 def backbone_of(options: dict) -> str | None:

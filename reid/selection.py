@@ -8,6 +8,7 @@ import copy
 from argparse import Namespace
 from itertools import product
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,8 +17,7 @@ from reid.dataset import EvalImage
 from reid.distributed import World
 from reid.errors import UserError
 from reid.features import extract
-from reid.mat import feature_set
-from reid.metrics import evaluate, similarity_blocks
+from reid.metrics import FeatureSet, evaluate, similarity_blocks
 from reid.transforms import EvalTransform, size_for_testing
 
 
@@ -55,7 +55,6 @@ def choose_testing(
     one tried. Prints a table. All processes of `world` must call it; the first gets the dict.
     """
     parts = queries_and_gallery(people)
-    folder = people[0].path.parents[2]
     kinds = [args.test_size] if args.test_size else ["same", "enlarged"]
     scores = []
     for kind, layer in product(kinds, LAYERS):
@@ -66,7 +65,7 @@ def choose_testing(
         except ValueError:  # not every backbone takes the larger one
             continue
         sets = []
-        for name, images in zip(("query", "gallery"), parts, strict=True):
+        for part, images in zip(("query", "gallery"), parts, strict=True):
             features = extract(
                 resized,
                 [image.path for image in images],
@@ -75,11 +74,12 @@ def choose_testing(
                 dtype=dtype,
                 batchsize=args.batchsize,
                 workers=args.workers,
-                label=f"held out, {name}, {layer} at {size[0]}x{size[1]}",
+                label=f"held out, {part}, {layer} at {size[0]}x{size[1]}",
                 layer=layer,
             )
             if world.first:
-                sets.append(feature_set(features, images, folder))
+                labels = ([getattr(i, name) for i in images] for name in ("identity", "camera"))
+                sets.append(FeatureSet(features, *map(np.array, labels)))
         if world.first:
             found = evaluate(similarity_blocks(*sets), *sets)
             score = {"rank1": found.rank(1), "mAP": found.mean_ap()}

@@ -37,6 +37,8 @@ def train_steps(out, prepared, last, *flags):
         torch.set_default_dtype(torch.float32)
     training = Learner(args, world, net, None, losses.label_rule(args.gan_label))
     real, generated = images(prepared)
+    if args.balance:
+        real = [sample._replace(source=sample.label % 2) for sample in real]
     training.read(real + generated, labelled_images(Path(prepared) / "val_new"))
     result, steps = {}, 0
     while steps < last:
