@@ -286,14 +286,23 @@ class Learner:
             *size, self.normalisation, args.erasing_p, args.color_jitter, args.auto_augment
         )
         paths = [sample.path for sample in train_samples]
-        images = read_all(paths, transform.read, args.workers, args.cache, "reading images")
+        first = args.data_dir[0] if isinstance(args.data_dir, list) else args.data_dir
+        images = read_all(
+            paths,
+            transform.read,
+            args.workers,
+            args.cache,
+            "reading images",
+            Path(first) / "cache",
+            [transform.full_height, transform.full_width],
+        )
         held_out = world.shard(val_samples)
         val_paths, val_images = [sample.path for sample in held_out], None
         to_validate = EvalTransform(*size)
         if images is not None:
             val_images = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
             total = size_in_memory(images) + size_in_memory(val_images)
-            world.say(f"images decoded into memory: {total:.2f} GB")
+            world.say(f"images decoded: {total:.2f} GB")
         sampler = StepSampler(
             train_samples,
             args.batchsize,

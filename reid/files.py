@@ -54,7 +54,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path).absolute()
     temporary = partial_name(path)
     try:
-        with locked(path, wait=True):
+        with locked(path, PATIENCE):
             try:
                 temporary.unlink(missing_ok=True)
                 yield temporary
@@ -105,19 +105,19 @@ def partial_name(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
+def locked(path: str | Path, patience: float = 0) -> Iterator[None]:
     """Keep other processes that ask for the same from `path` until the block ends.
 
     The lock ends with its process, too, however that ends; over NFS where the server has locks. A
     process that holds it already must not ask again.
-    Raises UserError where another has it; with `wait`, where it still has it after PATIENCE.
+    Raises UserError where another still has it after so many seconds.
     """
     if fcntl is None:
         yield
         return
     lock = Path(path).with_name(f".{Path(path).name}.lock")
     try:
-        descriptor = take_lock(lock, wait)
+        descriptor = take_lock(lock, patience)
     except OSError as error:
         of_another = isinstance(error, PermissionError) and lock.exists()
         raise cannot_write(lock if of_another else path, error) from error
@@ -134,9 +134,9 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def take_lock(lock, wait):
+def take_lock(lock, patience):
     """Return the descriptor of the locked file; None where another process has it."""
-    deadline = time.monotonic() + (PATIENCE if wait else 0)
+    deadline = time.monotonic() + patience
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -1,10 +1,9 @@
-"""Batches of images, decoded once into memory where that fits, else by loader processes."""
+"""Batches of images, decoded once into a file or memory where that fits, else by processes."""
 
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
+from reid.cache import decoded, has_room, shared_images
 from reid.dataset import Sample
 from reid.device import send
 from reid.distributed import World
@@ -238,27 +237,38 @@ def leave_interrupts(worker):
 
 
 def read_all(
-    paths: list[Path], read: Callable, threads: int, mode: str, label: str
+    paths: list[Path],
+    read: Callable,
+    threads: int,
+    mode: str,
+    label: str,
+    folder: Path | None = None,
+    about: object = None,
 ) -> list[np.ndarray] | None:
     """Read all images into a list of arrays; None where they are to be read anew each epoch.
 
-    mode: "off", "ram", or "auto": where they take no more than CACHE_BUDGET, for all of this
-    machine's processes together, judged by a hundred images. Raises UserError that names a file
-    which can't be read.
+    mode: "file": of a file in `folder`, see `reid.cache`; "ram"; "off"; or "auto": a file where
+    there is room for it, else memory where the images take no more than CACHE_BUDGET, for all of
+    this machine's processes together, judged by a hundred of them. about: what `read` does.
+    Raises UserError that names a file which can't be read.
     """
     if mode == "off" or not paths:
         return None if paths else []
     if mode == "auto":
-        some = paths[:: len(paths) // 100 + 1]
-        images = sum(read(path).nbytes for path in some) / len(some) * len(paths)
-        if images * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > CACHE_BUDGET:  # each has its own
-            return None
-    pool = ThreadPoolExecutor(max(threads, 1))  # decoding lets other threads run
-    try:
-        images = pool.map(read, paths)
-        return list(tqdm(images, label, len(paths), unit="image", disable=None, leave=False))
-    finally:
-        pool.shutdown(cancel_futures=True)
+        mode = chosen_mode(paths, read, folder)
+    if mode == "file":
+        return shared_images(paths, read, about, folder, threads, label)
+    return list(decoded(paths, read, threads, label)) if mode == "ram" else None
+
+
+def chosen_mode(paths, read, folder):
+    """Return the mode that "auto" means for these images."""
+    some = paths[:: len(paths) // 100 + 1]
+    size = sum(read(path).nbytes for path in some) / len(some) * len(paths)
+    if folder and has_room(folder, size):
+        return "file"
+    own_copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return "ram" if size * own_copies <= CACHE_BUDGET else "off"
 
 
 def size_in_memory(images: list[np.ndarray]) -> float:

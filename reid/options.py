@@ -458,10 +458,11 @@ def add_speed_options(parser: Parser) -> None:
     group = parser.add_argument_group("speed")
     group.add_argument(
         "--cache",
-        choices=["auto", "ram", "off"],
+        choices=["auto", "file", "ram", "off"],
         default="auto",
-        help="ram: decode all images once, into each process's memory; auto: do so where they take "
-        "up to 2 GiB; off: --workers processes read them anew in each epoch",
+        help="file: decode all images once, into <data_dir>/cache, for all processes and later "
+        "runs; ram: into each process's memory; off: --workers processes read them anew in each "
+        "epoch; auto: the first of these that has room (8 GiB on disk, 2 in memory)",
     )
     group.add_argument(
         "--compile",

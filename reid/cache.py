@@ -1,0 +1,136 @@
+"""Decoded images in one file beside the dataset: every process maps it, the next run finds it.
+
+    <data_dir>/cache/<key>.bin     the pixels of all images, one image after the other
+    <data_dir>/cache/<key>.json    the images' sizes and a checksum of the pixels, written last
+
+The key is a hash of all that the pixels depend on: names, sizes and times of the files, what is
+done to them, Pillow's version. So a file of other images or sizes is never taken; nor is one whose
+checksum is wrong. The operating system keeps one copy in memory, whatever the number of processes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from reid.errors import UserError
+from reid.files import locked, read_json, replacing, write_json
+
+BUDGET = 8 * 1024**3  # bytes of all files in one folder; the oldest make room
+AHEAD = 256  # images that are decoded before their pixels are written
+
+
+def shared_images(
+    paths: list[Path], read: Callable, about: object, folder: Path, threads: int, label: str
+) -> list[np.ndarray]:
+    """Return the arrays of images, uint8 [h, w, 3], as views of the file in `folder` that has them.
+
+    The file is made where there is none; other processes wait for it meanwhile. read: decodes an
+    image; about: what `read` does, as JSON can hold it. Raises UserError for an image that can't be
+    read, or where the file can't be written.
+    """
+    place = folder / key_of(paths, about, folder)
+    images = stored_images(place)
+    if images is None:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: can't be made ({error.strerror}); take --cache ram"
+            ) from None
+        with locked(place, patience=math.inf):
+            images = stored_images(place)  # another process may have made it
+            if images is None:
+                store(place, decoded(paths, read, threads, label))
+                make_room(place)
+                images = stored_images(place)
+    return images
+
+
+def key_of(paths, about, folder):
+    """Return the name of the file for these images: a hash."""
+    digest = hashlib.sha256(json.dumps([about, PIL.__version__]).encode())
+    for path in paths:
+        facts = os.stat(path)
+        name = os.path.relpath(path, folder)
+        digest.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
+    return digest.hexdigest()[:24]
+
+
+def stored_images(place):
+    """Return the images of a file as arrays; None where it is missing or damaged."""
+    try:
+        facts = read_json(place.with_suffix(".json"), "", shapes=list, crc32=int)
+        pixels = np.memmap(place.with_suffix(".bin"), np.uint8, "r").view(np.ndarray)
+    except (UserError, OSError, ValueError):
+        return None
+    if checksum(facts["shapes"], zlib.crc32(pixels)) != facts["crc32"]:
+        return None
+    sizes = [height * width * 3 for height, width in facts["shapes"]]
+    ends = np.cumsum(sizes)
+    return [
+        pixels[end - size : end].reshape(*shape, 3)
+        for end, size, shape in zip(ends, sizes, facts["shapes"], strict=True)
+    ]
+
+
+def store(place, images):
+    """Write arrays [h, w, 3] into a file, whole or not at all."""
+    shapes, crc32 = [], 0
+    with replacing(place.with_suffix(".bin")) as temporary, open(temporary, "wb") as file:
+        for image in images:
+            file.write(image.data)
+            crc32 = zlib.crc32(image, crc32)
+            shapes.append(image.shape[:2])
+    content = {"shapes": shapes, "crc32": checksum(shapes, crc32)}
+    write_json(place.with_suffix(".json"), content)
+
+
+def checksum(shapes, crc32):
+    """Return the checksum of a file: its pixels', `crc32`, continued over the images' sizes."""
+    return zlib.crc32(json.dumps(shapes).encode(), crc32)
+
+
+def decoded(paths: list[Path], read: Callable, threads: int, label: str) -> Iterator[np.ndarray]:
+    """Yield the array that `read` makes of each file; threads decode some ahead, with a bar."""
+    pool = ThreadPoolExecutor(max(threads, 1))  # decoding lets other threads run
+    try:
+        with tqdm(total=len(paths), desc=label, unit="image", disable=None, leave=False) as bar:
+            for start in range(0, len(paths), AHEAD):
+                for image in pool.map(read, paths[start : start + AHEAD]):
+                    yield image
+                    bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def make_room(place):
+    """Delete the files that were made longest ago while all of a folder are over the BUDGET."""
+    files = sorted(place.parent.glob("*.bin"), key=os.path.getmtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > BUDGET and file.stem != place.name:
+            for half in (file, file.with_suffix(".json")):
+                with suppress(OSError):  # Windows keeps what is in use
+                    half.unlink()
+
+
+def has_room(folder: Path, size: float) -> bool:
+    """Tell whether a file of so many bytes may be put into `folder`, or is no burden there."""
+    parent = folder if folder.is_dir() else folder.parent
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError:
+        return False
+    return size <= BUDGET and 2 * size <= free and os.access(parent, os.W_OK)
