@@ -347,31 +347,29 @@ def serve(page, port):
 
     # A web site whose name leads to this computer could else read the page in a visitor's browser.
     own_name = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    try:
-        page.launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            allowed_paths=[],
-            max_file_size=MOST_BYTES,
-            state_session_capacity=SESSIONS,
-            enable_monitoring=False,
-            run_history=False,
-            mcp_server=False,
-            pwa=False,
-            ssr_mode=False,
-            footer_links=[],
-            app_kwargs={"middleware": [own_name]},
-            theme=theme(gradio),
-            css=markup.CSS,
-        )
-        print(f"http://{HOST}:{port} has the page; Ctrl-C ends it", flush=True)
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+    page.launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        allowed_paths=[],
+        max_file_size=MOST_BYTES,
+        state_session_capacity=SESSIONS,
+        enable_monitoring=False,
+        run_history=False,
+        mcp_server=False,
+        pwa=False,
+        ssr_mode=False,
+        footer_links=[],
+        app_kwargs={"middleware": [own_name]},
+        theme=theme(gradio),
+        css=markup.CSS,
+    )
+    print(f"http://{HOST}:{port} has the page; Ctrl-C ends it", flush=True)
+    # Not closed at the end: that would wait five seconds for a thread which ends with the process.
+    threading.Event().wait()
 
 
 def theme(gradio):

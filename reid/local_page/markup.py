@@ -69,7 +69,7 @@ CSS = """
 .pair figcaption { font-size: 0.82rem; line-height: 1.35; overflow-wrap: anywhere;
   color: var(--body-text-color-subdued); margin-top: 4px; }
 @media (max-width: 480px) {
-  #crop a { display: block; margin-top: 0.5rem; text-decoration: underline; }
+  #crop a { display: block; margin-top: 0.5rem; text-align: left; }
   .places { grid-template-columns: repeat(2, 1fr); }
   .pair .maps { display: grid; grid-template-columns: repeat(2, 1fr); }
   .pair figure, .pair img { width: 100%; }
