@@ -45,16 +45,16 @@ NO_THRESHOLD = 1.0  # which no image reaches, where none is calibrated
 DIGITS = 3  # of a similarity on the slider: more would make it long to walk with arrow keys
 KEPT = 300  # seconds that an uploaded file is kept, so that whoever has sent the same can have it
 AT_ONCE = 4  # searches; more wait for their turn
+IDLE = 3600  # seconds after which a page that was closed is forgotten
 SESSIONS = 100  # open pages whose rankings are kept in memory
 
 
 class View(NamedTuple):
-    """What one open page shows: a crop, its ranking, and the place whose heat maps are open."""
+    """What one open page shows: a crop and its ranking."""
 
     crop: Crop
     ranking: Ranking
     reranked: bool
-    chosen: int | None = None
 
 
 def get_parser():
@@ -202,7 +202,9 @@ def build(gradio, finder, stored, header):
     with gradio.Blocks(
         title=markup.TITLE, analytics_enabled=False, delete_cache=(60, KEPT)
     ) as page:
-        view = gradio.State(None, time_to_live=3600)
+        view = gradio.State(None, time_to_live=IDLE)
+        # Not in the view: maps that come after another search would bring the old one back.
+        chosen = gradio.State(None, time_to_live=IDLE)
         gradio.HTML(header, elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
@@ -236,25 +238,25 @@ def build(gradio, finder, stored, header):
         upload.upload(
             actions.upload,
             [upload, rerank, other_cameras, threshold],
-            [upload, card, other_cameras, view, summary, ranking, pair],
+            [upload, card, other_cameras, view, chosen, summary, ranking, pair],
             api_visibility="private",
         )
         for box in (rerank, other_cameras):
             box.input(
                 actions.search,
                 [rerank, other_cameras, threshold, view],
-                [view, summary, ranking, pair],
+                [view, chosen, summary, ranking, pair],
                 api_visibility="private",
             )
         threshold.change(
             actions.mark,
-            [threshold, view],
+            [threshold, view, chosen],
             [summary, ranking, rate],
             trigger_mode="always_last",
             show_progress="hidden",
             api_visibility="private",
         )
-        ranking.click(choose, [view], [view, pair], api_visibility="private")
+        ranking.click(choose, [view], [chosen, pair], api_visibility="private")
     return page.queue(default_concurrency_limit=AT_ONCE, max_size=10 * AT_ONCE)
 
 
@@ -273,47 +275,48 @@ class Actions:
             crop = self.finder.read(path)
             found = self.finder.rank(crop, rerank, other_cameras)
         except UserError as error:
-            return None, "", self.gradio.skip(), None, markup.problem(error), "", ""
-        box = self.gradio.update(
-            interactive=crop.camera is not None, info=markup.camera_text(crop.camera)
-        )
-        view = View(crop, found, rerank)
-        return None, markup.crop_card(crop), box, view, *self.shown(view, threshold), ""
+            return None, "", self.camera_box(None), None, None, markup.problem(error), "", ""
+        view, box = View(crop, found, rerank), self.camera_box(crop.camera)
+        return None, markup.crop_card(crop), box, view, None, *self.shown(view, threshold), ""
+
+    def camera_box(self, camera):
+        """Return what changes of the box that leaves out a camera: a number, or None."""
+        return self.gradio.update(interactive=camera is not None, info=markup.camera_text(camera))
 
     def search(self, rerank, other_cameras, threshold, view):
         """Search for the same crop in another way."""
         if view is None:
-            return None, self.gradio.skip(), "", ""
+            return None, None, markup.START, "", ""
         try:
             found = self.finder.rank(view.crop, rerank, other_cameras)
         except UserError as error:
-            return view, markup.problem(error), "", ""
+            return view, None, markup.problem(error), "", ""
         view = View(view.crop, found, rerank)
-        return view, *self.shown(view, threshold), ""
+        return view, None, *self.shown(view, threshold), ""
 
-    def mark(self, threshold, view):
+    def mark(self, threshold, view, chosen):
         """Mark the same person at another threshold, and say how often that is wrong."""
-        same = [self.gradio.skip()] * 2 if view is None else self.shown(view, threshold)
+        same = [self.gradio.skip()] * 2 if view is None else self.shown(view, threshold, chosen)
         return *same, self.rate(threshold)
 
     def explain(self, view, event):
         """Show the heat maps of the place in `event`, as a browser sends it: of any content."""
         number = event.get("place") if isinstance(event, dict) else None
         if view is None or number not in range(len(view.ranking.places)):
-            return view, markup.problem("There is no such image in the ranking.")
+            return None, markup.problem("There is no such image in the ranking.")
         number = int(number)
         try:
             why = self.finder.explain(view.crop, view.ranking.places[number])
         except UserError as error:
-            return view, markup.problem(error)
-        return view._replace(chosen=number), markup.pair(view.crop, view.ranking, number, why)
+            return None, markup.problem(error)
+        return number, markup.pair(view.crop, view.ranking, number, why)
 
-    def shown(self, view, threshold):
-        """Return a view's summary and ranking as HTML."""
+    def shown(self, view, threshold, chosen=None):
+        """Return a view's summary and ranking as HTML, the image at place `chosen` pressed."""
         threshold = self.exact(threshold)
         return (
             markup.summary(view.ranking, threshold, view.reranked),
-            markup.ranking_list(view.ranking, threshold, view.chosen),
+            markup.ranking_list(view.ranking, threshold, chosen),
         )
 
     def rate(self, threshold):

@@ -211,7 +211,7 @@ def bad_files(folder):
         "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
     }.items():
         (folder / name).write_bytes(some)
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")
     return sorted(folder.iterdir())
 
 
@@ -285,6 +285,7 @@ def test_marks_and_names(finder, tmp_path):
 # --- mistakes on the command line ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mistakes_get_one_line(run, tmp_path, monkeypatch, capsys):
     pytest.importorskip("gradio")
     monkeypatch.chdir(tmp_path)
@@ -507,8 +508,8 @@ def test_odd_uploads_get_a_sentence(server, tmp_path):
         if shown is None:  # Gradio itself refuses a suffix that is no image's
             assert path.suffix in (".html", ".eps")
             continue
-        assert "can&#x27;t be read as an image" in shown[4]
-        assert "server" not in shown[4], "where the upload lies is nobody's business"
+        assert "can&#x27;t be read as an image" in shown[5]
+        assert "server" not in shown[5], "where the upload lies is nobody's business"
     content = save_blocks(tmp_path / "a.png", seed=3).read_bytes()
     for number, name in enumerate(
         [
@@ -531,13 +532,13 @@ def test_odd_uploads_get_a_sentence(server, tmp_path):
     assert server.upload("big.png", bytes(finding.MOST_BYTES + 1))[0] == 413
     # It has gone on.
     shown = server.search("0001_c2s1_000001_00.png", content, "after")
-    assert shown[5].count("<li>") == 6
+    assert shown[6].count("<li>") == 6
 
 
 @pytest.mark.slow
 def test_values_that_no_browser_sends(server, tmp_path):
     content = save_blocks(tmp_path / "a.png", seed=4).read_bytes()
-    assert server.search("0001_c2s1_000001_00.png", content, "odd_values")[5].count("<li>") == 6
+    assert server.search("0001_c2s1_000001_00.png", content, "odd_values")[6].count("<li>") == 6
     for event in [None, {}, [], {"place": -1}, {"place": 6}, {"place": "0"}, {"place": None}]:
         _, shown = server.act(EXPLAIN, [None], "odd_values", event)
         assert "There is no such image" in shown
@@ -546,9 +547,9 @@ def test_values_that_no_browser_sends(server, tmp_path):
         assert "There is no such image" in shown
     _, shown = server.act(EXPLAIN, [None], "odd_values", {"place": 0})
     assert "Why rank 1 is at" in shown
-    for data in [["x", None], [None, None], [5.0, None], [], [{}, None]]:
+    for data in [["x", None, None], [None] * 3, [5.0, None, None], [], [{}, None, 10**9]]:
         server.act(MARK, data, "odd_values")
-    assert server.act(MARK, [0.5, None], "odd_values")[1].count("<li>") == 6
+    assert server.act(MARK, [0.5, None, None], "odd_values")[1].count("<li>") == 6
     # Another's crop is not to be had.
     _, shown = server.act(EXPLAIN, [None], "another", {"place": 0})
     assert "There is no such image" in shown
@@ -562,7 +563,7 @@ def test_ten_at_once(server, tmp_path):
 
     def ask(number):
         shown = server.search(f"{number}.png", contents[number], f"at_once_{number}")
-        return re.sub(r"data:[^\"]*", "", shown[5])
+        return re.sub(r"data:[^\"]*", "", shown[6])
 
     with ThreadPoolExecutor(10) as pool:
         together = list(pool.map(ask, range(10)))
@@ -646,6 +647,10 @@ def test_a_person_searches(tab, server, tmp_path):
     images = tab.locator("#pair img")
     assert images.count() == 5 and images.nth(0).get_attribute("alt") == "your crop"
     assert tab.evaluate("document.querySelector('#pair img').naturalWidth") > 20
+    slider.fill("0.5")  # the ranking is drawn anew, the chosen image stays so
+    tab.get_by_text("of the first 6").wait_for(timeout=60_000)
+    tab.wait_for_timeout(500)
+    assert buttons.nth(1).get_attribute("aria-pressed") == "true"
     # The other choices
     box.check()
     tab.get_by_text("of the crop's own camera").wait_for(timeout=60_000)
