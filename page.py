@@ -208,29 +208,8 @@ def build(gradio, finder, stored, header):
         gradio.HTML(header, elem_id="head")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
-                upload = gradio.File(
-                    label="A crop of a person",
-                    file_types=["image"],
-                    height=150,
-                    elem_id="upload",
-                )
-                refuse_addresses(upload)
-                card = gradio.HTML(elem_id="crop", js_on_load=markup.POLITE)
-                rerank = gradio.Checkbox(label="Re-rank", info=markup.RERANK)
-                other_cameras = gradio.Checkbox(
-                    label="Leave out the crop's own camera",
-                    info=markup.camera_text(None),
-                    interactive=False,
-                )
-                threshold = gradio.Slider(
-                    min(0.0, start),
-                    1.0,
-                    value=start,
-                    step=10**-DIGITS,
-                    label="Same person from this similarity on",
-                    elem_id="threshold",
-                )
-                rate = gradio.HTML(actions.rate(start), elem_id="rate", js_on_load=markup.POLITE)
+                controls = add_controls(gradio, actions, start)
+                upload, card, rerank, other_cameras, threshold, rate = controls
             with gradio.Column(scale=3, min_width=320):
                 summary = gradio.HTML(markup.START, elem_id="summary", js_on_load=markup.POLITE)
                 ranking = gradio.HTML(elem_id="ranking", js_on_load=markup.CHOOSING)
@@ -258,6 +237,34 @@ def build(gradio, finder, stored, header):
         )
         ranking.click(choose, [view], [chosen, pair], api_visibility="private")
     return page.queue(default_concurrency_limit=AT_ONCE, max_size=10 * AT_ONCE)
+
+
+def add_controls(gradio, actions, start):
+    """Add the place to drop a crop, and what one can choose, from top to bottom. Returns them."""
+    upload = gradio.File(
+        label="A crop of a person",
+        file_types=["image"],
+        height=150,
+        elem_id="upload",
+    )
+    refuse_addresses(upload)
+    card = gradio.HTML(elem_id="crop", js_on_load=markup.POLITE)
+    rerank = gradio.Checkbox(label="Re-rank", info=markup.RERANK)
+    other_cameras = gradio.Checkbox(
+        label="Leave out the crop's own camera",
+        info=markup.camera_text(None),
+        interactive=False,
+    )
+    threshold = gradio.Slider(
+        min(0.0, start),
+        1.0,
+        value=start,
+        step=10**-DIGITS,
+        label="Same person from this similarity on",
+        elem_id="threshold",
+    )
+    rate = gradio.HTML(actions.rate(start), elem_id="rate", js_on_load=markup.POLITE)
+    return upload, card, rerank, other_cameras, threshold, rate
 
 
 class Actions:
