@@ -181,21 +181,30 @@ def find_threshold(args, folder, embed):
     """Return the threshold above which two images count as one person, and its origin, if any."""
     if args.threshold is not None:
         return args.threshold, "--threshold"
-    stored = None if args.weights else stored_threshold(folder)
+    stored = usable_threshold(args, folder, embed)
     if stored is None:
-        return None, None
-    if stored["made_by"] != embed.made_by:
-        print(
-            f"{folder / FILE}: of other weights, another layer, size or scales, so not used; "
-            "calibrate again, or pass --threshold",
-            file=sys.stderr,
-        )
         return None, None
     rate = 100 * stored["false_match_rate"]
     pairs = f"{stored['impostors']:,} pairs of two people"
     origin = f"{folder / FILE}: {rate:.3g} % of {pairs} reach it"
     origin += f", {KNOWN_PEOPLE}" if stored.get("queries") == "val" else ""
     return stored["threshold"], origin
+
+
+def usable_threshold(args, folder, embed):
+    """Return what is stored in the run folder of the threshold; None unless it is of this network.
+
+    Says so where it is of another.
+    """
+    stored = None if args.weights else stored_threshold(folder)
+    if stored is None or stored["made_by"] == embed.made_by:
+        return stored
+    print(
+        f"{folder / FILE}: of other weights, another layer, size or scales, so not used; "
+        "calibrate again, or pass --threshold",
+        file=sys.stderr,
+    )
+    return None
 
 
 def say_update(update, gallery, args):

@@ -198,9 +198,9 @@ def fitted(picture: Image.Image) -> Image.Image:
     return centred(shrunk(picture))
 
 
-def shrunk(picture: Image.Image) -> Image.Image:
-    """Return a picture as large as a tile has room for, undistorted."""
-    scale = min(WIDTH / picture.width, HEIGHT / picture.height)
+def shrunk(picture: Image.Image, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """Return a picture as large as a tile of so many pixels has room for, undistorted."""
+    scale = min(width / picture.width, height / picture.height)
     size = [max(round(scale * side), 1) for side in picture.size]
     return picture.resize(size, Image.Resampling.BICUBIC)
 

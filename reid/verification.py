@@ -13,13 +13,14 @@ import numpy as np
 
 from reid import intervals
 from reid.errors import UserError
-from reid.files import check_writable, demand, read_json, sha256, write_json
+from reid.files import check_types, check_writable, demand, is_a, read_json, sha256, write_json
 from reid.mat import LOCATIONS, EvalSets, load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
 
 FILE = "threshold.json"  # in the run folder
 BINS = 200_000  # bins of similarities from -1 to 1: a threshold is exact to 1e-5
+STEPS = 200  # steps of the stored curves from -1 to 1: a rate every 0.01
 KNOWN_PEOPLE = "of people that the network was trained on: it confuses others more often"
 FEWEST = 10  # impostor pairs that must reach a threshold for its rate to mean something
 
@@ -42,7 +43,8 @@ def calibrate(mat: str | Path, rate: float) -> None:
     if split == "val":
         print(f"  {KNOWN_PEOPLE}")
     origin = {"mat": str(mat), "queries": split, "made_by": made_by(sets.source)}
-    write_json(path, {**rates, "asked_rate": rate, **origin, **provenance()})
+    curves = rate_curves(sets.query, sets.gallery)
+    write_json(path, {**rates, "asked_rate": rate, **origin, **provenance(), "curves": curves})
     print(f"{path}: search.py takes the threshold from there")
 
 
@@ -93,7 +95,30 @@ def stored_threshold(run: str | Path) -> dict | None:
     stored = read_json(path, advice)
     types = {"threshold": float, "false_match_rate": float, "impostors": int, "made_by": dict}
     demand(stored, path, advice, **types)
+    check_types(stored, path, advice, curves=dict)  # older files have none
+    for curve in stored.get("curves", {}).values():
+        if (
+            not is_a(curve, list)
+            or len(curve) != STEPS + 1
+            or not all(is_a(r, float) for r in curve)
+        ):
+            raise UserError(f"{path}: its curves are no lists of {STEPS + 1} numbers; {advice}")
     return stored
+
+
+def rate_at(stored: dict, threshold: float, name: str = "false_match") -> float | None:
+    """Return the rate of pairs that reach a threshold, from what `stored_threshold` returned.
+
+    name: "false_match" or "true_match". Between the curve's points, a straight line is taken: where
+    few pairs of two people reach the threshold, it is a little above their rate. None where the
+    rate is unknown: the file is of an older version, or there were no such pairs.
+    """
+    if threshold == stored["threshold"]:
+        return stored.get(f"{name}_rate")
+    curve = stored.get("curves", {}).get(name)
+    if curve is None:
+        return None
+    return float(np.interp(threshold, np.linspace(-1, 1, STEPS + 1), curve))
 
 
 def made_by(source):
@@ -106,19 +131,12 @@ def threshold_at(rate, query, gallery):
 
     Raises UserError where impostor pairs are too few, or too many of them have equal features.
     """
-    fractions, queries, total = np.zeros(BINS), 0, 0
-    for impostors, _ in pairs(query, gallery):
-        if len(impostors):
-            steps = ((impostors.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
-            counts = np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
-            fractions += counts / len(impostors)
-            queries, total = queries + 1, total + len(impostors)
+    reaching, total = rates_by_step(impostors for impostors, _ in pairs(query, gallery))
     if total * rate < FEWEST:
         raise UserError(
             f"--calibrate {rate:g}: too low a rate to be seen in {total:,} pairs of two people; "
             f"{FEWEST / max(total, 1):.1g} or more can be"
         )
-    reaching = fractions[::-1].cumsum()[::-1] / queries  # the rate at each step
     allowed = rate * (1 + 1e-9)  # sums in another order differ in their last digits
     if reaching[-1] > allowed:
         raise UserError(
@@ -126,6 +144,36 @@ def threshold_at(rate, query, gallery):
             "features; is it the right run, are the labels right?"
         )
     return float((reaching > allowed).sum() / (BINS / 2) - 1)
+
+
+def rates_by_step(rows):
+    """Return the rate of pairs that reach each similarity, in BINS steps from -1 to 1.
+
+    rows: the similarities of each query's pairs. Returns zeros where there are no pairs, and, with
+    the rates, the number of pairs.
+    """
+    fractions, queries, total = np.zeros(BINS), 0, 0
+    for similarities in rows:
+        if len(similarities):
+            steps = ((similarities.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
+            counts = np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
+            fractions += counts / len(similarities)
+            queries, total = queries + 1, total + len(similarities)
+    return fractions[::-1].cumsum()[::-1] / max(queries, 1), total
+
+
+def rate_curves(query, gallery):
+    """Return both rates at thresholds from -1 to 1, in STEPS steps: a dict of lists.
+
+    A rate of no pairs is left out.
+    """
+    curves = {}
+    for column, name in enumerate(("false_match", "true_match")):
+        rates, total = rates_by_step(both[column] for both in pairs(query, gallery))
+        if total:
+            steps = np.arange(STEPS + 1) * (BINS // STEPS)
+            curves[name] = rates[steps.clip(max=BINS - 1)].round(9).tolist()
+    return curves
 
 
 def rates_at(threshold, query, gallery):

@@ -10,6 +10,7 @@ from conftest import ROOT
 WINGS = {
     "reid.datasets": "prepare",
     "reid.exporting": "export",
+    "reid.local_page": "page",
     "reid.rendering": "synthetic_market",
 }
 PARTS = ("model", "random_erasing", "re_ranking")

@@ -69,6 +69,51 @@ def test_pairs_that_are_all_alike():
         verification.threshold_at(0.5, people, people)
 
 
+def test_curves_against_the_rates_at_each_threshold():
+    sets = random_sets(noise=0.8)
+    curves = verification.rate_curves(sets.query, sets.gallery)
+    steps = np.linspace(-1, 1, verification.STEPS + 1)
+    for number in (0, 7, 100, 150, 193, 200):
+        found = verification.rates_at(steps[number], sets.query, sets.gallery)
+        for name, curve in curves.items():
+            assert len(curve) == len(steps)
+            assert curve[number] == pytest.approx(found[f"{name}_rate"], abs=1e-3)
+    assert set(curves) == {"false_match", "true_match"}
+    for curve in curves.values():
+        assert curve == sorted(curve, reverse=True) and curve[0] == 1
+    # No pairs of one person: no rate of them.
+    people = FeatureSet(sets.query.features, np.arange(12), np.ones(12, int))
+    assert set(verification.rate_curves(people, people)) == {"false_match"}
+
+
+def test_rate_at_a_threshold():
+    curve = [1 - n / 200 for n in range(201)]
+    stored = {"threshold": 0.5, "false_match_rate": 0.1, "true_match_rate": None}
+    assert verification.rate_at(stored, 0.5) == 0.1
+    assert verification.rate_at(stored, 0.6) is None  # a file of an older version
+    stored |= {"curves": {"false_match": curve}}
+    assert verification.rate_at(stored, 0.5) == 0.1
+    for threshold, rate in ((-1, 1), (0.6, 0.2), (0.605, 0.1975), (1, 0)):
+        assert verification.rate_at(stored, threshold) == pytest.approx(rate)
+    assert verification.rate_at(stored, 0.6, "true_match") is None
+
+
+@pytest.mark.parametrize(
+    "curves", [[], {"false_match": 1}, {"false_match": [0.5]}, {"x": [""] * 201}]
+)
+def test_curves_that_are_none(written, curves, capsys):
+    mat, run = written
+    call(evaluate.main, mat, "--calibrate", 0.1)
+    stored = json.loads((run / "threshold.json").read_text())
+    assert verification.stored_threshold(run)["curves"] == stored["curves"]
+    (run / "threshold.json").write_text(json.dumps(stored | {"curves": curves}))
+    with pytest.raises(UserError, match=r"its curves? .*calibrate again"):
+        verification.stored_threshold(run)
+    del stored["curves"]
+    (run / "threshold.json").write_text(json.dumps(stored))
+    assert verification.stored_threshold(run) == stored
+
+
 WEIGHTS = hashlib.sha256(b"weights").hexdigest()
 
 
