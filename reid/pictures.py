@@ -141,7 +141,8 @@ def heat_rows(
             if why is None:
                 tiles.append(Tile(centred(faded(picture)), "", PLAIN))
                 continue
-            constant = f" {why.constants[side]:+.3f}" if why.constants[side] else ""
+            constant = f" {why.constants[side]:+.3f}"
+            constant = "" if float(constant) == 0 else constant
             label = f"{why.maps[side].sum():.3f}{constant}"
             heat = heated(picture, why.maps[side], scale)
             tiles.append(Tile(centred(heat), label, PLAIN))
