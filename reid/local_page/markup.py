@@ -207,7 +207,8 @@ def pair(crop: Crop, ranking: Ranking, number: int, why: "Explanation") -> str:
     place, scale = ranking.places[number], largest([[why]])
     rank, name = number + 1, printable(os.path.basename(place.hit.path))
     sums = [f"{cells.sum():+.3f}" for cells in why.maps]
-    rests = [f", {rest:+.3f} of no place" if round(float(rest), 3) else "" for rest in why.constants]
+    constants = [f"{constant:+.3f}" for constant in why.constants]
+    rests = [f", {text} of no place" if float(text) else "" for text in constants]
     figures = [
         (crop.picture, "your crop", f"Your crop: {crop.name}"),
         (
