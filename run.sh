@@ -126,6 +126,8 @@ data/demo/query/0001_c3s1_028002_00.jpg --gallery data/demo/bounding_box_test \
   printf '\n%s s. Pictures: %s\n' "$SECONDS" \
     "data/demo/contact_sheet.jpg, data/demo/samples/*.png, model/demo_*/*.jpg"
   echo "To start afresh: rm -r data/demo model/demo_*"
+  echo "To search on a page (pip install gradio): python page.py --name demo_baseline" \
+    "--index model/demo_baseline/gallery.index"
 }
 
 # run_tests [--quick] [PYTEST'S ARGUMENTS]
