@@ -154,9 +154,11 @@ def get_parser():
         type=at_least(1),
         metavar="N",
         help="put N of the generated images that are compared into --keep_dir: those near a real "
-        "one and far from each other (after Jiang et al. 2021)",
+        "one and far from each other (after Jiang et al. 2021; default: none)",
     )
-    group.add_argument("--keep_dir", metavar="FOLDER", help="new folder for them, of hard links")
+    group.add_argument(
+        "--keep_dir", metavar="FOLDER", help="new folder for them, of hard links (default: none)"
+    )
     group.add_argument(
         "--json",
         metavar="FILE",
