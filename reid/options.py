@@ -55,6 +55,8 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """A help that shows each default; where it is None, the help text says what happens."""
 
     def _get_help_string(self, action):
+        if isinstance(action.default, list):  # as one would type them
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return action.help if action.default is None else super()._get_help_string(action)
 
 
