@@ -19,11 +19,12 @@ import numpy as np
 import test as extraction
 from re_ranking import rerank
 from reid import report
-from reid.checkpoint import Run
+from reid.checkpoint import Run, load_trained
 from reid.curves import draw_matrix
 from reid.dataset import check_prepared, eval_fingerprint, eval_images
 from reid.errors import UserError, run
-from reid.files import replacing, sha256, write_json, write_text
+from reid.features import made_by
+from reid.files import replacing, write_json, write_text
 from reid.intervals import interval
 from reid.mat import load_mat
 from reid.metrics import Scores, evaluate, similarity_blocks
@@ -38,11 +39,13 @@ RANKINGS = ("plain", "re-ranked")
 class Cell(NamedTuple):
     """A run's results on a dataset.
 
-    own: whether it was trained there. scores: of each ranking, for the queries of `identities`.
+    own: whether it was trained there. scores: of each ranking, for the queries of `identities`;
+    intervals: of Rank@1 and mAP, over other people.
     """
 
     own: bool
     scores: dict[str, Scores]
+    intervals: dict[str, list[report.Interval]]
     identities: np.ndarray
 
 
@@ -77,13 +80,15 @@ def main(argv=None):
     datasets = named_folders(args.data_dirs)
     for folder in datasets.values():
         check_prepared(folder)
+    folder = Path(args.model_dir) / args.name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; take another --name")
     cells = {
-        (name, dataset): test_run(args, one, dataset, folder)
+        (name, dataset): test_run(args, one, dataset, data_dir)
         for name, one in runs.items()
-        for dataset, folder in datasets.items()
+        for dataset, data_dir in datasets.items()
     }
     lines = "\n".join([*table_lines(cells), ""])
-    folder = Path(args.model_dir) / args.name
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "table.md") as temporary:
         write_text(temporary, lines)
@@ -110,8 +115,8 @@ def named_folders(words):
 def test_run(args, one, dataset, folder):
     """Return the Cell of a run and a dataset; extract the features where there are none."""
     mat = one.file(f"cross_{dataset}.mat")
-    if not is_current(mat, one.weights_file(args.which_epoch), folder):
-        words = ["--model_dir", args.model_dir, "--name", one.path.name, "--data_dir", folder]
+    if not is_current(mat, one, args.which_epoch, folder):
+        words = ["--model_dir", one.path.parent, "--name", one.path.name, "--data_dir", folder]
         words += ["--mat", mat, "--which_epoch", args.which_epoch, "--batchsize", args.batchsize]
         words += ["--precision", args.precision, "--workers", args.workers]
         words += [] if args.gpu_ids is None else ["--gpu_ids", args.gpu_ids]
@@ -122,18 +127,20 @@ def test_run(args, one, dataset, folder):
     scores = [evaluate(some, query, gallery) for some in blocks]
     trained_in = one.opts().get("options", {}).get("data_dir", [])  # several are a list
     trained_in = trained_in if isinstance(trained_in, list) else [trained_in]
-    own = folder.resolve() in [Path(one).resolve() for one in trained_in]
-    return Cell(own, dict(zip(RANKINGS, scores, strict=True)), query.identities)
+    own = folder.resolve() in [Path(trained).resolve() for trained in trained_in]
+    intervals = [report.score_intervals(some, query.identities) for some in scores]
+    by_ranking = (dict(zip(RANKINGS, values, strict=True)) for values in (scores, intervals))
+    return Cell(own, *by_ranking, query.identities)
 
 
-def is_current(mat, weights, folder):
-    """Tell whether a .mat file has the features of these weights for a dataset's images."""
-    if not mat.exists():
+def is_current(mat, one, which_epoch, folder):
+    """Tell whether a .mat file has the features that a run gives now for a dataset's images."""
+    source = load_mat(mat).source if mat.exists() else None
+    if source is None:
         return False
-    source = load_mat(mat).source or {}
     images = [image for split in ("query", "gallery") for image in eval_images(folder / split)]
-    made_by = source.get("weights_sha256"), source.get("images")
-    return made_by == (sha256(weights), eval_fingerprint(images))
+    now = made_by(load_trained(one.path, which_epoch), (1.0,))
+    return source.get("images") == eval_fingerprint(images) and source.items() >= now.items()
 
 
 def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
@@ -149,6 +156,7 @@ def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
     yield "Rank@1 / mAP in %, with 95 % intervals over other people to test on; bold: of the run"
     yield f"that was trained there. Made by `{command_line()}`."
     if not any(cell.own for cell in cells.values()):
+        yield "No run was trained in one of these folders: no differences to such a run."
         return
     yield ""
     yield "| run | against the run trained there | " + " | ".join(datasets) + " |"
@@ -164,10 +172,10 @@ def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
 
 def scores_text(cell, ranking):
     """Return the scores of a Cell as the table has them."""
-    both = report.score_intervals(cell.scores[ranking], cell.identities)
     bold = "**" if cell.own else ""
     return " / ".join(
-        f"{bold}{100 * one.value:.2f}{bold}{bounds(one.low, one.high)}" for one in both
+        f"{bold}{100 * one.value:.2f}{bold}{reach_text(one.low, one.high)}"
+        for one in cell.intervals[ranking]
     )
 
 
@@ -178,7 +186,7 @@ def difference_text(cells, name, dataset, ranking):
         return ""
     values, low, high = difference(cells[name, dataset], cells[own, dataset], ranking)
     return " / ".join(
-        f"{100 * value:+.2f}{bounds(*ends, '+')}"
+        f"{100 * value:+.2f}{reach_text(*ends, '+')}"
         for value, *ends in zip(values, low, high, strict=True)
     )
 
@@ -200,7 +208,7 @@ def difference(one, other, ranking):
     return differences.mean(axis=0), low, high
 
 
-def bounds(low, high, sign=""):
+def reach_text(low, high, sign=""):
     """Return an interval's text; "" where there is none."""
     return "" if np.isnan(low) else f" ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
 
@@ -212,14 +220,13 @@ def as_dicts(cells, datasets):
         row = {"run": name, "dataset": dataset, "data_dir": str(datasets[dataset])}
         row |= {"own": cell.own, "against": own_run(cells, dataset)}
         for ranking, scores in cell.scores.items():
-            both = report.score_intervals(scores, cell.identities)
-            row[ranking] = report.summary(scores, cell.identities, both)
+            row[ranking] = report.summary(scores, cell.identities, cell.intervals[ranking])
             if row["against"] not in (None, name):
                 ends = difference(cell, cells[row["against"], dataset], ranking)
                 for number, score in enumerate(("rank1", "mAP")):
-                    mean, *reach = (float(end[number]) for end in ends)
-                    row[ranking] |= {f"{score}_difference": mean}
-                    row[ranking] |= {f"{score}_difference_interval": reach}
+                    one = report.Interval(*(float(end[number]) for end in ends))
+                    row[ranking][f"{score}_difference"] = one.value
+                    row[ranking][f"{score}_difference_interval"] = report.bounds(one)
         found.append(row)
     return found
 
@@ -230,10 +237,7 @@ def draw(cells, path):
     panels = {}
     for number, title in enumerate(("Rank@1, %", "mAP, %")):
         panels[title] = [
-            [
-                100 * report.score_intervals(cell.scores["plain"], cell.identities)[number].value
-                for cell in (cells[name, dataset] for dataset in datasets)
-            ]
+            [100 * cells[name, dataset].intervals["plain"][number].value for dataset in datasets]
             for name in runs
         ]
     own = [[cells[name, dataset].own for dataset in datasets] for name in runs]

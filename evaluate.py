@@ -14,6 +14,7 @@ Or find the threshold above which two images count as one person, for search.py:
 from reid import report, verification
 from reid.errors import run
 from reid.files import update_results
+from reid.mat import load_mat
 from reid.metrics import similarity_blocks
 from reid.options import Parser, number, rate
 
@@ -48,9 +49,13 @@ def main(argv=None):
         verification.calibrate(args.mat, args.calibrate)
         return
     map_path = report.picture_path(args, "evaluate", "map") if args.map else None
+    if map_path:
+        from reid.feature_map import check_map  # scikit-learn and matplotlib: seconds
+
+        check_map(load_mat(args.mat), args.map)
     sets = report.score(args, "evaluate", similarity_blocks, {})
     if map_path:
-        from reid.feature_map import caption, map_features  # scikit-learn and matplotlib: seconds
+        from reid.feature_map import caption, map_features
 
         print(f"map: {map_path}: {caption(map_features(sets, args.map, map_path))}")
     rates = verification.rates_at_stored(args.mat, sets)

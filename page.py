@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
+import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,8 +165,9 @@ def check(args):
 def check_port(port):
     """Raise UserError unless the page can be served at this port."""
     with socket.socket() as trial:
-        # As the server does: a port whose last connections are still closing is free.
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":  # there, it would share a port that is in use
+            # As the server does: a port whose last connections are still closing is free.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((HOST, port))
         except OSError as error:
@@ -379,7 +380,8 @@ def serve(page, port):
     )
     print(f"http://{HOST}:{port} has the page; Ctrl-C ends it", flush=True)
     # Not closed at the end: that would wait five seconds for a thread which ends with the process.
-    threading.Event().wait()
+    while True:
+        time.sleep(1)  # Windows has Ctrl-C wait for the end of a longer one
 
 
 def theme(gradio):

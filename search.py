@@ -130,10 +130,10 @@ def main(argv=None):
     print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
     threshold, origin = find_threshold(args, folder, embed)
     queries = embed(args.query)
-    if args.explain:  # better now than after the search
-        embed.explain(args.query[0], args.query[0])
     if not np.isfinite(queries).all():
         raise UserError(f"{embed.weights}: makes features that are no numbers; take another epoch")
+    if args.explain:  # better now than after the search
+        embed.explain(args.query[0], args.query[0])
     with Gallery(embed.made_by, embed.dim, args.index) as gallery:
         if args.gallery:
             # The picture of an earlier search may lie among the crops.

@@ -144,6 +144,8 @@ def parse(argv: list[str] | None = None) -> Namespace:
         args.gan_weight = PSEUDO_WEIGHT if pseudo else 1.0
     if args.gan_start is None:
         args.gan_start = PSEUDO_START if pseudo else 0
+    if args.gan_label == "own" and isinstance(args.data_dir, list):
+        raise UserError("--gan_label own: of several --data_dir, a folder's number names no person")
     if args.gan_label == "consistency" and not args.ema:
         raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")
     if args.gan_batch and args.gan_batch >= args.batchsize:
@@ -162,7 +164,9 @@ def parse(argv: list[str] | None = None) -> Namespace:
 def main(argv=None):
     args = parse(argv)
     splits = training_splits(args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed)
-    generated = generated_images(generated_folder(args), args.num_generated, args.seed, splits)
+    generated = []
+    if args.num_generated != 0:
+        generated = generated_images(generated_folder(args), args.num_generated, args.seed, splits)
     check_rule(args, generated)
     if args.label_run:
         args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network

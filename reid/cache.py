@@ -24,8 +24,9 @@ import PIL
 from tqdm import tqdm
 
 from reid.errors import UserError
-from reid.files import locked, read_json, replacing, write_json
+from reid.files import CAN_LOCK, locked, read_json, replacing, write_json
 
+VERSION = 1  # raise it when images are decoded otherwise, so that older files are not taken
 BUDGET = 8 * 1024**3  # bytes of all files in one folder; the oldest make room
 AHEAD = 256  # images that are decoded before their pixels are written
 
@@ -51,20 +52,38 @@ def shared_images(
         with locked(place, patience=math.inf):
             images = stored_images(place)  # another process may have made it
             if images is None:
-                store(place, decoded(paths, read, threads, label))
+                try:
+                    store(place, decoded(paths, read, threads, label))
+                except BaseException:
+                    with suppress(OSError):  # there are other files in it
+                        folder.rmdir()
+                    raise
                 make_room(place)
                 images = stored_images(place)
     return images
 
 
+def is_stored(paths: list[Path], about: object, folder: Path) -> bool:
+    """Tell whether there is a file of these images, be it damaged or not."""
+    return (folder / key_of(paths, about, folder)).with_suffix(".json").exists()
+
+
 def key_of(paths, about, folder):
     """Return the name of the file for these images: a hash."""
-    digest = hashlib.sha256(json.dumps([about, PIL.__version__]).encode())
+    digest = hashlib.sha256(json.dumps([VERSION, about, PIL.__version__]).encode())
     for path in paths:
         facts = os.stat(path)
-        name = os.path.relpath(path, folder)
-        digest.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
+        digest.update(os.fsencode(f"\n{name_of(path, folder)}"))
+        digest.update(f" {facts.st_size} {facts.st_mtime_ns}".encode())
     return digest.hexdigest()[:24]
+
+
+def name_of(path, folder):
+    """Return a file's name as seen from a folder, so that both may move together."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:  # on Windows there is none to another drive
+        return os.path.abspath(path)
 
 
 def stored_images(place):
@@ -116,18 +135,23 @@ def decoded(paths: list[Path], read: Callable, threads: int, label: str) -> Iter
 
 def make_room(place):
     """Delete the files that were made longest ago while all of a folder are over the BUDGET."""
-    files = sorted(place.parent.glob("*.bin"), key=os.path.getmtime, reverse=True)
+    files = []
+    for file in place.parent.glob("*.bin"):
+        with suppress(OSError):  # another process makes room, too
+            files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
     total = 0
-    for file in files:
-        total += file.stat().st_size
+    for _, size, file in sorted(files, reverse=True):
+        total += size
         if total > BUDGET and file.stem != place.name:
-            for half in (file, file.with_suffix(".json")):
-                with suppress(OSError):  # Windows keeps what is in use
+            for half in (file.with_suffix(".json"), file):
+                with suppress(OSError):
                     half.unlink()
 
 
 def has_room(folder: Path, size: float) -> bool:
-    """Tell whether a file of so many bytes may be put into `folder`, or is no burden there."""
+    """Tell whether a file of so many bytes can be put into `folder` by one of several processes."""
+    if not CAN_LOCK:
+        return False
     parent = folder if folder.is_dir() else folder.parent
     try:
         free = shutil.disk_usage(parent).free

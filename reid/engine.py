@@ -77,7 +77,7 @@ def opened(
             generated = sum(sample.generated for sample in splits.train)
             real = len(splits.train) - generated
             check_batchsize(args, world, real + (args.gan_batch or generated))
-            check_balance(args, generated)
+            check_balance(args, splits.train)
             if splits.people:
                 queries_and_gallery(splits.people)
             facts = measure(args, world, splits, loss_function)
@@ -487,8 +487,12 @@ def compares(args):
 
 
 def check_split(args: Namespace, world: World) -> None:
-    """Raise UserError where batch norm would not see real and generated images as it should."""
-    for flag in ("split_bn", "gan_batch"):  # of the latter one GPU would get more than others
+    """Raise UserError where batch norm would not see each kind of images as it should."""
+    for flag in (
+        "split_bn",
+        "gan_batch",
+        "balance",
+    ):  # one GPU would get more of a kind than others
         if getattr(args, flag) and world.gpus:
             raise UserError(
                 f"--{flag}: DataParallel can't; start one process a GPU: "
@@ -519,10 +523,11 @@ def check_batchsize(args: Namespace, world: World, images: int) -> None:
         )
 
 
-def check_balance(args, generated):
+def check_balance(args, samples):
     """Raise UserError where --balance has nothing to balance, or no equal shares."""
     if not args.balance:
         return
+    generated = sum(sample.generated for sample in samples)
     if not isinstance(args.data_dir, list):
         raise UserError("--balance: there is one --data_dir; name several, or leave it out")
     if generated and not args.gan_batch:
@@ -532,6 +537,12 @@ def check_balance(args, generated):
         raise UserError(
             f"--balance: {real} real images a batch have no equal shares for {number} datasets"
             + (f" in groups of {args.instances} (--instances)" if args.instances else "")
+        )
+    with_images = {sample.source for sample in samples if not sample.generated}
+    if len(samples) - generated < real or len(with_images) < number:
+        raise UserError(
+            f"--balance: {len(samples) - generated} real images of {len(with_images)} datasets "
+            f"can't fill a batch of {real} of {number}; lower --batchsize, or raise --num_ids"
         )
 
 

@@ -14,6 +14,11 @@ from reid.errors import UserError, missing_package
 from reid.mat import EvalSets
 from reid.metrics import FeatureSet
 
+try:
+    from sklearn.manifold import TSNE
+except ImportError as error:
+    raise missing_package("--map", "scikit-learn") from error
+
 PERPLEXITY = 15  # about how many images count as neighbours: those of a person in the field's sets
 
 
@@ -32,21 +37,25 @@ def map_features(sets: EvalSets, number: int, path: str | Path) -> Neighbours:
     """Draw the images of `number` identities as a map into a JPEG, and return their `Neighbours`.
 
     The identities are drawn (always the same) of those that two cameras or more have seen, of query
-    and gallery together. Raises UserError where these are fewer.
+    and gallery together; `check_map` tells whether there are so many.
     """
     images = join(sets.query, sets.gallery)
-    several = seen_by_several(images)
-    if len(several) < number:
-        raise UserError(
-            f"--map {number}: only {len(several)} identities are in two cameras or more; lower it"
-        )
-    chosen = np.random.default_rng(0).permutation(several)[:number]
+    chosen = np.random.default_rng(0).permutation(seen_by_several(images))[:number]
     rows = np.flatnonzero(np.isin(images.identities, chosen))
     identities, cameras = images.identities[rows], images.cameras[rows]
     features = images.features[rows]
     found = neighbours(features, identities, cameras)
     draw_map(positions(features), identities, cameras, caption(found), path)
     return found
+
+
+def check_map(sets: EvalSets, number: int) -> None:
+    """Raise UserError where fewer identities can be drawn."""
+    several = len(seen_by_several(join(sets.query, sets.gallery)))
+    if several < number:
+        raise UserError(
+            f"--map {number}: only {several} identities are in two cameras or more; lower it"
+        )
 
 
 def join(query, gallery):
@@ -86,9 +95,5 @@ def caption(found):
 
 def positions(features):
     """Return the places [N, 2] of L2-normalised features [N, D] by t-SNE."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise missing_package("--map", "scikit-learn") from error
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features)

@@ -26,6 +26,7 @@ except ImportError:  # Windows, where nothing is locked
 
 from reid.errors import UserError
 
+CAN_LOCK = fcntl is not None
 PATIENCE = 60  # seconds that a process waits for another that writes the same file
 BUSY = {errno.EACCES, errno.EAGAIN}
 BOMS = {  # of other encodings than UTF-8; UTF-32's begins with UTF-16's

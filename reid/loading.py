@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from reid.cache import decoded, has_room, shared_images
+from reid.cache import decoded, has_room, is_stored, shared_images
 from reid.dataset import Sample
 from reid.device import send
 from reid.distributed import World
@@ -255,7 +255,8 @@ def read_all(
     if mode == "off" or not paths:
         return None if paths else []
     if mode == "auto":
-        mode = chosen_mode(paths, read, folder)
+        stored = folder and is_stored(paths, about, folder)
+        mode = "file" if stored else chosen_mode(paths, read, folder)
     if mode == "file":
         return shared_images(paths, read, about, folder, threads, label)
     return list(decoded(paths, read, threads, label)) if mode == "ram" else None

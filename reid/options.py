@@ -7,6 +7,7 @@ constants at its top and passes them in as defaults.
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from reid.errors import UserError
 
@@ -487,7 +488,7 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     args = parser.parse_args(argv)
     if len(args.data_dir) == 1:  # as opts.json has it
         [args.data_dir] = args.data_dir
-    elif len(args.data_dir) != len(set(args.data_dir)):
+    elif len(args.data_dir) != len({Path(folder).resolve() for folder in args.data_dir}):
         raise UserError("--data_dir: names a folder twice; leave one out")
     return args
 

@@ -325,14 +325,14 @@ def intervals_line(interval_pair, identities):
     )
 
 
-def score_intervals(scores, identities):
+def score_intervals(scores: metrics.Scores, identities: np.ndarray) -> list[Interval]:
     """Return the Intervals of Rank@1 and mAP, over other people."""
     values = np.column_stack([scores.hits(1), scores.ap])
     low, high = intervals.interval(values, identities)
     return [Interval(*row) for row in zip(values.mean(axis=0), low, high, strict=True)]
 
 
-def summary(scores, identities, interval_pair):
+def summary(scores: metrics.Scores, identities: np.ndarray, interval_pair: list[Interval]) -> dict:
     """Return the scores and the Intervals of Rank@1 and mAP as a dict for results.json."""
     rank1, mean_ap = interval_pair
     return {f"rank{k}": scores.rank(k) for k in RANKS} | {
@@ -351,7 +351,7 @@ def summary(scores, identities, interval_pair):
     }
 
 
-def bounds(interval):
+def bounds(interval: Interval) -> list[float] | None:
     """Return [low, high], or None where there is no interval: JSON has no NaN."""
     return None if np.isnan(interval.low) else [float(interval.low), float(interval.high)]
 

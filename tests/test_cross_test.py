@@ -97,6 +97,25 @@ def test_features_are_kept_as_long_as_they_are_true(flags, tmp_path, monkeypatch
     capsys.readouterr()
 
 
+def test_a_run_in_a_folder_of_a_grid(flags, tmp_path, capsys):
+    """Its features are its own, not those of a run with the last part of its name."""
+    (tmp_path / "model/grid").mkdir()
+    (tmp_path / "model/b").rename(tmp_path / "model/grid/a")
+    call(cross_test.main, *flags, "--runs", "a", "grid/a")
+    found = table()
+    assert found["a", "x"]["plain"]["mAP"] != found["grid/a", "x"]["plain"]["mAP"]
+    assert (tmp_path / "model/grid/a/cross_x.mat").exists()
+
+
+def test_features_of_another_layer_or_size_are_not_taken(flags, tmp_path, monkeypatch):
+    call(cross_test.main, *flags)
+    first = table()
+    write_json(tmp_path / "model/b/testing.json", {"layer": "pool", "test_size": "same"})
+    call(cross_test.main, *flags)
+    changed = {pair for pair, cell in table().items() if cell["plain"] != first[pair]["plain"]}
+    assert changed == {("b", "x"), ("b", "why")}
+
+
 def test_a_stop_loses_no_whole_extraction(flags, tmp_path, monkeypatch):
     extract, done = extraction.main, []
 
@@ -119,7 +138,7 @@ def test_differences_are_paired_by_query():
     rng = np.random.default_rng(0)
     identities = rng.integers(0, 9, 40)
     ranks = [rng.random(40) for _ in range(2)]
-    cells = [cross_test.Cell(False, {"plain": Fixed(ap)}, identities) for ap in ranks]
+    cells = [cross_test.Cell(False, {"plain": Fixed(ap)}, {}, identities) for ap in ranks]
     mean, low, high = cross_test.difference(*cells, "plain")
     assert mean == pytest.approx([0, (ranks[0] - ranks[1]).mean()])
     assert low[1] < mean[1] < high[1]

@@ -13,6 +13,7 @@ from PIL import Image
 
 import evaluate
 import evaluate_rerank
+import reid
 from reid import metrics, pictures, report
 from reid.feature_map import caption, map_features, neighbours
 from reid.mat import EvalSets, save_mat
@@ -329,6 +330,8 @@ def test_a_map_that_cannot_be_drawn(mat, tmp_path, capsys, monkeypatch):
     assert "21 is over 20" in capsys.readouterr().err
     assert exit_code(evaluate.main, mat, "--map", 2, "--calibrate", 0.1) == 2
     assert "--map: goes with scores" in capsys.readouterr().err
+    monkeypatch.delattr(reid, "feature_map")
+    monkeypatch.delitem(sys.modules, "reid.feature_map")
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert exit_code(evaluate.main, mat, "--map", 2) == 2
     assert "--map: needs scikit-learn" in capsys.readouterr().err

@@ -132,7 +132,11 @@ def test_a_run_on_both(both, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("x/pytorch", "x/pytorch"), "--data_dir: names a folder twice"),
+        (("x/pytorch", "x/pytorch/../pytorch/"), "--data_dir: names a folder twice"),
+        (
+            ("x/pytorch", "y/pytorch", "--balance", "--batchsize", 30),
+            "--balance: 25 real images of 2 datasets can't fill a batch of 30 of 2",
+        ),
         (("x/pytorch", "z"), "z: no such folder"),
         (("x/pytorch", "--balance"), "--balance: there is one --data_dir"),
         (
@@ -162,4 +166,11 @@ def test_mistakes_with_generated_images(both, tmp_path, capsys):
     flags = (*flags, "--gen_dir", tmp_path / "gan")
     assert exit_code(train_lsro.main, *flags, "--balance") == 2
     assert "--balance: say with --gan_batch how many generated" in capsys.readouterr().err
+    assert exit_code(train_lsro.main, *flags, "--gan_label", "own") == 2
+    assert "--gan_label own: of several --data_dir" in capsys.readouterr().err
     call(train_lsro.main, *flags, "--balance", "--gan_batch", 2)
+
+
+def test_several_without_generated_images(both, tmp_path):
+    flags = (*FLAGS, "--train_all", "--data_dir", *both)
+    call(train_lsro.main, *flags, "--num_generated", 0)
