@@ -488,11 +488,7 @@ def compares(args):
 
 def check_split(args: Namespace, world: World) -> None:
     """Raise UserError where batch norm would not see each kind of images as it should."""
-    for flag in (
-        "split_bn",
-        "gan_batch",
-        "balance",
-    ):  # one GPU would get more of a kind than others
+    for flag in ("split_bn", "gan_batch", "balance"):  # one GPU would get more of a kind
         if getattr(args, flag) and world.gpus:
             raise UserError(
                 f"--{flag}: DataParallel can't; start one process a GPU: "
