@@ -2,7 +2,6 @@
 
     python evaluate.py                                   # pytorch_result.mat in this folder
     python evaluate.py model/lsro/pytorch_result.mat --against model/baseline/pytorch_result.mat
-
     python evaluate.py --map 15                          # does the network group people or cameras?
 
 Or find the threshold above which two images count as one person, for search.py:

@@ -14,17 +14,11 @@ import socket
 import sys
 import tempfile
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from reid.checkpoint import load_asked
-from reid.device import choose_device, set_up
 from reid.errors import UserError, missing_package, printable, run
-from reid.features import Embedder
-from reid.files import check_writable
-from reid.gallery import check_folder, import_faiss
 from reid.local_page import markup
 from reid.local_page.finding import MOST_BYTES, Crop, Finder, Ranking
 from reid.options import (
@@ -35,7 +29,7 @@ from reid.options import (
     at_least,
     number,
 )
-from search import say_update, usable_threshold
+from search import check_searched, load_embedder, say_update, usable_threshold
 
 MODEL_DIR = "model"
 NAME = "ft_ResNet50"
@@ -96,17 +90,9 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     with temporary_folder() as folder:
         gradio = import_gradio(folder / "uploads")
-        device = check(args)
-        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-        embed = Embedder(
-            load_asked(args),
-            device=device,
-            precision=args.precision,
-            scales=args.ms,
-            batchsize=args.batchsize,
-        )
-        set_up(embed.device)
-        print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
+        device = check_searched(args)
+        check_port(args.port)
+        embed = load_embedder(args, device)
         stored = usable_threshold(args, Path(args.model_dir) / args.name, embed)
         index = args.index or folder / "gallery.index"
         finder = Finder(embed, index, args.top, args.candidates)
@@ -142,24 +128,6 @@ def import_gradio(uploads):
     except ImportError as error:
         raise missing_package("page.py", "gradio") from error
     return gradio
-
-
-def check(args):
-    """Raise UserError for options that can't work, before anything slow. Returns the device."""
-    import_faiss()
-    device, several = choose_device(args.gpu_ids)
-    if several:
-        raise UserError(f"--gpu_ids {args.gpu_ids}: searching uses one GPU; name one")
-    if args.index and not os.path.exists(args.index):
-        if not args.gallery:
-            raise UserError(f"{args.index}: no such index; name a folder with --gallery to make it")
-        check_writable(args.index)
-    if args.gallery:
-        check_folder(args.gallery)
-    elif not args.index:
-        raise UserError("--gallery or --index: name what to search")
-    check_port(args.port)
-    return device
 
 
 def check_port(port):

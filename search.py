@@ -14,9 +14,11 @@ image like the query; their cells add up to the similarity (`reid.explain`).
 import os
 import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -116,18 +118,8 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     device = check(args)
-    # Pillow's warnings about odd files help nobody; files that it can't read are named below.
-    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
     folder = Path(args.model_dir) / args.name
-    embed = Embedder(
-        load_asked(args),
-        device=device,
-        precision=args.precision,
-        scales=args.ms,
-        batchsize=args.batchsize,
-    )
-    set_up(embed.device)
-    print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
+    embed = load_embedder(args, device)
     threshold, origin = find_threshold(args, folder, embed)
     queries = embed(args.query)
     if not np.isfinite(queries).all():
@@ -159,13 +151,19 @@ def main(argv=None):
 
 def check(args):
     """Raise UserError for options that can't work, before anything slow. Returns the device."""
+    device = check_searched(args)
+    for path in [args.output, args.json]:
+        if path:
+            check_writable(path)
+    return device
+
+
+def check_searched(args: Namespace) -> torch.device:
+    """Raise UserError unless --gallery and --index can be searched. Returns the device."""
     import_faiss()
     device, several = choose_device(args.gpu_ids)
     if several:
         raise UserError(f"--gpu_ids {args.gpu_ids}: searching uses one GPU; name one")
-    for path in [args.output, args.json]:
-        if path:
-            check_writable(path)
     if args.index and not os.path.exists(args.index):
         if not args.gallery:
             raise UserError(f"{args.index}: no such index; name a folder with --gallery to make it")
@@ -175,6 +173,22 @@ def check(args):
     elif not args.index:
         raise UserError("--gallery or --index: name what to search")
     return device
+
+
+def load_embedder(args: Namespace, device: torch.device) -> Embedder:
+    """Return the `Embedder` that the options name, on the device, and say what it is."""
+    # Pillow's warnings about odd files help nobody; files that it can't read are named.
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    embed = Embedder(
+        load_asked(args),
+        device=device,
+        precision=args.precision,
+        scales=args.ms,
+        batchsize=args.batchsize,
+    )
+    set_up(embed.device)
+    print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
+    return embed
 
 
 def find_threshold(args, folder, embed):
