@@ -36,15 +36,16 @@ def calibrate(mat: str | Path, rate: float) -> None:
         raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py --name")
     path = run_weights(mat, sets.source).parent / FILE
     check_writable(path)
-    threshold = threshold_at(rate, sets.query, sets.gallery)
+    steps = rates_by_step(sets.query, sets.gallery)
+    threshold = threshold_at(rate, steps)
     rates = rates_at(threshold, sets.query, sets.gallery)
     print(rates_line(rates))
     split = sets.source.get("split")
     if split == "val":
         print(f"  {KNOWN_PEOPLE}")
     origin = {"mat": str(mat), "queries": split, "made_by": made_by(sets.source)}
-    curves = rate_curves(sets.query, sets.gallery)
-    write_json(path, {**rates, "asked_rate": rate, **origin, **provenance(), "curves": curves})
+    content = {"asked_rate": rate, **origin, **provenance(), "curves": rate_curves(steps)}
+    write_json(path, rates | content)
     print(f"{path}: search.py takes the threshold from there")
 
 
@@ -126,12 +127,13 @@ def made_by(source):
     return {name: value for name, value in source.items() if name not in LOCATIONS}
 
 
-def threshold_at(rate, query, gallery):
+def threshold_at(rate, steps):
     """Return the lowest similarity, in steps of 1e-5, whose false-match rate is `rate` or less.
 
-    Raises UserError where impostor pairs are too few, or too many of them have equal features.
+    steps: what `rates_by_step` returned. Raises UserError where impostor pairs are too few, or too
+    many of them have equal features.
     """
-    reaching, total = rates_by_step(impostors for impostors, _ in pairs(query, gallery))
+    reaching, total = steps["false_match"]
     if total * rate < FEWEST:
         raise UserError(
             f"--calibrate {rate:g}: too low a rate to be seen in {total:,} pairs of two people; "
@@ -146,34 +148,36 @@ def threshold_at(rate, query, gallery):
     return float((reaching > allowed).sum() / (BINS / 2) - 1)
 
 
-def rates_by_step(rows):
-    """Return the rate of pairs that reach each similarity, in BINS steps from -1 to 1.
+def rates_by_step(query, gallery):
+    """Return the rates of pairs that reach each similarity, in BINS steps from -1 to 1.
 
-    rows: the similarities of each query's pairs. Returns zeros where there are no pairs, and, with
-    the rates, the number of pairs.
+    A dict, for each rate: the rate at each step, zeros where there are no such pairs, and the
+    number of pairs.
     """
-    fractions, queries, total = np.zeros(BINS), 0, 0
-    for similarities in rows:
-        if len(similarities):
-            steps = ((similarities.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
-            counts = np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
-            fractions += counts / len(similarities)
-            queries, total = queries + 1, total + len(similarities)
-    return fractions[::-1].cumsum()[::-1] / max(queries, 1), total
+    fractions, queries, total = np.zeros((2, BINS)), [0, 0], [0, 0]
+    for both in pairs(query, gallery):
+        for column, similarities in enumerate(both):
+            if len(similarities):
+                steps = ((similarities.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
+                counts = np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
+                fractions[column] += counts / len(similarities)
+                queries[column] += 1
+                total[column] += len(similarities)
+    return {
+        name: (fractions[n][::-1].cumsum()[::-1] / max(queries[n], 1), total[n])
+        for n, name in enumerate(("false_match", "true_match"))
+    }
 
 
-def rate_curves(query, gallery):
-    """Return both rates at thresholds from -1 to 1, in STEPS steps: a dict of lists.
+def rate_curves(steps):
+    """Return the rates at thresholds from -1 to 1, in STEPS steps: a dict of lists.
 
-    A rate of no pairs is left out.
+    steps: what `rates_by_step` returned; a rate of no pairs is left out.
     """
-    curves = {}
-    for column, name in enumerate(("false_match", "true_match")):
-        rates, total = rates_by_step(both[column] for both in pairs(query, gallery))
-        if total:
-            steps = np.arange(STEPS + 1) * (BINS // STEPS)
-            curves[name] = rates[steps.clip(max=BINS - 1)].round(9).tolist()
-    return curves
+    places = (np.arange(STEPS + 1) * (BINS // STEPS)).clip(max=BINS - 1)
+    return {
+        name: rates[places].round(9).tolist() for name, (rates, total) in steps.items() if total
+    }
 
 
 def rates_at(threshold, query, gallery):

@@ -34,7 +34,9 @@ def plain_pairs(query, gallery):
 def test_threshold_against_plain_counting(rate):
     sets = random_sets(noise=0.8)
     impostor, genuine = plain_pairs(sets.query, sets.gallery)
-    threshold = verification.threshold_at(rate, sets.query, sets.gallery)
+    threshold = verification.threshold_at(
+        rate, verification.rates_by_step(sets.query, sets.gallery)
+    )
 
     def false_match_rate(at):
         by_query = [[s >= at for r, s in impostor if r == q] for q in range(len(sets.query[0]))]
@@ -59,19 +61,19 @@ def test_pairs_that_are_all_alike():
     """Equal similarities reach a threshold together or not at all."""
     features = np.full((40, 4), 0.4, np.float32)  # as if similarities were 0.64
     people = FeatureSet(features, np.arange(40), np.ones(40, int))
-    threshold = verification.threshold_at(0.5, people, people)
+    threshold = verification.threshold_at(0.5, verification.rates_by_step(people, people))
     assert 0.64 < threshold < 0.64002
     found = verification.rates_at(threshold, people, people)
     assert found["false_match_rate"] == 0
     assert (found["true_match_rate"], found["genuine"]) == (None, 0)
     people = people._replace(features=np.full((40, 4), 0.5, np.float32))
     with pytest.raises(UserError, match="100 % of pairs of two people are of equal features"):
-        verification.threshold_at(0.5, people, people)
+        verification.threshold_at(0.5, verification.rates_by_step(people, people))
 
 
 def test_curves_against_the_rates_at_each_threshold():
     sets = random_sets(noise=0.8)
-    curves = verification.rate_curves(sets.query, sets.gallery)
+    curves = verification.rate_curves(verification.rates_by_step(sets.query, sets.gallery))
     steps = np.linspace(-1, 1, verification.STEPS + 1)
     for number in (0, 7, 100, 150, 193, 200):
         found = verification.rates_at(steps[number], sets.query, sets.gallery)
@@ -83,7 +85,9 @@ def test_curves_against_the_rates_at_each_threshold():
         assert curve == sorted(curve, reverse=True) and curve[0] == 1
     # No pairs of one person: no rate of them.
     people = FeatureSet(sets.query.features, np.arange(12), np.ones(12, int))
-    assert set(verification.rate_curves(people, people)) == {"false_match"}
+    assert set(verification.rate_curves(verification.rates_by_step(people, people))) == {
+        "false_match"
+    }
 
 
 def test_rate_at_a_threshold():
