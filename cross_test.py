@@ -21,7 +21,7 @@ from re_ranking import rerank
 from reid import report
 from reid.checkpoint import Run, load_trained
 from reid.curves import draw_matrix
-from reid.dataset import check_prepared, eval_fingerprint, eval_images
+from reid.dataset import check_prepared, eval_fingerprint, eval_images, prepared_folders
 from reid.errors import UserError, run
 from reid.features import made_by
 from reid.files import replacing, write_json, write_text
@@ -125,9 +125,8 @@ def test_run(args, one, dataset, folder):
     reranked = (-distance for distance in rerank(query.features, gallery.features))
     blocks = similarity_blocks(query, gallery), reranked
     scores = [evaluate(some, query, gallery) for some in blocks]
-    trained_in = one.opts().get("options", {}).get("data_dir", [])  # several are a list
-    trained_in = trained_in if isinstance(trained_in, list) else [trained_in]
-    own = folder.resolve() in [Path(trained).resolve() for trained in trained_in]
+    trained_in = prepared_folders(one.opts().get("options", {}).get("data_dir", []))
+    own = folder.resolve() in [trained.resolve() for trained in trained_in]
     intervals = [report.score_intervals(some, query.identities) for some in scores]
     by_ranking = (dict(zip(RANKINGS, values, strict=True)) for values in (scores, intervals))
     return Cell(own, *by_ranking, query.identities)

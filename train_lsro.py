@@ -19,6 +19,7 @@ from reid.dataset import (
     GENERATED_FOLDER,
     generated_folder,
     generated_images,
+    prepared_folders,
     training_splits,
 )
 from reid.distributed import join_world
@@ -144,7 +145,7 @@ def parse(argv: list[str] | None = None) -> Namespace:
         args.gan_weight = PSEUDO_WEIGHT if pseudo else 1.0
     if args.gan_start is None:
         args.gan_start = PSEUDO_START if pseudo else 0
-    if args.gan_label == "own" and isinstance(args.data_dir, list):
+    if args.gan_label == "own" and len(prepared_folders(args.data_dir)) > 1:
         raise UserError("--gan_label own: of several --data_dir, a folder's number names no person")
     if args.gan_label == "consistency" and not args.ema:
         raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")

@@ -283,8 +283,8 @@ def training_splits(
     by the seed (None: all); their classes are numbered anew.
     """
     train, validation, classes = [], [], 0
-    for source, folder in enumerate(data_dir if isinstance(data_dir, list) else [data_dir]):
-        parts = of_folder(Path(folder), train_all)
+    for source, folder in enumerate(prepared_folders(data_dir)):
+        parts = of_folder(folder, train_all)
         for images, more in zip((train, validation), parts, strict=True):
             images += [s._replace(label=s.label + classes, source=source) for s in more]
         classes += count_classes(parts[0] + parts[1])
@@ -312,6 +312,11 @@ def as_people(samples):
         identity, camera = parse_name(sample.path)
         people.append(EvalImage(sample.path, identity + apart, camera + apart))
     return people
+
+
+def prepared_folders(data_dir: str | Path | list[str]) -> list[Path]:
+    """Return the folders that a training's --data_dir names: one, or a list of several."""
+    return [Path(folder) for folder in (data_dir if isinstance(data_dir, list) else [data_dir])]
 
 
 def of_folder(data_dir, train_all):
@@ -344,9 +349,10 @@ def generated_folder(args: Namespace) -> Path:
     """Return the folder of generated images: --gen_dir, else its usual place in --data_dir."""
     if args.gen_dir:
         return Path(args.gen_dir)
-    if isinstance(args.data_dir, list):
+    folder, *others = prepared_folders(args.data_dir)
+    if others:
         raise UserError("--gen_dir: with several --data_dir, name the folder of generated images")
-    return Path(args.data_dir) / "train_new" / GENERATED_FOLDER
+    return folder / "train_new" / GENERATED_FOLDER
 
 
 def check_prepared(data_dir: str | Path) -> None:
@@ -424,14 +430,14 @@ def fingerprint(samples: list[Sample]) -> dict:
     }
 
 
-def sources(data_dirs: list[str], samples: list[Sample]) -> list[dict]:
+def sources(data_dirs: list[Path], samples: list[Sample]) -> list[dict]:
     """Return what each of several datasets adds to real Samples: a dict each."""
     rows = []
     for source, data_dir in enumerate(data_dirs):
         own = [s for s in samples if s.source == source and not s.generated]
         rows.append(
             {
-                "data_dir": data_dir,
+                "data_dir": str(data_dir),
                 "identities": len({s.label for s in own}),
                 "cameras": len({parse_name(s.path)[1] for s in own}),
                 **fingerprint(own),

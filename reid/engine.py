@@ -23,6 +23,7 @@ from reid.dataset import (
     count_classes,
     fingerprint,
     manifest,
+    prepared_folders,
     sources,
 )
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
@@ -130,13 +131,13 @@ def opened(
 def measure(args: Namespace, world: World, splits: Splits, loss_function: Callable) -> dict:
     """Return the facts that opts.json holds beside the options."""
     real = [s for s in splits.train + splits.validation if not s.generated]
-    several = isinstance(args.data_dir, list)
+    folders = prepared_folders(args.data_dir)
     return {
         "loss": loss_function.__name__,
         "class_num": count_classes(real),
         "generated": sum(sample.generated for sample in splits.train),
         "dataset": fingerprint(splits.train),
-        "sources": sources(args.data_dir, splits.train) if several else None,
+        "sources": sources(folders, splits.train) if len(folders) > 1 else None,
         "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),
         "device": str(world.device),
@@ -286,14 +287,13 @@ class Learner:
             *size, self.normalisation, args.erasing_p, args.color_jitter, args.auto_augment
         )
         paths = [sample.path for sample in train_samples]
-        first = args.data_dir[0] if isinstance(args.data_dir, list) else args.data_dir
         images = read_all(
             paths,
             transform.read,
             args.workers,
             args.cache,
             "reading images",
-            Path(first) / "cache",
+            prepared_folders(args.data_dir)[0] / "cache",
             [transform.full_height, transform.full_width],
         )
         held_out = world.shard(val_samples)
@@ -524,11 +524,12 @@ def check_balance(args, samples):
     if not args.balance:
         return
     generated = sum(sample.generated for sample in samples)
-    if not isinstance(args.data_dir, list):
+    number = len(prepared_folders(args.data_dir))
+    if number == 1:
         raise UserError("--balance: there is one --data_dir; name several, or leave it out")
     if generated and not args.gan_batch:
         raise UserError("--balance: say with --gan_batch how many generated images a batch has")
-    real, number = args.batchsize - (args.gan_batch or 0), len(args.data_dir)
+    real = args.batchsize - (args.gan_batch or 0)
     if real % (number * max(args.instances, 1)):
         raise UserError(
             f"--balance: {real} real images a batch have no equal shares for {number} datasets"

@@ -100,9 +100,8 @@ def add_options(parser: Parser, mat: str) -> None:
 
 def check_alone(args: Namespace, flag: str) -> None:
     """Raise UserError where flags that go with scores are given with `flag`, which makes none."""
-    for (
-        name
-    ) in "multi_query against json plot show show_names explain map output_dir data_dir".split():
+    flags = "multi_query against json plot show show_names explain map output_dir data_dir"
+    for name in flags.split():
         if getattr(args, name):
             raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
 
