@@ -268,6 +268,8 @@ def check_keep(args, images):
         )
     if Path(args.keep_dir).exists():
         raise UserError(f"--keep_dir {args.keep_dir}: is there already; name a new folder")
+    there = next(parent for parent in Path(args.keep_dir).absolute().parents if parent.exists())
+    check_writable(there / Path(args.keep_dir).name)
 
 
 def keep(images, args):

@@ -48,7 +48,7 @@ from reid.pictures import (
     draw_sheet,
     heat_rows,
     largest,
-    shrunk,
+    scaled,
 )
 from reid.provenance import provenance
 from reid.verification import FILE, KNOWN_PEOPLE, stored_threshold
@@ -314,9 +314,9 @@ def tiles(pictures, hits, threshold):
 
 
 def picture(path):
-    """Return an image as `shrunk` does; a white one where its file is gone by now."""
+    """Return an image as `scaled` does; a white one where its file is gone by now."""
     try:
-        return shrunk(read_image(path))
+        return scaled(read_image(path))
     except UserError:
         return Image.new("RGB", (WIDTH, HEIGHT), "white")
 

@@ -552,9 +552,10 @@ def leaving_clean(run, world):
     try:
         yield
     except KeyboardInterrupt:
-        command = command_line().removesuffix(" --resume")
+        command = command_line()
+        command += "" if "--resume" in command.split() else " --resume"
         raise Interrupted(
-            f"stopped; all whole epochs are saved in {run.path}; go on with: {command} --resume"
+            f"stopped; all whole epochs are saved in {run.path}; go on with: {command}"
         ) from None
     except Exception:
         if world.first:

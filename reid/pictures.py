@@ -78,7 +78,7 @@ def draw_rankings(
         rows.append(ranking(query, scores, sets, relevance))
         if explanations:
             names = [sets.query.files[query], *sets.gallery.files[scores.top[query]]]
-            pictures = [shrunk(load(sets.data_dir, name)) for name in names]
+            pictures = [scaled(load(sets.data_dir, name)) for name in names]
             rows += heat_rows(pictures, explanations[number], scale)
     draw_sheet(rows, path)
 
@@ -124,7 +124,7 @@ def heat_rows(
 ) -> list[Row]:
     """Return two `Row`s to stand below a ranking, with heat maps of why its images are there.
 
-    pictures: the query, then the images of its ranking, as `shrunk` returns them. explanations: of
+    pictures: the query, then the images of its ranking, as `scaled` returns them. explanations: of
     the query with each of them; None where there is none. Below each is its sum, which is the
     similarity, and the constant of a batch norm neck. scale: what has the fullest colour.
     """
@@ -196,18 +196,18 @@ def load(data_dir, name):
 
 def fitted(picture: Image.Image) -> Image.Image:
     """Return a picture in a tile's size, undistorted, on grey."""
-    return centred(shrunk(picture))
+    return centred(scaled(picture))
 
 
-def shrunk(picture: Image.Image, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Return a picture as large as a tile of so many pixels has room for, undistorted."""
+def scaled(picture: Image.Image, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """Return a picture resized to touch two sides of a tile of so many pixels, undistorted."""
     scale = min(width / picture.width, height / picture.height)
     size = [max(round(scale * side), 1) for side in picture.size]
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def centred(picture: Image.Image) -> Image.Image:
-    """Return a tile, grey around a picture that `shrunk` returned."""
+    """Return a tile, grey around a picture that `scaled` returned."""
     tile = Image.new("RGB", (WIDTH, HEIGHT), "#e4e4e4")
     tile.paste(picture, ((WIDTH - picture.width) // 2, (HEIGHT - picture.height) // 2))
     return tile

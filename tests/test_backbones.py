@@ -25,7 +25,8 @@ from reid.weights import build_network, load_network
 timm = pytest.importorskip("timm")
 
 LITE0, VIT, SWIN = "tf_efficientnet_lite0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
-BACKBONES = ["resnet18", LITE0, "mobilenetv3_small_100", "convnext_atto", VIT, SWIN]
+ATTO = "convnext_atto"
+BACKBONES = ["resnet18", LITE0, "mobilenetv3_small_100", ATTO, VIT, SWIN]
 SIZE = (64, 32)
 FLAGS = (
     "--gpu_ids -1 --workers 0 --pretrained none --height 64 --width 32 --batchsize 4 "
@@ -41,6 +42,20 @@ def lived_in(net):
             norm.running_mean.normal_(0, 0.1, generator=generator)
             norm.running_var.uniform_(0.5, 2, generator=generator)
     return net.eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """Have timm make these with few blocks of each kind, which exporters take minutes less for."""
+    fewer = {VIT: {"depth": 2}, SWIN: {"depths": (1, 1, 2, 1)}, ATTO: {"depths": (1, 1, 1, 1)}}
+    create = timm.create_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            timm,
+            "create_model",
+            lambda name, *args, **options: create(name, *args, **fewer.get(name, {}), **options),
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +215,7 @@ def test_from_training_to_scores(name, prepared, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_exports(name, networks, tmp_path):
-    """ONNX in fp32, fp16 and int8, and torch.export, against PyTorch."""
+    """ONNX in fp32, int8 and, of two, fp16, and torch.export, against PyTorch."""
     pytest.importorskip("onnxruntime")
     from reid.exporting.agreement import Eager, File
     from reid.exporting.network import metadata, torch_compute, torch_file
@@ -210,7 +225,9 @@ def test_exports(name, networks, tmp_path):
     images = list(np.random.default_rng(0).integers(0, 256, (8, *SIZE, 3), dtype=np.uint8))
     trained = load_trained(tmp_path, height=SIZE[0], width=SIZE[1])
     expected = Eager(trained).of_batch(images)
-    least = {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.8}
+    least = {"fp32": 0.99999, "int8": 0.8}
+    if name in (LITE0, SWIN):
+        least["fp16"] = 0.9999
     for precision, cosine in least.items():
         trained = load_trained(tmp_path, height=SIZE[0], width=SIZE[1])
         facts = metadata(trained, "r", precision, "outside")

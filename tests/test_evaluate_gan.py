@@ -297,6 +297,7 @@ def test_mistakes(flags, data, tmp_path, capsys, monkeypatch):
         (("--keep_dir", tmp_path / "new"), "--keep and --keep_dir: one needs the other"),
         (("--keep", 19, "--keep_dir", tmp_path / "new"), "--keep 19: only 18 generated images"),
         (("--keep", 3, "--keep_dir", empty), f"--keep_dir {empty}: is there already"),
+        (("--keep", 3, "--keep_dir", f"{__file__}/new"), "new: can't be written"),
     ]
     for wrong, says in cases:
         repeated = ("--nearest_k", 3) if "--gen_dir" in wrong else ()

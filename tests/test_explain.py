@@ -145,7 +145,7 @@ def test_embedder_explains_arrays_and_files(run, tmp_path):
 def test_a_map_lies_on_the_image_not_on_the_grey_around_it():
     wide = Image.new("RGB", (64, 32), "#808080")
     cells = np.array([[0.5, -1.0]], np.float32)
-    heat = pictures.centred(pictures.heated(pictures.shrunk(wide), cells, 1.0))
+    heat = pictures.centred(pictures.heated(pictures.scaled(wide), cells, 1.0))
     assert heat.getpixel((5, 5)) == heat.getpixel((60, 120)) == (0xE4, 0xE4, 0xE4)
     assert heat.getpixel((63, 64)) == pictures.TAKES  # the fullest colour
     red, _, blue = heat.getpixel((1, 64))

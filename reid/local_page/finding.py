@@ -23,7 +23,7 @@ from reid.features import Embedder
 from reid.files import sha256
 from reid.gallery import Gallery, Hit
 from reid.images import read_image
-from reid.pictures import HEIGHT, WIDTH, shrunk
+from reid.pictures import HEIGHT, WIDTH, scaled
 
 MOST_BYTES = 20 * 2**20  # of an uploaded file
 LARGER = 2  # times the size of a tile of reid.pictures
@@ -188,4 +188,4 @@ def picture_of(hit):
 
 def enlarged(image):
     """Return an image in the size of the page's pictures, undistorted."""
-    return shrunk(image, LARGER * WIDTH, LARGER * HEIGHT)
+    return scaled(image, LARGER * WIDTH, LARGER * HEIGHT)
