@@ -61,8 +61,8 @@ def get_parser():
         nargs="+",
         required=True,
         metavar="[NAME=]FOLDER",
-        help="`pytorch` folders that prepare.py made; NAME stands in the table (default: that of "
-        "the folder around)",
+        help="`pytorch` folders that prepare.py made; NAME stands in the table (default: the "
+        "name of the folder that holds it)",
     )
     parser.add_argument(
         "--which_epoch", default="last", help="last, best, or the number of a saved epoch"

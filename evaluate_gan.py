@@ -143,8 +143,8 @@ def get_parser():
         "--nearest_k",
         type=at_least(1),
         default=5,
-        help="neighbour whose distance is an image's reach, for precision, recall, density and "
-        "coverage",
+        help="k: an image's surroundings reach to its k-th nearest neighbour, for precision, "
+        "recall, density and coverage",
     )
 
     group = parser.add_argument_group("output")

@@ -57,8 +57,9 @@ def get_parser():
         "--precision",
         choices=["fp32", "fp16", "int8"],
         default="fp32",
-        help="of weights and computation; input and output stay as they are. fp16: half the size, "
-        "for GPUs, slow on CPUs; int8: ONNX only, a quarter of the size, for CPUs with VNNI",
+        help="precision of weights and computation; input and output keep their types. fp16: half "
+        "the size, for GPUs, slow on CPUs; int8: ONNX only, a quarter of the size, for CPUs with "
+        "VNNI",
     )
     group.add_argument(
         "--preprocess",

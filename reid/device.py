@@ -119,7 +119,7 @@ def faster_dtype(
 ) -> torch.dtype | None:
     """Return the dtype in which a network computes faster, by a short trial: bf16, or None, fp32.
 
-    Convolutions of single channels are slower in bf16 on some processors, though others are twice
+    Depthwise convolutions are slower in bf16 on some processors, though others are twice
     as fast. size: height and width of the images. training: whether gradients are computed, too.
     Chance must not decide, so fp32 has to win clearly. The network stays as it is.
     """

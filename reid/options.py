@@ -14,7 +14,7 @@ from reid.errors import UserError
 HEIGHT, WIDTH = 256, 128  # pixels of a training image
 NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}  # their names in tables
 TEST_SIZES = "enlarged, 9/8 of that in training; same; or in pixels"
-# --recipe strong: chosen on the rendered set, see the README.
+# --recipe strong: chosen on the rendered set, see docs/training.md.
 STRONG = {
     "warm_epoch": 5,
     "schedule": "cosine",
@@ -145,9 +145,9 @@ def add_device_options(parser: Parser) -> None:
     group = parser.add_argument_group("device")
     group.add_argument(
         "--gpu_ids",
-        help="GPU to use: 0, or -1 for the CPU (default: a GPU or Apple's where there is one, else "
-        "the CPU); 0,1 is DataParallel, which costs accuracy: for several GPUs start the script "
-        "with torchrun --nproc_per_node N",
+        help="GPU to use: 0, or -1 for the CPU (default: an NVIDIA or Apple GPU where there is "
+        "one, else the CPU); 0,1 is DataParallel, which costs accuracy: for several GPUs start the "
+        "script with torchrun --nproc_per_node N",
     )
     group.add_argument(
         "--precision",
@@ -202,7 +202,7 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
         choices=["pool", "bottleneck"],
         help="pool: the pooled features (2048 numbers of a ResNet-50); bottleneck: what the "
         "classifier sees (512, or with --neck bnneck the pooled ones after batch norm) (default: "
-        "the run's by --val_ids, else pool, with bnneck bottleneck)",
+        "what --val_ids chose in training; else bottleneck for bnneck, pool for others)",
     )
     group.add_argument(
         "--test_size",
@@ -228,7 +228,7 @@ def add_weights_options(parser: Parser) -> None:
         type=int,
         choices=[1, 2],
         default=2,
-        help="of the network in --weights; a run's own weights tell",
+        help="stride of the last stage of the network in --weights; a run's own file tells",
     )
     for side, usual in (("height", HEIGHT), ("width", WIDTH)):
         group.add_argument(
@@ -274,7 +274,7 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
     data.add_argument(
         "--balance",
         action="store_true",
-        help="with several --data_dir: the same number of each one's images in every batch",
+        help="with several --data_dir: equally many images of each dataset in every batch",
     )
     data.add_argument(
         "--train_all",
@@ -303,7 +303,7 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         default="imagenet",
         metavar="{imagenet,none,FILE}",
         help="weights that the backbone starts from: torchvision's or timm's ImageNet weights "
-        "(downloaded on first use), none, or a file, of this code or another",
+        "(downloaded on first use); none: random ones; or a file, of this code or another",
     )
     network.add_argument(
         "--neck",
@@ -331,8 +331,8 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         type=at_least(0),
         default=0,
         metavar="N",
-        help="number of identities to hold out whole; at the end they tell which layer and image "
-        "size are best for testing, which then are the run's",
+        help="number of identities to hold out whole; the layer and image size that find them best "
+        "at the end are kept with the run, for testing",
     )
     testing.add_argument(
         "--test_size",
@@ -381,7 +381,7 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         "--lr_step",
         type=at_least(1),
         default=40,
-        help="number of epochs after which the rate falls to a tenth, with --schedule step",
+        help="with --schedule step: epochs after which the rate falls to a tenth, each time",
     )
     recipe.add_argument(
         "--warm_epoch",

@@ -30,7 +30,7 @@ POOLING = "ReduceMean"  # of feature maps: the last one in a graph; those before
 
 
 def as_convolutions(net: nn.Module) -> nn.Module:
-    """Put convolutions of single channels in place of norms and average pooling, in place.
+    """Put depthwise convolutions in place of norms and average pooling, in place.
 
     Norms that stand before a ReLU, DenseNet's, can't be folded; in fp32 between integer
     convolutions they would take a third of the time. A weight alone in its channel is exact in
