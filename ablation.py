@@ -302,7 +302,7 @@ def check_images(folder, options):
     """
     splits, work = cache(training_splits), {}
     for cell, asked in options.items():
-        names = ("data_dir", "train_all", "val_ids", "num_ids", "seed")
+        names = ("data_dir", "train_all", "val_ids", "num_ids")
         seeds = {"seed": cell.seed if cell.num_ids else 0}  # else it changes nothing
         real = splits(**{name: asked[name] for name in names} | seeds)
         flags = argparse.Namespace(**asked)

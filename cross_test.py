@@ -25,7 +25,7 @@ from reid.dataset import check_prepared, eval_fingerprint, eval_images, prepared
 from reid.errors import UserError, run
 from reid.features import made_by
 from reid.files import replacing, write_json, write_text
-from reid.intervals import interval
+from reid.intervals import Interval
 from reid.mat import load_mat
 from reid.metrics import Scores, evaluate, similarity_blocks
 from reid.options import Parser, add_device_options, at_least, run_name
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
     own: bool
     scores: dict[str, Scores]
-    intervals: dict[str, list[report.Interval]]
+    intervals: dict[str, list[Interval]]
     identities: np.ndarray
 
 
@@ -68,15 +68,17 @@ def get_parser():
         "--which_epoch", default="last", help="last, best, or the number of a saved epoch"
     )
     parser.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
-    add_device_options(parser)
+    add_device_options(parser, torchrun=False)
     return parser
 
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
     runs = {name: Run(Path(args.model_dir) / name) for name in args.runs}
-    for one in runs.values():
-        one.weights_file(args.which_epoch)
+    made = {
+        name: made_by(load_trained(one.path, args.which_epoch), (1.0,))
+        for name, one in runs.items()
+    }
     datasets = named_folders(args.data_dirs)
     for folder in datasets.values():
         check_prepared(folder)
@@ -84,7 +86,7 @@ def main(argv=None):
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is no folder; take another --name")
     cells = {
-        (name, dataset): test_run(args, one, dataset, data_dir)
+        (name, dataset): test_run(args, one, made[name], dataset, data_dir)
         for name, one in runs.items()
         for dataset, data_dir in datasets.items()
     }
@@ -106,22 +108,29 @@ def named_folders(words):
         if not equals:
             whole = folder.resolve()
             name = whole.parent.name if whole.name == "pytorch" else whole.name
+        if word.endswith("="):
+            raise UserError(f"--data_dirs {word}: needs a name and a folder; write {word}FOLDER")
         if not name or "/" in name or name in folders:
             raise UserError(f"--data_dirs {word}: needs a name of its own; write NAME={folder}")
         folders[name] = folder
     return folders
 
 
-def test_run(args, one, dataset, folder):
-    """Return the Cell of a run and a dataset; extract the features where there are none."""
+def test_run(args, one, made, dataset, folder):
+    """Return the Cell of a run and a dataset; extract the features where there are none.
+
+    made: what `made_by` says of the run's network.
+    """
     mat = one.file(f"cross_{dataset}.mat")
-    if not is_current(mat, one, args.which_epoch, folder):
+    sets = load_mat(mat) if mat.exists() else None
+    if sets is None or not is_current(sets.source, made, folder):
         words = ["--model_dir", one.path.parent, "--name", one.path.name, "--data_dir", folder]
         words += ["--mat", mat, "--which_epoch", args.which_epoch, "--batchsize", args.batchsize]
         words += ["--precision", args.precision, "--workers", args.workers]
         words += [] if args.gpu_ids is None else ["--gpu_ids", args.gpu_ids]
         extraction.main([str(word) for word in words])
-    query, gallery = load_mat(mat)[:2]
+        sets = load_mat(mat)
+    query, gallery = sets.query, sets.gallery
     reranked = (-distance for distance in rerank(query.features, gallery.features))
     blocks = similarity_blocks(query, gallery), reranked
     scores = [evaluate(some, query, gallery) for some in blocks]
@@ -132,14 +141,12 @@ def test_run(args, one, dataset, folder):
     return Cell(own, *by_ranking, query.identities)
 
 
-def is_current(mat, one, which_epoch, folder):
-    """Tell whether a .mat file has the features that a run gives now for a dataset's images."""
-    source = load_mat(mat).source if mat.exists() else None
+def is_current(source, made, folder):
+    """Tell whether features are those of a network and of a dataset's images as they are now."""
     if source is None:
         return False
     images = [image for split in ("query", "gallery") for image in eval_images(folder / split)]
-    now = made_by(load_trained(one.path, which_epoch), (1.0,))
-    return source.get("images") == eval_fingerprint(images) and source.items() >= now.items()
+    return source.get("images") == eval_fingerprint(images) and source.items() >= made.items()
 
 
 def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
@@ -173,8 +180,7 @@ def scores_text(cell, ranking):
     """Return the scores of a Cell as the table has them."""
     bold = "**" if cell.own else ""
     return " / ".join(
-        f"{bold}{100 * one.value:.2f}{bold}{reach_text(one.low, one.high)}"
-        for one in cell.intervals[ranking]
+        f"{bold}{100 * one.value:.2f}{bold}{reach_text(one)}" for one in cell.intervals[ranking]
     )
 
 
@@ -183,11 +189,8 @@ def difference_text(cells, name, dataset, ranking):
     own = own_run(cells, dataset)
     if own in (None, name):
         return ""
-    values, low, high = difference(cells[name, dataset], cells[own, dataset], ranking)
-    return " / ".join(
-        f"{100 * value:+.2f}{reach_text(*ends, '+')}"
-        for value, *ends in zip(values, low, high, strict=True)
-    )
+    differences = difference(cells[name, dataset], cells[own, dataset], ranking)
+    return " / ".join(f"{100 * one.value:+.2f}{reach_text(one, '+')}" for one in differences)
 
 
 def own_run(cells, dataset):
@@ -197,19 +200,13 @@ def own_run(cells, dataset):
 
 
 def difference(one, other, ranking):
-    """Return mean, low and high, [2] each, of a Cell's Rank@1 and mAP less those of another."""
-    values = [
-        np.column_stack([cell.scores[ranking].hits(1), cell.scores[ranking].ap])
-        for cell in (one, other)
-    ]
-    differences = values[0] * 1.0 - values[1]
-    low, high = interval(differences, one.identities, fractions=False)
-    return differences.mean(axis=0), low, high
+    """Return the Intervals of a Cell's Rank@1 and mAP less those of another."""
+    return report.score_differences(one.scores[ranking], other.scores[ranking], one.identities)
 
 
-def reach_text(low, high, sign=""):
-    """Return an interval's text; "" where there is none."""
-    return "" if np.isnan(low) else f" ({100 * low:{sign}.1f} to {100 * high:{sign}.1f})"
+def reach_text(one, sign=""):
+    """Return the text of an Interval's ends; "" where there are none."""
+    return f" ({100 * one.low:{sign}.1f} to {100 * one.high:{sign}.1f})" if one.known else ""
 
 
 def as_dicts(cells, datasets):
@@ -221,11 +218,10 @@ def as_dicts(cells, datasets):
         for ranking, scores in cell.scores.items():
             row[ranking] = report.summary(scores, cell.identities, cell.intervals[ranking])
             if row["against"] not in (None, name):
-                ends = difference(cell, cells[row["against"], dataset], ranking)
-                for number, score in enumerate(("rank1", "mAP")):
-                    one = report.Interval(*(float(end[number]) for end in ends))
+                differences = difference(cell, cells[row["against"], dataset], ranking)
+                for score, one in zip(("rank1", "mAP"), differences, strict=True):
                     row[ranking][f"{score}_difference"] = one.value
-                    row[ranking][f"{score}_difference_interval"] = report.bounds(one)
+                    row[ranking][f"{score}_difference_interval"] = one.ends()
         found.append(row)
     return found
 

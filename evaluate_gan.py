@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from reid.checkpoint import as_trained, load_trained
 from reid.dataset import (
@@ -42,10 +41,10 @@ from reid.dataset import (
     list_images,
     manifest,
 )
-from reid.device import dtype_name, to_device
+from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
-from reid.features import eval_transforms, extract, fold_for_inference, inference_dtype
+from reid.features import eval_transforms, extract, inference_dtype, ready
 from reid.files import (
     check_writable,
     link,
@@ -78,7 +77,7 @@ OUTPUT = "gan_neighbours.jpg"
 
 SHOWN, NEIGHBOURS = 16, 5  # generated images in the picture, real ones beside each
 LABEL = 36  # width in characters of a printed row's name
-YARDSTICKS = {
+NEAREST_ROWS = {
     "generated": "generated",
     "held_out": "of other people",
     "real": "real, without itself",
@@ -308,9 +307,7 @@ def features_of(images, args, world):
     source["arithmetic"] = dtype_name(dtype)
     size = "{}x{}".format(*trained.size)
     world.say(f"features of {source['weights']}: {source['backbone']}, {size}, on {world.device}")
-    net = to_device(fold_for_inference(trained.net, dtype), world.device)
-    if world.gpus:
-        net = torch.nn.DataParallel(net, world.gpus)
+    net = ready(trained.net, dtype, world)
     transforms = eval_transforms(trained)
     options = {"dtype": dtype, "batchsize": args.batchsize, "workers": args.workers}
     features = [
@@ -341,13 +338,13 @@ def feature_space(args):
 
 def lines(measured, facts, dim):
     """Yield the lines of two tables. dim: numbers in a feature."""
-    names = "Frechet distance", "precision", "recall", "density", "coverage"
-    yield f"{'':{LABEL}}" + "".join(f"  {name}" for name in names)
+    columns = {"frechet": "Frechet distance"}
+    columns |= {name: name for name in ("precision", "recall", "density", "coverage")}
+    yield f"{'':{LABEL}}" + "".join(f"  {title}" for title in columns.values())
     for row in measured["comparisons"]:
         label = f"{row['images']} {row['compared']} against {row['real']} real"
-        values = [row[name.split()[0].lower()] for name in names]
-        cells = zip(names, values, strict=True)
-        yield f"{label:{LABEL}}" + "".join(f"  {value:{len(name)}.4f}" for name, value in cells)
+        cells = (f"  {row[name]:{len(title)}.4f}" for name, title in columns.items())
+        yield f"{label:{LABEL}}" + "".join(cells)
     if (fewest := measured["comparisons"][-1]["images"]) <= dim:
         yield (
             f"  {fewest} images are too few for {dim} dimensions: Frechet distances are too large, "
@@ -355,7 +352,7 @@ def lines(measured, facts, dim):
         )
     title = f"to the nearest of {facts['real']['images']} real"
     yield f"{title:{LABEL}}  median  closest 1 %  generated within that"
-    for name, label in YARDSTICKS.items():
+    for name, label in NEAREST_ROWS.items():
         row = measured["nearest_real"][name]
         within = row.get("generated_within")
         label = f"{facts[name]['images']} {label}"
@@ -364,4 +361,4 @@ def lines(measured, facts, dim):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, torchrun=True)

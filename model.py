@@ -23,7 +23,7 @@ from torchvision import models
 
 BOTTLENECK_DIM = 512
 LAYERS = ("pool", "bottleneck")
-ROUNDING = 0.01  # how far, of the largest number in a feature, bf16 may move one
+BF16_ERROR = 0.01  # how far, of the largest number in a feature, bf16 may move one
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pixels
 
 
@@ -365,7 +365,7 @@ def dense_layer(layer, x):
 
 def near(places, pooled):
     """Tell whether places [B, D, h, w] have the means [B, D], but for rounding."""
-    return (places.mean(dim=(2, 3)) - pooled).abs().max() <= ROUNDING * pooled.abs().max()
+    return (places.mean(dim=(2, 3)) - pooled).abs().max() <= BF16_ERROR * pooled.abs().max()
 
 
 class GlobalAverage(nn.Module):

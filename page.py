@@ -11,14 +11,13 @@ Hassle-Free Sharing and Testing of ML Models in the Wild", 2019; an optional dep
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from reid.errors import UserError, missing_package, printable, run
+from reid.errors import UserError, missing_package, run
 from reid.local_page import markup
 from reid.local_page.finding import MOST_BYTES, Crop, Finder, Ranking
 from reid.options import (
@@ -29,7 +28,7 @@ from reid.options import (
     at_least,
     number,
 )
-from search import check_searched, load_embedder, say_update, usable_threshold
+from search import bring_up_to_date, check_searched, load_embedder, usable_threshold
 
 MODEL_DIR = "model"
 NAME = "ft_ResNet50"
@@ -82,7 +81,7 @@ def get_parser():
     )
     parser.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
     add_feature_options(parser)
-    add_device_options(parser)
+    add_device_options(parser, torchrun=False)
     return parser
 
 
@@ -98,7 +97,7 @@ def main(argv=None):
         finder = Finder(embed, index, args.top, args.candidates)
         size = fill(finder, args)
         title = args.weights or args.name
-        serve(build(gradio, finder, stored, markup.header(title, size)), args.port)
+        serve(gradio, build(gradio, finder, stored, markup.header(title, size)), args.port)
 
 
 @contextmanager
@@ -145,13 +144,7 @@ def check_port(port):
 def fill(finder, args):
     """Bring the index up to date. Returns how many images it has."""
     with finder.open_gallery() as gallery:
-        if args.gallery:
-            update = gallery.update(args.gallery, finder.embed, args.workers)
-            say_update(update, gallery, args)
-        for line in gallery.check_roots():
-            print(printable(line), file=sys.stderr)
-        if not len(gallery):
-            raise UserError(f"{args.gallery or args.index}: no image in it can be read")
+        bring_up_to_date(gallery, finder.embed, args)
         if not gallery.roots():
             raise UserError(f"{args.index}: of an older version; name its folder with --gallery")
         return len(gallery)
@@ -318,9 +311,8 @@ def refuse_addresses(component):
     component.async_move_resource_to_block_cache = checked
 
 
-def serve(page, port):
+def serve(gradio, page, port):
     """Serve the page on this computer until Ctrl-C."""
-    import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 

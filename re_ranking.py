@@ -47,7 +47,7 @@ from tqdm import tqdm
 K1, K2, LAMBDA = 20, 6, 0.3  # the paper's
 # More than float32 can move a dot product of unit vectors (1e-6 was seen). Neighbours whose
 # similarities are as close as this are compared in float64.
-ROUNDING = 1e-5
+FLOAT32_ERROR = 1e-5
 TOLERANCE = 1e-2  # of a length or a cosine: bf16's are less exact than that
 SPARE = 4  # candidates beyond those needed, so that few images must be searched for again
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 1024  # rows; larger ones are hardly faster
@@ -108,7 +108,7 @@ def rerank(
 
 def _rerank(similarity, num_query, k1, k2, lambda_value, block):
     nearest, least = neighbours(similarity, boundaries(k1, k2), block)
-    widest = (2 - 2 * least).clamp_min(ROUNDING)  # 0 only where all images are the same one
+    widest = (2 - 2 * least).clamp_min(FLOAT32_ERROR)  # 0 only where all images are the same one
     weights = averaged(descriptions(similarity, nearest, widest, k1), nearest[:, :k2])
     inverted = weights.rows(num_query, similarity.size).transposed()
     with tqdm(total=num_query, desc="distances", unit="query", disable=None) as bar:
@@ -344,9 +344,9 @@ def settle(similarity, best, cuts):
     close = torch.zeros(len(best), dtype=bool, device=best.device)
     for cut in cuts:
         if cut < keep:
-            close |= value[:, cut - 1] - value[:, cut] <= ROUNDING
+            close |= value[:, cut - 1] - value[:, cut] <= FLOAT32_ERROR
     # Images beyond the candidates may be as near as the last one needed: all must be looked at.
-    beyond = value[:, needed - 1] - value[:, -1] <= ROUNDING
+    beyond = value[:, needed - 1] - value[:, -1] <= FLOAT32_ERROR
     if keep == similarity.size:
         beyond[:] = False
     few, many = (close & ~beyond).nonzero()[:, 0], beyond.nonzero()[:, 0]

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from reid.checkpoint import load_asked
@@ -28,7 +27,6 @@ from reid.errors import UserError, printable, run
 from reid.features import Embedder
 from reid.files import check_writable, write_json
 from reid.gallery import Gallery, check_folder, import_faiss
-from reid.images import read_image
 from reid.options import (
     Parser,
     add_device_options,
@@ -39,16 +37,14 @@ from reid.options import (
 )
 from reid.pictures import (
     GOOD,
-    HEIGHT,
     PLAIN,
-    WIDTH,
     Row,
     Tile,
     centred,
     draw_sheet,
     heat_rows,
     largest,
-    scaled,
+    picture_of,
 )
 from reid.provenance import provenance
 from reid.verification import FILE, KNOWN_PEOPLE, stored_threshold
@@ -111,7 +107,7 @@ def get_parser():
     )
     parser.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")
     add_feature_options(parser)
-    add_device_options(parser)
+    add_device_options(parser, torchrun=False)
     return parser
 
 
@@ -127,16 +123,7 @@ def main(argv=None):
     if args.explain:  # better now than after the search
         embed.explain(args.query[0], args.query[0])
     with Gallery(embed.made_by, embed.dim, args.index) as gallery:
-        if args.gallery:
-            # The picture of an earlier search may lie among the crops.
-            update = gallery.update(
-                args.gallery, embed, args.workers, leave_out=[stored_path(args.output)]
-            )
-            say_update(update, gallery, args)
-        for line in gallery.check_roots():
-            print(printable(line), file=sys.stderr)
-        if not len(gallery):
-            raise UserError(f"{args.gallery or args.index}: no image in it can be read")
+        bring_up_to_date(gallery, embed, args, args.output)
         rankings = rank_gallery(gallery, queries, args)
     for query, hits in zip(args.query, rankings, strict=True):
         print_ranking(query, hits, threshold)
@@ -215,10 +202,26 @@ def usable_threshold(args, folder, embed):
         return stored
     print(
         f"{folder / FILE}: of other weights, another layer, size or scales, so not used; "
-        "calibrate again, or pass --threshold",
+        "calibrate again",
         file=sys.stderr,
     )
     return None
+
+
+def bring_up_to_date(gallery, embed, args, picture=OUTPUT):
+    """Add the images in --gallery to the index, and check what is in it; says what was done.
+
+    picture: that of an earlier search, which may lie among the crops.
+    Raises UserError where there is no image.
+    """
+    if args.gallery:
+        pictures = [stored_path(picture)]
+        update = gallery.update(args.gallery, embed, args.workers, leave_out=pictures)
+        say_update(update, gallery, args)
+    for line in gallery.check_roots():
+        print(printable(line), file=sys.stderr)
+    if not len(gallery):
+        raise UserError(f"{args.gallery or args.index}: no image in it can be read")
 
 
 def say_update(update, gallery, args):
@@ -294,7 +297,7 @@ def draw(queries, rankings, threshold, explanations, path):
     rows, scale = [], largest(explanations or [])
     for number, query in enumerate(queries[:DRAWN_QUERIES]):
         hits = rankings[number][:DRAWN_HITS]
-        pictures = [picture(path) for path in (query, *(hit.path for hit in hits))]
+        pictures = [picture_of(path) for path in (query, *(hit.path for hit in hits))]
         rows.append(Row(printable(os.path.basename(query)), tiles(pictures, hits, threshold)))
         if explanations:
             rows += heat_rows(pictures, explanations[number], scale)
@@ -311,14 +314,6 @@ def tiles(pictures, hits, threshold):
         colour = colours[is_same(hit, threshold)]
         framed.append(Tile(centred(image), f"{rank}   {hit.similarity:.3f}", colour))
     return framed
-
-
-def picture(path):
-    """Return an image as `scaled` does; a white one where its file is gone by now."""
-    try:
-        return scaled(read_image(path))
-    except UserError:
-        return Image.new("RGB", (WIDTH, HEIGHT), "white")
 
 
 def as_dicts(queries, rankings, threshold):

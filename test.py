@@ -12,8 +12,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from reid.checkpoint import load_asked
 from reid.dataset import (
     check_cameras,
@@ -22,15 +20,15 @@ from reid.dataset import (
     eval_fingerprint,
     eval_images,
 )
-from reid.device import dtype_name, to_device
+from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
 from reid.errors import run
 from reid.features import (
     eval_transforms,
     extract,
-    fold_for_inference,
     inference_dtype,
     made_by,
+    ready,
 )
 from reid.files import check_writable
 from reid.mat import EvalSets, check_storable, feature_set, save_mat
@@ -98,9 +96,7 @@ def main(argv=None):
     images = [image for entries in splits.values() for image in entries]
     source |= {"split": next(iter(splits)), "images": eval_fingerprint(images)}
     source |= made_by(trained, args.ms)
-    net = to_device(fold_for_inference(trained.net, dtype), world.device)
-    if world.gpus:
-        net = torch.nn.DataParallel(net, world.gpus)
+    net = ready(trained.net, dtype, world)
 
     sets = []
     for name, entries in splits.items():
@@ -153,4 +149,4 @@ def locations(run_folder, data_dir, mat):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, torchrun=True)

@@ -25,7 +25,7 @@ from reid.dataset import (
 from reid.distributed import join_world
 from reid.errors import UserError, run
 from reid.files import sha256
-from reid.gan_labels import Teacher, label_run
+from reid.gan_labels import Teacher, label_weights
 from reid.options import (
     Parser,
     add_device_options,
@@ -122,14 +122,16 @@ def add_generated_options(parser: Parser) -> None:
 
 def check_rule(args, generated):
     """Raise UserError where the flags of the label rule don't go together."""
-    static = losses.needs_a_run(args.gan_label)
-    if static and not args.label_run:
+    by_a_run = losses.needs_a_run(args.gan_label)
+    if by_a_run and not args.label_run:
         raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
-    if args.label_run and not static:
+    if args.label_run and not by_a_run:
         raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
-    for flag in ("gan_batch", "label_run", "split_bn"):
-        if getattr(args, flag) and not generated:
-            raise UserError(f"--{flag}: there are no generated images; raise --num_generated")
+    needing = {f"--{name}": getattr(args, name) for name in ("gan_batch", "label_run", "split_bn")}
+    needing["--gan_label own"] = args.gan_label == "own"
+    for flag, given in needing.items():
+        if given and not generated:
+            raise UserError(f"{flag}: there are no generated images; raise --num_generated")
 
 
 def parse(argv: list[str] | None = None) -> Namespace:
@@ -170,7 +172,8 @@ def main(argv=None):
         generated = generated_images(generated_folder(args), args.num_generated, args.seed, splits)
     check_rule(args, generated)
     if args.label_run:
-        args.label_run_sha256 = sha256(label_run(args))  # a resumed run must find the same network
+        # A resumed run must find the same network.
+        args.label_run_sha256 = sha256(label_weights(args))
     world = join_world(args.gpu_ids)
     world.say(f"{len(splits.train)} real and {len(generated)} generated images")
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
@@ -207,4 +210,4 @@ def taught_targets(args, world, splits, generated):
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, torchrun=True)

@@ -24,7 +24,7 @@ import PIL
 from tqdm import tqdm
 
 from reid.errors import UserError
-from reid.files import CAN_LOCK, locked, read_json, replacing, write_json
+from reid.files import CAN_LOCK, demand, locked, read_json, replacing, write_json
 
 VERSION = 1  # raise it when images are decoded otherwise, so that older files are not taken
 BUDGET = 8 * 1024**3  # bytes of all files in one folder; the oldest make room
@@ -40,8 +40,8 @@ def shared_images(
     image; about: what `read` does, as JSON can hold it. Raises UserError for an image that can't be
     read, or where the file can't be written.
     """
-    place = folder / key_of(paths, about, folder)
-    images = stored_images(place)
+    stem = folder / key_of(paths, about, folder)
+    images = stored_images(stem)
     if images is None:
         try:
             folder.mkdir(exist_ok=True)
@@ -49,17 +49,12 @@ def shared_images(
             raise UserError(
                 f"{folder}: can't be made ({error.strerror}); take --cache ram"
             ) from None
-        with locked(place, patience=math.inf):
-            images = stored_images(place)  # another process may have made it
+        with locked(stem, patience=math.inf):
+            images = stored_images(stem)  # another process may have made it
             if images is None:
-                try:
-                    store(place, decoded(paths, read, threads, label))
-                except BaseException:
-                    with suppress(OSError):  # there are other files in it
-                        folder.rmdir()
-                    raise
-                make_room(place)
-                images = stored_images(place)
+                store(stem, decoded(paths, read, threads, label))
+                make_room(stem)
+                images = stored_images(stem)
     return images
 
 
@@ -86,11 +81,12 @@ def name_of(path, folder):
         return os.path.abspath(path)
 
 
-def stored_images(place):
+def stored_images(stem):
     """Return the images of a file as arrays; None where it is missing or damaged."""
     try:
-        facts = read_json(place.with_suffix(".json"), "", shapes=list, crc32=int)
-        pixels = np.memmap(place.with_suffix(".bin"), np.uint8, "r").view(np.ndarray)
+        facts = read_json(stem.with_suffix(".json"), "")
+        demand(facts, stem, "", shapes=list, crc32=int)
+        pixels = np.memmap(stem.with_suffix(".bin"), np.uint8, "r").view(np.ndarray)
     except (UserError, OSError, ValueError):
         return None
     if checksum(facts["shapes"], zlib.crc32(pixels)) != facts["crc32"]:
@@ -103,16 +99,16 @@ def stored_images(place):
     ]
 
 
-def store(place, images):
+def store(stem, images):
     """Write arrays [h, w, 3] into a file, whole or not at all."""
     shapes, crc32 = [], 0
-    with replacing(place.with_suffix(".bin")) as temporary, open(temporary, "wb") as file:
+    with replacing(stem.with_suffix(".bin")) as temporary, open(temporary, "wb") as file:
         for image in images:
             file.write(image.data)
             crc32 = zlib.crc32(image, crc32)
             shapes.append(image.shape[:2])
     content = {"shapes": shapes, "crc32": checksum(shapes, crc32)}
-    write_json(place.with_suffix(".json"), content)
+    write_json(stem.with_suffix(".json"), content)
 
 
 def checksum(shapes, crc32):
@@ -133,23 +129,34 @@ def decoded(paths: list[Path], read: Callable, threads: int, label: str) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-def make_room(place):
-    """Delete the files that were made longest ago while all of a folder are over the BUDGET."""
+def make_room(stem):
+    """Delete the files that were made longest ago while all of a folder are over the BUDGET.
+
+    Also what killed processes have left half-written; who still writes holds its lock.
+    """
+    for part in stem.parent.glob(".*.bin.partial"):
+        key = part.name[1:].removesuffix(".bin.partial")
+        if CAN_LOCK and key != stem.name:
+            with suppress(UserError, OSError), locked(stem.with_name(key)):
+                part.unlink()
     files = []
-    for file in place.parent.glob("*.bin"):
+    for file in stem.parent.glob("*.bin"):
         with suppress(OSError):  # another process makes room, too
             files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
     total = 0
     for _, size, file in sorted(files, reverse=True):
         total += size
-        if total > BUDGET and file.stem != place.name:
+        if total > BUDGET and file.stem != stem.name:
             for half in (file.with_suffix(".json"), file):
                 with suppress(OSError):
                     half.unlink()
 
 
 def has_room(folder: Path, size: float) -> bool:
-    """Tell whether a file of so many bytes can be put into `folder` by one of several processes."""
+    """Tell whether a file of so many bytes fits into the BUDGET and half of the disk's free room.
+
+    Processes that ask while another writes may get another answer: their images are the same.
+    """
     if not CAN_LOCK:
         return False
     parent = folder if folder.is_dir() else folder.parent

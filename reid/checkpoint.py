@@ -244,7 +244,7 @@ class Run:
     def weights_file(self, which_epoch: str) -> Path:
         """Return the path of `net_<which_epoch>.pth`; the UserError lists the epochs there are."""
         if not self.path.is_dir():
-            raise UserError(f"{self.path}: no such run; name one with --name (and --model_dir)")
+            raise UserError(f"{self.path}: no such run; check its name and --model_dir")
         path = self.file(f"net_{which_epoch}.pth")
         if not path.exists():
             there = sorted(p.stem.removeprefix("net_") for p in self.path.glob("net_*.pth"))

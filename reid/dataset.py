@@ -45,13 +45,13 @@ FEW_CAMERAS = 8  # a number of cameras that is credible in a dataset of any size
 class Sample(NamedTuple):
     """A training image: its path, its class, and 1 if a GAN made it, else 0.
 
-    source: which of several datasets it is from, counted from 0.
+    dataset: which of several datasets it is from, counted from 0.
     """
 
     path: Path
     label: int
     generated: int = 0
-    source: int = 0
+    dataset: int = 0
 
 
 class EvalImage(NamedTuple):
@@ -258,7 +258,7 @@ def size_of(path):
 
 
 def content_hash(path):
-    """Return a hash of a file's content, computed once for each content."""
+    """Return a hash of a file's content, computed once for each path, size and time of change."""
     return hash_of(path, size_of(path), path.stat().st_mtime_ns)
 
 
@@ -282,12 +282,12 @@ def training_splits(
     of identities to hold out whole, evenly spaced. num_ids: number of the others to train on, drawn
     by the seed (None: all); their classes are numbered anew.
     """
-    train, validation, classes = [], [], 0
-    for source, folder in enumerate(prepared_folders(data_dir)):
-        parts = of_folder(folder, train_all)
+    train, validation, count = [], [], 0
+    for dataset, folder in enumerate(prepared_folders(data_dir)):
+        parts = labelled_splits(folder, train_all)
         for images, more in zip((train, validation), parts, strict=True):
-            images += [s._replace(label=s.label + classes, source=source) for s in more]
-        classes += count_classes(parts[0] + parts[1])
+            images += [s._replace(label=s.label + count, dataset=dataset) for s in more]
+        count += count_classes(parts[0] + parts[1])
     if not val_ids and num_ids is None:
         return Splits(train, validation, [])
     labels = range(count_classes(train + validation))
@@ -299,16 +299,16 @@ def training_splits(
         if num_ids > len(left):
             raise UserError(f"--num_ids {num_ids}: only {len(left)} identities to draw from")
         left = sorted(random.Random(seed).sample(left, num_ids))
-    classes = {label: n for n, label in enumerate(left)}
+    numbers = {label: n for n, label in enumerate(left)}
     people = [s for s in train + validation if s.label in held_out]
-    return Splits(renumbered(train, classes), renumbered(validation, classes), as_people(people))
+    return Splits(renumbered(train, numbers), renumbered(validation, numbers), as_people(people))
 
 
 def as_people(samples):
-    """Return Samples as EvalImages; their numbers tell people and cameras of all sources apart."""
+    """Return Samples as EvalImages; their numbers tell people and cameras of all datasets apart."""
     people = []
     for sample in samples:
-        apart = sample.source * (LARGEST_LABEL + 1)
+        apart = sample.dataset * (LARGEST_LABEL + 1)
         identity, camera = parse_name(sample.path)
         people.append(EvalImage(sample.path, identity + apart, camera + apart))
     return people
@@ -319,7 +319,7 @@ def prepared_folders(data_dir: str | Path | list[str]) -> list[Path]:
     return [Path(folder) for folder in (data_dir if isinstance(data_dir, list) else [data_dir])]
 
 
-def of_folder(data_dir, train_all):
+def labelled_splits(data_dir, train_all):
     """Return the Samples to train and to validate on of one prepared folder."""
     check_prepared(data_dir)
     if train_all:
@@ -430,11 +430,11 @@ def fingerprint(samples: list[Sample]) -> dict:
     }
 
 
-def sources(data_dirs: list[Path], samples: list[Sample]) -> list[dict]:
+def datasets_read(data_dirs: list[Path], samples: list[Sample]) -> list[dict]:
     """Return what each of several datasets adds to real Samples: a dict each."""
     rows = []
-    for source, data_dir in enumerate(data_dirs):
-        own = [s for s in samples if s.source == source and not s.generated]
+    for dataset, data_dir in enumerate(data_dirs):
+        own = [s for s in samples if s.dataset == dataset and not s.generated]
         rows.append(
             {
                 "data_dir": str(data_dir),

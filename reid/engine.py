@@ -21,10 +21,10 @@ from reid.dataset import (
     Splits,
     classes_hash,
     count_classes,
+    datasets_read,
     fingerprint,
     manifest,
     prepared_folders,
-    sources,
 )
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
 from reid.distributed import Split, World, distribute, leave_world
@@ -137,7 +137,7 @@ def measure(args: Namespace, world: World, splits: Splits, loss_function: Callab
         "class_num": count_classes(real),
         "generated": sum(sample.generated for sample in splits.train),
         "dataset": fingerprint(splits.train),
-        "sources": sources(folders, splits.train) if len(folders) > 1 else None,
+        "sources": datasets_read(folders, splits.train) if len(folders) > 1 else None,
         "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),
         "device": str(world.device),
@@ -279,7 +279,7 @@ class Learner:
         return self.ema.module if self.ema else unwrap(self.net)
 
     def read(self, train_samples: list[Sample], val_samples: list[Sample]) -> None:
-        """Set up the batches, decoding the images into memory where they are to be kept there."""
+        """Set up the batches; images are mapped, kept in memory or read anew, as --cache says."""
         args, world = self.args, self.world
         size = args.height, args.width
         self.normalisation = unwrap(self.net).normalisation
@@ -535,7 +535,7 @@ def check_balance(args, samples):
             f"--balance: {real} real images a batch have no equal shares for {number} datasets"
             + (f" in groups of {args.instances} (--instances)" if args.instances else "")
         )
-    with_images = {sample.source for sample in samples if not sample.generated}
+    with_images = {sample.dataset for sample in samples if not sample.generated}
     if len(samples) - generated < real or len(with_images) < number:
         raise UserError(
             f"--balance: {len(samples) - generated} real images of {len(with_images)} datasets "

@@ -40,14 +40,18 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP, as schedulers and closed terminals send them: ends as Ctrl-C does."""
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], torchrun: bool = False) -> None:
     """Run a script's `main` as a process.
 
+    torchrun: whether it can be one of several processes that share the work.
     Exit code 2 for a UserError and for what the system refuses, 130 for Ctrl-C and SIGTERM.
     """
     prepare_streams()
     end_by_signals()
     try:
+        several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+        if several and not torchrun:
+            raise UserError("torchrun: this script is one process; start it with python", True)
         main()
         sys.stdout.flush()
         if "triton" not in sys.modules:  # it would take this for a leak, and say so at length

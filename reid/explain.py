@@ -48,7 +48,7 @@ def explain(
     views = torch.cat([images, images.flip(2)])
     with autocast(images.device, dtype):
         places = net.places(normalise(views, *net.normalisation))
-    scale, shift = neck(net, layer)
+    scale, shift = neck_scale_and_shift(net, layer)
     here, mirrored = (places * scale[:, None, None]).chunk(2)
     places = here + mirrored.flip(3)
     features = places.mean(dim=(2, 3)) + 2 * shift
@@ -63,7 +63,7 @@ def explain(
     )
 
 
-def neck(net, layer):
+def neck_scale_and_shift(net, layer):
     """Return scale and shift, [D] each, that take the pooled feature to a layer's.
 
     Raises ValueError where that is no such step.

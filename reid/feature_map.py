@@ -23,9 +23,9 @@ PERPLEXITY = 15  # about how many images count as neighbours: those of a person 
 
 
 class Neighbours(NamedTuple):
-    """How often an image's most alike is of its person, or of its camera: fractions.
+    """Fractions of images whose nearest other image is of their person, and of their camera.
 
-    by_chance: how often any other image is of its camera.
+    by_chance: the latter for a random other image.
     """
 
     same_person: float
@@ -53,8 +53,9 @@ def check_map(sets: EvalSets, number: int) -> None:
     """Raise UserError where fewer identities can be drawn."""
     several = len(seen_by_several(join(sets.query, sets.gallery)))
     if several < number:
+        advice = "lower it" if several > 1 else "leave it out"
         raise UserError(
-            f"--map {number}: only {several} identities are in two cameras or more; lower it"
+            f"--map {number}: only {several} identities are in two cameras or more; {advice}"
         )
 
 

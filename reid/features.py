@@ -27,7 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
 from reid.checkpoint import Trained, load_trained, unwrap
-from reid.device import autocast, choose_device, dtype_for, faster_dtype, send
+from reid.device import autocast, choose_device, dtype_for, faster_dtype, send, to_device
 from reid.distributed import World
 from reid.errors import UserError
 from reid.explain import Explanation, explain
@@ -37,7 +37,7 @@ from reid.loading import EvalBatches
 from reid.transforms import EvalTransform, normalise
 
 READERS = 4  # threads that decode images
-ROUNDING = 1e-4  # how far, of the largest number in a feature, rounding may move one
+FOLDING_ERROR = 1e-4  # how far, of the largest number in a feature, rounding may move one
 FUSIONS = {
     (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
     (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
@@ -63,8 +63,9 @@ class ImageModel:
         [N, H, W, 3]. label: name of a progress bar, None for no bar.
         Raises ValueError for anything else, UserError for a file that can't be read.
         """
-        paths = {isinstance(image, str | PathLike) for image in images}
-        if isinstance(images, str | PathLike) or len(paths) > 1:
+        single = isinstance(images, str | PathLike)
+        paths = set() if single else {isinstance(image, str | PathLike) for image in images}
+        if single or len(paths) > 1:
             raise ValueError("expected a list of arrays or a list of paths")
         stream = self.of_files(images) if True in paths else self.of_arrays(images)
         quiet = True if label is None else None
@@ -340,6 +341,12 @@ def made_by(trained: Trained, scales: tuple[float, ...]) -> dict:
     }
 
 
+def ready(net: nn.Module, dtype: torch.dtype | None, world: World) -> nn.Module:
+    """Return a network for `extract`: folded, on its device or devices."""
+    net = to_device(fold_for_inference(net, dtype), world.device)
+    return nn.DataParallel(net, world.gpus) if world.gpus else net
+
+
 def fold_for_inference(net: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Make a network ready for inference, in place: the same outputs, but for rounding.
 
@@ -408,4 +415,4 @@ def folded_if_exact(net):
     finally:
         net.model = plain
     scale = expected.abs().max()
-    return folded if (found - expected).abs().max() <= ROUNDING * scale else plain
+    return folded if (found - expected).abs().max() <= FOLDING_ERROR * scale else plain

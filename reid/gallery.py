@@ -188,14 +188,16 @@ class Gallery:
 
     def roots(self):
         """List the folders that were added, as (path, whether a disk was mounted there)."""
-        known = "roots" in self.tables()  # not in the indexes of older versions
-        return self.base.execute("SELECT * FROM roots").fetchall() if known else []
+        with self.errors():
+            known = "roots" in self.tables()  # not in the indexes of older versions
+            return self.base.execute("SELECT * FROM roots").fetchall() if known else []
 
     def is_current(self, hit: Hit) -> bool:
         """Tell whether an image's file is there, as it was when its feature was extracted."""
-        row = self.base.execute(
-            "SELECT path, size, modified FROM images WHERE id = ?", [hit.id]
-        ).fetchone()
+        with self.errors():
+            row = self.base.execute(
+                "SELECT path, size, modified FROM images WHERE id = ?", [hit.id]
+            ).fetchone()
         return row is not None and unchanged(*row)
 
     def drop_missing(self) -> int:

@@ -30,7 +30,7 @@ from reid.weights import load_network
 STARTS = 10  # of k-means, the best of which counts
 
 
-def label_run(args: Namespace) -> Path:
+def label_weights(args: Namespace) -> Path:
     """Return the path of the weights of the run that --label_run names: net_last.pth.
 
     Raises UserError where there is none, or its training is not finished.
@@ -54,7 +54,7 @@ class Teacher:
     """
 
     def __init__(self, args: Namespace, real: list[Sample], world: World):
-        weights = label_run(args)
+        weights = label_weights(args)
         net = load_network(weights)
         outputs, class_num = net.classifier[0].out_features, count_classes(real)
         if outputs != class_num:
@@ -90,6 +90,7 @@ class Teacher:
         args, world = self.args, self.world
         paths = [sample.path for sample in world.shard(generated)]
         images = EvalBatches(paths, self.transform, args.batchsize, args.workers, world.device)
+        # The first has type and width also where this process has no images.
         rows = [of_logits(torch.empty(0, self.class_num))]
         quiet = None if world.first else True
         bar = tqdm(total=len(paths), desc="targets", unit="image", disable=quiet)

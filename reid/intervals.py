@@ -1,15 +1,16 @@
 """Compute intervals of scores, of two kinds that must not be confused.
 
-Over other people (`interval`, `p_value`): how a score would vary over other people to test on, with
-the trained network and the gallery as they are. A person's queries succeed or fail together, so
-identities are resampled, not queries (a cluster bootstrap; Davison & Hinkley, "Bootstrap Methods
-and their Application", 1997, section 3.8).
+Over other people (`mean_intervals`, `interval`, `p_value`): how a score would vary over other
+people to test on, with the trained network and the gallery as they are. A person's queries succeed
+or fail together, so identities are resampled, not queries (a cluster bootstrap; Davison & Hinkley,
+"Bootstrap Methods and their Application", 1997, section 3.8).
 
 Over training seeds (`mean_interval`, `paired_difference`, `paired_p`, `seeds_needed`): how a score
 varies from one training to the next, on the same people to test on.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
@@ -17,11 +18,40 @@ from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
 DRAWS = 2000  # bootstrap samples of the identities
 LEVEL = 0.95
 POWER = 0.8  # chance that a study finds the difference it plans for
-ROUNDING = 1e-12  # of differences of scores
+SAME_SPREAD = 1e-12  # up to which differences of scores differ by rounding alone
 MOST_SEEDS = 1000  # beyond which nobody plans a study
 FLIPS = 10000  # random signs of a permutation test
 BLOCK = 500  # draws or flips made at a time, to bound memory
 SEED = 0  # the same file gives the same interval
+
+
+class Interval(NamedTuple):
+    """A mean over queries and its 95 % interval; low and high are NaN where there can be none."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self):
+        ends = f"{100 * self.low:.2f} to {100 * self.high:.2f}" if self.known else ""
+        return f"{100 * self.value:.2f} % ({ends or 'one identity: no interval'})"
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return not np.isnan(self.low)
+
+    def ends(self) -> list[float] | None:
+        """Return low and high, as JSON can hold them; None where there are none."""
+        return [float(self.low), float(self.high)] if self.known else None
+
+
+def mean_intervals(
+    values: np.ndarray, identities: np.ndarray, fractions: bool = True
+) -> list[Interval]:
+    """Return the `Interval` of each column of `values`; the arguments are those of `interval`."""
+    low, high = interval(values, identities, fractions)
+    return [Interval(*map(float, row)) for row in zip(values.mean(axis=0), low, high, strict=True)]
 
 
 def interval(
@@ -135,7 +165,7 @@ def paired_p(differences: Iterable[float]) -> float | None:
     """
     values = np.array([*differences], float)
     spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    if spread < ROUNDING:
+    if spread < SAME_SPREAD:
         return None
     t = values.mean() / (spread / np.sqrt(len(values)))
     return float(2 * stdtr(len(values) - 1, -abs(t)))
@@ -169,7 +199,7 @@ def seeds_needed(spread: float, difference: float) -> int | None:
 
 def power(spread: float, difference: float, seeds: int) -> float:
     """Return the chance that a two-sided paired t-test of so many seeds finds a difference."""
-    if spread == 0:
+    if spread < SAME_SPREAD:
         return 1.0
     shift = difference / spread * np.sqrt(seeds)
     limit = stdtrit(seeds - 1, (1 + LEVEL) / 2)

@@ -42,8 +42,8 @@ class StepSampler(Sampler):
     `reid.distributed.World`; instances: images of an identity that stand together in a batch, or 0
     to shuffle freely; gan_batch: generated images in every batch, or 0 to shuffle them among the
     real ones. With gan_batch an epoch is a pass over the real images; real_epochs: whether it has
-    as many steps as such a pass without it, too. balance: whether each source has the same number
-    of images in every batch; an epoch then has as many steps, but repeats the smaller sources.
+    as many steps as such a pass without it, too. balance: whether each dataset has the same number
+    of images in every batch; an epoch then has as many steps, but repeats the smaller datasets.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class StepSampler(Sampler):
             counts = Counter(samples[n].label for n in counted).values()
             images = sum(-(-count // instances) * instances for count in counts)
         self.number = images // full
-        sources = {}
+        datasets = {}
         for n in self.pool:
-            sources.setdefault(samples[n].source if balance else 0, []).append(n)
-        self.sources = list(sources.values())
+            datasets.setdefault(samples[n].dataset if balance else 0, []).append(n)
+        self.datasets = list(datasets.values())
 
     def __len__(self):
         return self.number
@@ -87,8 +87,10 @@ class StepSampler(Sampler):
         Returns the generator, from which the images' augmentation is drawn next.
         """
         generator = torch.Generator().manual_seed(seed)
-        share = self.from_pool // len(self.sources)
-        parts = [self.passes(numbers, share, self.instances, generator) for numbers in self.sources]
+        share = self.from_pool // len(self.datasets)
+        parts = [
+            self.passes(numbers, share, self.instances, generator) for numbers in self.datasets
+        ]
         if self.gan_batch:
             generated = [n for n, s in enumerate(self.samples) if s.generated]
             parts.append(self.passes(generated, self.gan_batch, 0, generator))
@@ -252,8 +254,10 @@ def read_all(
     this machine's processes together, judged by a hundred of them. about: what `read` does.
     Raises UserError that names a file which can't be read.
     """
-    if mode == "off" or not paths:
-        return None if paths else []
+    if not paths:
+        return []
+    if mode == "off":
+        return None
     if mode == "auto":
         stored = folder and is_stored(paths, about, folder)
         mode = "file" if stored else chosen_mode(paths, read, folder)

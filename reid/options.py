@@ -140,14 +140,20 @@ def scales(text: str) -> tuple[float, ...]:
 # --- groups of flags ----------------------------------------------------------------------------
 
 
-def add_device_options(parser: Parser) -> None:
-    """Add `--gpu_ids --precision --workers`: the device, and how it computes."""
+def add_device_options(parser: Parser, torchrun: bool = True) -> None:
+    """Add `--gpu_ids --precision --workers`: the device, and how it computes.
+
+    torchrun: whether the script can be several processes.
+    """
     group = parser.add_argument_group("device")
+    several = (
+        "; 0,1 is DataParallel, which costs accuracy: for several GPUs start the script with "
+        "torchrun --nproc_per_node N"
+    )
     group.add_argument(
         "--gpu_ids",
         help="GPU to use: 0, or -1 for the CPU (default: an NVIDIA or Apple GPU where there is "
-        "one, else the CPU); 0,1 is DataParallel, which costs accuracy: for several GPUs start the "
-        "script with torchrun --nproc_per_node N",
+        f"one, else the CPU){several if torchrun else ''}",
     )
     group.add_argument(
         "--precision",

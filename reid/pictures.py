@@ -206,6 +206,14 @@ def scaled(picture: Image.Image, width: int = WIDTH, height: int = HEIGHT) -> Im
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
+def picture_of(path: str | Path, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """Return a file's image as `scaled` does; a white one where the file is gone by now."""
+    try:
+        return scaled(read_image(path), width, height)
+    except UserError:
+        return Image.new("RGB", (width, height), "white")
+
+
 def centred(picture: Image.Image) -> Image.Image:
     """Return a tile, grey around a picture that `scaled` returned."""
     tile = Image.new("RGB", (WIDTH, HEIGHT), "#e4e4e4")

@@ -4,15 +4,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from reid import intervals, metrics
+from reid import metrics
 from reid.dataset import FEW_CAMERAS
 from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
+from reid.intervals import Interval, interval, mean_intervals, p_value
 from reid.mat import EvalSets, load_mat, load_multi
 from reid.options import Parser, at_least
 from reid.pictures import draw_rankings
@@ -23,19 +23,6 @@ RANKS = (1, 5, 10)
 CURVE = 50  # ranks in the CMC curve
 TOP = 10  # images of a ranking in its picture
 LARGEST_SHOW = 300  # queries in a picture: a JPEG is 65,500 pixels high at most
-
-
-class Interval(NamedTuple):
-    """A mean over queries and its 95 % interval; low and high are NaN where there can be none."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self):
-        if np.isnan(self.low):
-            return f"{percent(self.value)} (one identity: no interval)"
-        return f"{percent(self.value)} ({100 * self.low:.2f} to {100 * self.high:.2f})"
 
 
 def percent(value):
@@ -225,7 +212,8 @@ def explainer(args, sets):
         raise UserError(
             f"--explain: {args.mat} doesn't say which run made it; write it with our test.py --name"
         )
-    if len(scales := sets.source.get("scales", [1])) > 1:
+    scales = tuple(sets.source.get("scales", [1.0]))
+    if len(scales) > 1:
         raise UserError(f"--explain: {args.mat} was made with --ms of {len(scales)} scales")
     weights = run_weights(args.mat, sets.source)
     embed = Embedder(
@@ -233,6 +221,7 @@ def explainer(args, sets):
         weights.stem.removeprefix("net_"),
         layer=sets.source.get("layer"),
         test_size=sets.source.get("size"),
+        scales=scales,
     )
     image = sets.data_dir / sets.query.files[0]
     embed.explain(image, image)  # better now than after the scores
@@ -326,9 +315,20 @@ def intervals_line(interval_pair, identities):
 
 def score_intervals(scores: metrics.Scores, identities: np.ndarray) -> list[Interval]:
     """Return the Intervals of Rank@1 and mAP, over other people."""
-    values = np.column_stack([scores.hits(1), scores.ap])
-    low, high = intervals.interval(values, identities)
-    return [Interval(*row) for row in zip(values.mean(axis=0), low, high, strict=True)]
+    return mean_intervals(rank1_and_ap(scores), identities)
+
+
+def score_differences(
+    scores: metrics.Scores, other: metrics.Scores, identities: np.ndarray
+) -> list[Interval]:
+    """Return the Intervals of the differences in Rank@1 and mAP, to `other` on the same queries."""
+    differences = rank1_and_ap(scores) - rank1_and_ap(other)
+    return mean_intervals(differences, identities, fractions=False)
+
+
+def rank1_and_ap(scores):
+    """Return whether a query's first image is good, and its AP: float64 [Nq, 2]."""
+    return np.column_stack([scores.hits(1), scores.ap])
 
 
 def summary(scores: metrics.Scores, identities: np.ndarray, interval_pair: list[Interval]) -> dict:
@@ -336,8 +336,8 @@ def summary(scores: metrics.Scores, identities: np.ndarray, interval_pair: list[
     rank1, mean_ap = interval_pair
     return {f"rank{k}": scores.rank(k) for k in RANKS} | {
         "mAP": scores.mean_ap(),
-        "rank1_interval": bounds(rank1),
-        "mAP_interval": bounds(mean_ap),
+        "rank1_interval": rank1.ends(),
+        "mAP_interval": mean_ap.ends(),
         "mAP_standard": scores.mean_ap(standard=True),
         "mINP": scores.mean_inp(),
         "rank1_valid": scores.rank(1, valid_only=True),
@@ -350,15 +350,10 @@ def summary(scores: metrics.Scores, identities: np.ndarray, interval_pair: list[
     }
 
 
-def bounds(interval: Interval) -> list[float] | None:
-    """Return [low, high], or None where there is no interval: JSON has no NaN."""
-    return None if np.isnan(interval.low) else [float(interval.low), float(interval.high)]
-
-
 def curve(scores, query):
     """Return the CMC curve and its band: arrays [CURVE] of value, low, high."""
     hits = np.column_stack([scores.hits(k) for k in range(1, CURVE + 1)])
-    return hits.mean(axis=0), *intervals.interval(hits, query.identities)
+    return hits.mean(axis=0), *interval(hits, query.identities)
 
 
 def other_sets(args, sets):
@@ -385,17 +380,16 @@ def other_sets(args, sets):
 
 def compare(scores, other, identities):
     """Print the differences of two models' scores on the same queries; return them as a dict."""
-    differences = np.column_stack([scores.hits(1) * 1.0 - other.hits(1), scores.ap - other.ap])
-    low, high = intervals.interval(differences, identities, fractions=False)
-    p = intervals.p_value(differences, identities)
+    differences = score_differences(scores, other, identities)
+    p_values = p_value(rank1_and_ap(scores) - rank1_and_ap(other), identities)
     result = {}
-    for i, (name, key) in enumerate([("Rank@1", "rank1"), ("mAP", "mAP")]):
-        mean = differences[:, i].mean()
-        band = "" if np.isnan(low[i]) else f" ({100 * low[i]:+.2f} to {100 * high[i]:+.2f})"
-        print(f"  {name} differs by {100 * mean:+.2f} points{band}, p = {p[i]:.4f}")
-        result[f"{key}_difference"] = float(mean)
-        result[f"{key}_interval"] = bounds(Interval(mean, low[i], high[i]))
-        result[f"{key}_p"] = float(p[i])
+    for key, one, p in zip(("rank1", "mAP"), differences, p_values, strict=True):
+        name = "Rank@1" if key == "rank1" else key
+        band = f" ({100 * one.low:+.2f} to {100 * one.high:+.2f})" if one.known else ""
+        print(f"  {name} differs by {100 * one.value:+.2f} points{band}, p = {p:.4f}")
+        result[f"{key}_difference"] = one.value
+        result[f"{key}_interval"] = one.ends()
+        result[f"{key}_p"] = float(p)
     print("  (over other people to test on; other training seeds are not in it)")
     return result
 

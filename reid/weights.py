@@ -275,19 +275,19 @@ def backbone_tensors(net: ReIDNet) -> dict[str, Tensor]:
 
 
 def find_backbone(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, str]:
-    """Return, for each wanted tensor, the name of its place among `weights`.
+    """Return, for each wanted tensor, the name of its match among `weights`.
 
-    Raises ValueError, which says why, where there is no place for all of them, or several.
+    Raises ValueError, which says why, where there is no match for all of them, or several.
     """
     weights = preferred(
         {name: value for name, value in weights.items() if not name.endswith(COUNTER)}
     )
-    places = list(places_by_name(weights, wanted)) or list(places_by_order(weights, wanted))
-    whole = [names for names in places if not more_layers(weights, names)]
-    if not places:
+    matches = list(matches_by_name(weights, wanted)) or list(matches_by_order(weights, wanted))
+    whole = [names for names in matches if not more_layers(weights, names)]
+    if not matches:
         raise ValueError(nearest_miss(weights, wanted))
     if not whole:
-        raise ValueError(f"it has also {more_layers(weights, places[0])[0]}")
+        raise ValueError(f"it has also {more_layers(weights, matches[0])[0]}")
     if len(whole) > 1:
         there = ", ".join(next(iter(names.values())) for names in whole)
         raise ValueError(f"{len(whole)} of them begin at {there}; save one alone")
@@ -301,8 +301,8 @@ def preferred(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def places_by_name(weights, wanted):
-    """Yield the places where all wanted names stand under one prefix, with their shapes."""
+def matches_by_name(weights, wanted):
+    """Yield the matches where all wanted names stand under one prefix, with their shapes."""
     for prefix in prefixes(weights, wanted):
         if all(shape(weights, prefix + name) == value.shape for name, value in wanted.items()):
             yield {name: prefix + name for name in wanted}
@@ -314,8 +314,8 @@ def prefixes(weights, wanted):
     return [name.removesuffix(first) for name in weights if f".{name}".endswith(f".{first}")]
 
 
-def places_by_order(weights, wanted):
-    """Yield the places where layers follow one another as wanted, under names of their own.
+def matches_by_order(weights, wanted):
+    """Yield the matches where layers follow one another as wanted, under names of their own.
 
     Such as the numbered children of an nn.Sequential, `4.0.conv1.weight` for
     `layer1.0.conv1.weight`, or `_blocks.0._bn1.weight` for `blocks.0.0.bn1.weight`. All shapes and

@@ -86,7 +86,7 @@ def test_a_dataset_may_move(paths, tmp_path):
     shared([tmp_path / "moved" / path.name for path in paths], must_not_read)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone", "index", "shapes"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone", "index", "{}", "shapes"])
 def test_a_damaged_file_is_made_anew(paths, damage):
     shared(paths)
     folder = paths[0].parent / "cache"
@@ -103,6 +103,8 @@ def test_a_damaged_file_is_made_anew(paths, damage):
         pixels.unlink()
     elif damage == "index":
         index.write_text("{")
+    elif damage == "{}":
+        index.write_text(damage)
     else:
         facts = json.loads(index.read_text())
         index.write_text(json.dumps(facts | {"shapes": [[1, "2"]]}))
@@ -189,6 +191,8 @@ def test_a_kill_leaves_nothing_that_is_taken(paths):
     process.wait()
     folder = paths[0].parent / "cache"
     assert not list(folder.glob("*.json"))
+    shared(paths, about="other")
+    assert not list(folder.glob(".*.partial"))  # whoever finds them clears them away
     started = time.monotonic()
     for path, image in zip(paths, shared(paths), strict=True):
         np.testing.assert_array_equal(image, read(path))

@@ -139,11 +139,11 @@ def test_differences_are_paired_by_query():
     identities = rng.integers(0, 9, 40)
     ranks = [rng.random(40) for _ in range(2)]
     cells = [cross_test.Cell(False, {"plain": Fixed(ap)}, {}, identities) for ap in ranks]
-    mean, low, high = cross_test.difference(*cells, "plain")
-    assert mean == pytest.approx([0, (ranks[0] - ranks[1]).mean()])
-    assert low[1] < mean[1] < high[1]
-    same = cross_test.difference(cells[0], cells[0], "plain")
-    assert np.array(same) == pytest.approx(np.zeros((3, 2)))
+    rank1, mean_ap = cross_test.difference(*cells, "plain")
+    assert rank1 == (0, 0, 0)
+    assert mean_ap.value == pytest.approx((ranks[0] - ranks[1]).mean())
+    assert mean_ap.low < mean_ap.value < mean_ap.high
+    assert cross_test.difference(cells[0], cells[0], "plain") == [(0, 0, 0)] * 2
 
 
 class Fixed:
@@ -166,6 +166,7 @@ def test_bad_input(flags, tmp_path, capsys):
             ("--data_dirs", "x/pytorch", "x/pytorch"),
             "--data_dirs x/pytorch: needs a name of its own",
         ),
+        (("--data_dirs", "x="), "--data_dirs x=: needs a name and a folder"),
         (("--data_dirs", "=x/pytorch"), "needs a name of its own; write NAME=x/pytorch"),
         (("--which_epoch", "7"), "--which_epoch can be last"),
         (("--gpu_ids", "0"), "--gpu_ids 0"),

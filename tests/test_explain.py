@@ -13,10 +13,11 @@ import prepare
 import search
 import test as extraction
 from model import ft_net, ft_net_dense
-from reid import pictures
+from reid import pictures, report
 from reid.errors import UserError
 from reid.explain import explain
 from reid.features import Embedder, fold_for_inference, view_features
+from reid.mat import load_mat
 from reid.weights import build_network
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -202,6 +203,19 @@ def test_evaluation_draws_them_below_the_shown_rankings(script, scored, monkeypa
     for images, explanations, scale in seen:
         assert len(images) == len(explanations) + 1
         assert all(abs(one.maps).max() <= scale for one in explanations)
+
+
+def test_evaluation_explains_the_scale_that_was_extracted(scored, run, tmp_path):
+    flags = ("--data_dir", tmp_path / "raw" / "pytorch", "--workers", 0, "--gpu_ids", "-1")
+    of_run = ("--model_dir", run.parent, "--name", run.name, "--mat", "other.mat")
+    call(extraction.main, *flags, *of_run, "--ms", "0.9")
+    sets = load_mat("other.mat")
+    args = evaluate.get_parser().parse_args(["other.mat", "--show", "1", "--explain"])
+    why = report.explainer(args, sets).explain(
+        *(sets.data_dir / images.files[0] for images in sets[:2])
+    )
+    expected = float(sets.query.features[0] @ sets.gallery.features[0])
+    assert why.similarity == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_evaluation_cannot_explain(scored, run, tmp_path, capsys):

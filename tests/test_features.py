@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,7 +195,9 @@ def test_embedder_refuses(run, image):
         Embedder(run, batchsize=2, **CPU)([*crops(2), image])
 
 
-@pytest.mark.parametrize("images", ["a.jpg", [np.zeros((8, 8, 3), np.uint8), "a.jpg"]], ids=str)
+@pytest.mark.parametrize(
+    "images", ["a.jpg", Path("a.jpg"), [np.zeros((8, 8, 3), np.uint8), "a.jpg"]], ids=str
+)
 def test_embedder_takes_arrays_or_paths_in_a_list(run, images):
     with pytest.raises(ValueError, match="a list of arrays or a list of paths"):
         Embedder(run, **CPU)(images)

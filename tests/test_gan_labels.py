@@ -399,6 +399,7 @@ def test_mistakes(folder, tmp_path, capsys):
         (("--gan_weight", -1), "--gan_weight: -1 is under 0"),
         (("--gan_label", "consistency"), "compares with mean weights; add --ema 0.999"),
         (("--gan_label", "own"), "gen_0000: --gan_label own takes images in folders named after"),
+        (("--gan_label", "own", "--num_generated", 0), "--gan_label own: there are no generated"),
         (("--num_generated", "x3"), "--num_generated: invalid amount value: 'x3'"),
         (("--num_generated", 6), "--num_generated 6: only 5 images"),
         (("--num_generated", "0.01x"), "--num_generated 0.01x: that is not one image"),

@@ -37,12 +37,12 @@ def both(tmp_path, monkeypatch):
 def test_people_of_two_datasets_are_different_ones(both):
     """Each has 3 people, of 4 images each but one, whom a third camera saw."""
     splits = training_splits(both, train_all=True)
-    found = Counter((s.source, s.path.name[:4], s.label) for s in splits.train)
+    found = Counter((s.dataset, s.path.name[:4], s.label) for s in splits.train)
     assert found == {
         (0, "0002", 0): 4, (0, "0007", 1): 4, (0, "0010", 2): 4,
         (1, "0002", 3): 4, (1, "0007", 4): 4, (1, "0010", 5): 5,
     }  # fmt: skip
-    assert all(str(s.path).startswith(both[s.source]) for s in splits.train)
+    assert all(str(s.path).startswith(both[s.dataset]) for s in splits.train)
     single = training_splits(both[:1], train_all=True)
     assert single == training_splits(both[0], train_all=True)
     assert single.train == splits.train[:12]
@@ -61,11 +61,11 @@ def test_people_held_out_keep_apart_too(both):
 
 
 def samples(counts, images=6):
-    """For each source, that many people of so many images."""
-    people = [source for source, count in enumerate(counts) for _ in range(count)]
+    """For each dataset, that many people of so many images."""
+    people = [dataset for dataset, count in enumerate(counts) for _ in range(count)]
     return [
-        Sample(None, label, source=source)
-        for label, source in enumerate(people)
+        Sample(None, label, dataset=dataset)
+        for label, dataset in enumerate(people)
         for _ in range(images)
     ]
 
@@ -78,7 +78,7 @@ def test_balance_gives_each_source_the_same_share(instances):
     sampler.set_epoch(0)
     seen = Counter()
     for step in sampler.steps.tolist():
-        assert [images[n].source for n in step] == 6 * [0] + 6 * [1]
+        assert [images[n].dataset for n in step] == 6 * [0] + 6 * [1]
         if instances:
             groups = [step[n : n + 3] for n in range(0, 12, 3)]
             assert all(len({images[n].label for n in group}) == 1 for group in groups)
@@ -95,7 +95,7 @@ def test_without_balance_a_batch_is_drawn_from_all():
     sampler = StepSampler(images, 12, ALONE)
     sampler.set_epoch(0)
     assert len(set(sampler.steps.flatten().tolist())) == 72
-    assert len({sum(images[n].source for n in step) for step in sampler.steps.tolist()}) > 1
+    assert len({sum(images[n].dataset for n in step) for step in sampler.steps.tolist()}) > 1
 
 
 def test_generated_images_keep_their_own_share():
@@ -104,7 +104,7 @@ def test_generated_images_keep_their_own_share():
     sampler.set_epoch(0)
     for step in sampler.steps.tolist():
         assert [images[n].generated for n in step] == 8 * [0] + 2 * [1]
-        assert Counter(images[n].source for n in step[:8]) == {0: 4, 1: 4}
+        assert Counter(images[n].dataset for n in step[:8]) == {0: 4, 1: 4}
 
 
 def test_a_run_on_both(both, tmp_path, capsys):

@@ -90,6 +90,16 @@ def run_code(code, shell="", **environment):
     )
 
 
+def test_torchrun_of_a_script_that_is_one_process():
+    of_two = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
+    first, second = (run_code(SCRIPT, RANK=rank, **of_two) for rank in "01")
+    line = "error: torchrun: this script is one process; start it with python\n"
+    assert (first.returncode, first.stdout, first.stderr) == (2, "", line)
+    assert (second.returncode, second.stdout, second.stderr) == (2, "", "")
+    shared = SCRIPT.replace("run(main)", "run(main, torchrun=True)")
+    assert "数" in run_code(shared, **of_two).stdout
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932", "utf-8"])
 def test_any_text_can_be_printed_in_any_encoding(encoding):
     done = run_code(SCRIPT, PYTHONIOENCODING=encoding)

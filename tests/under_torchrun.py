@@ -38,7 +38,7 @@ def train_steps(out, prepared, last, *flags):
     training = Learner(args, world, net, None, losses.label_rule(args.gan_label))
     real, generated = images(prepared)
     if args.balance:
-        real = [sample._replace(source=sample.label % 2) for sample in real]
+        real = [sample._replace(dataset=sample.label % 2) for sample in real]
     training.read(real + generated, labelled_images(Path(prepared) / "val_new"))
     result, steps = {}, 0
     while steps < last:

@@ -10,6 +10,7 @@ file that is not an image of the index, under one of the folders that were added
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,10 @@ from reid.features import Embedder
 from reid.files import sha256
 from reid.gallery import Gallery, Hit
 from reid.images import read_image
-from reid.pictures import HEIGHT, WIDTH, scaled
+from reid.pictures import HEIGHT, WIDTH, picture_of, scaled
 
 MOST_BYTES = 20 * 2**20  # of an uploaded file
-LARGER = 2  # times the size of a tile of reid.pictures
+SHOWN = 2 * WIDTH, 2 * HEIGHT  # pixels of a picture on the page
 
 
 class Crop(NamedTuple):
@@ -94,7 +95,7 @@ class Finder:
         feature = self.embed.of_batch([inputs])[0]
         if not np.isfinite(feature).all():
             raise UserError(f"{path.name}: the network makes of it features that are no numbers")
-        picture = enlarged(image)
+        picture = scaled(image, *SHOWN)
         return Crop(path.name, camera_of(path), inputs[0], feature, picture, size, digest)
 
     def rank(self, crop: Crop, rerank: bool = False, other_cameras: bool = False) -> Ranking:
@@ -113,8 +114,8 @@ class Finder:
                 hits, skipped = nearest(gallery, crop.feature, number, left_out)
             if rerank:
                 hits = gallery.rerank(crop.feature, hits)
-        places = [Place(hit, picture_of(hit)) for hit in hits[: self.top]]
-        return Ranking(places, {reason: skipped.count(reason) for reason in dict.fromkeys(skipped)})
+        places = [Place(hit, picture_of(hit.path, *SHOWN)) for hit in hits[: self.top]]
+        return Ranking(places, dict(Counter(skipped)))
 
     def reasons(self, gallery, crop, other_cameras):
         """Return a function of a hit: the reason why it is left out of a ranking, or None."""
@@ -176,16 +177,3 @@ def is_copy(path, crop):
         return os.path.getsize(path) == crop.size and sha256(path) == crop.digest
     except (OSError, UserError):  # gone by now
         return False
-
-
-def picture_of(hit):
-    """Return a hit's image, to be shown; a white one where its file is gone by now."""
-    try:
-        return enlarged(read_image(hit.path))
-    except UserError:
-        return Image.new("RGB", (LARGER * WIDTH, LARGER * HEIGHT), "white")
-
-
-def enlarged(image):
-    """Return an image in the size of the page's pictures, undistorted."""
-    return scaled(image, LARGER * WIDTH, LARGER * HEIGHT)

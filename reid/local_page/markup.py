@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 TITLE = "Find the same person"
 REASONS = {
     ITSELF: "The same file lies in the gallery; it is left out.",
-    CAMERA: "{:,} nearer images are of the crop's own camera; they are left out.",
+    CAMERA: "{:,} of the most similar images are of the crop's own camera; they are left out.",
     OUTSIDE: "{:,} images lie outside of the gallery's folders, or are links to there; left out.",
 }
-ONE_CAMERA = "One nearer image is of the crop's own camera; it is left out."
+ONE = {
+    CAMERA: "One of the most similar images is of the crop's own camera; it is left out.",
+    OUTSIDE: "One image lies outside of the gallery's folders, or is a link to there; left out.",
+}
 
 # Colours are the theme's, so that they follow the browser into the dark. Green is never the only
 # sign of the same person: the words stand there, too.
@@ -173,7 +176,7 @@ def notes(ranking):
     """Return sentences of what was left out of a ranking."""
     lines = []
     for reason, number in ranking.left_out.items():
-        text = ONE_CAMERA if (reason, number) == (CAMERA, 1) else REASONS[reason]
+        text = (ONE if number == 1 else REASONS).get(reason, REASONS[reason])
         lines.append(f'<p class="note">{text.format(number)}</p>')
     return "".join(lines)
 
