@@ -63,18 +63,17 @@ class ReIDNet(nn.Module):
         images: Tensor,
         return_features: bool = False,
         return_both: bool = False,
-        layer: str | None = None,
+        layer: str = "pool",
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [B, class_num]; or the features for testing [B, dim(layer)]; or, for losses
         that compare features, both logits and pooled features.
 
         layer: of the features for testing, one of LAYERS: "pool", the pooled ones, or
-        "bottleneck", what the classifier sees. None takes the usual one: pooled, with bnneck after
-        its batch norm.
+        "bottleneck", what the classifier sees.
         """
         pooled = self.pooled(images)
         if return_features:
-            return pooled if self.eval_layer(layer) == "pool" else self.model.fc(pooled)
+            return pooled if is_pool(layer) else self.model.fc(pooled)
         logits = self.classifier(self.model.fc(pooled))
         return (logits, pooled) if return_both else logits
 
@@ -115,16 +114,9 @@ class ReIDNet(nn.Module):
             if name != "fc":
                 part.eval()
 
-    def eval_layer(self, layer: str | None = None) -> str:
-        """Return the layer of the features for testing: the named one, or the usual one."""
-        if layer not in (None, *LAYERS):
-            raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}, or None")
-        return layer or ("bottleneck" if self.bnneck else "pool")
-
-    def dim(self, layer: str | None = None) -> int:
+    def dim(self, layer: str = "pool") -> int:
         """Return how many numbers a feature for testing has."""
-        wide = self.bnneck or self.eval_layer(layer) == "pool"
-        return self.feature_dim if wide else BOTTLENECK_DIM
+        return self.feature_dim if self.bnneck or is_pool(layer) else BOTTLENECK_DIM
 
 
 class ft_net(ReIDNet):
@@ -361,6 +353,13 @@ def timm_model(name, pretrained, last_stride):
 def dense_layer(layer, x):
     """Compute the 32 new channels of one of torchvision's dense layers."""
     return layer.conv2(layer.relu2(layer.norm2(layer.conv1(layer.relu1(layer.norm1(x))))))
+
+
+def is_pool(layer):
+    """Tell whether a layer is the pooled one. Raises ValueError where it is none of LAYERS."""
+    if layer not in LAYERS:
+        raise ValueError(f"layer {layer!r}: expected one of {', '.join(LAYERS)}")
+    return layer == "pool"
 
 
 def near(places, pooled):

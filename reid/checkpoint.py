@@ -296,7 +296,7 @@ def load_trained(
     backbone: the one that is expected. height, width: in place of what opts.json says; the
     original's folders have none, and were trained at 256 x 128. layer, test_size (see `reid.
     transforms.size_for_testing`): in place of what training found best on held-out people, or was
-    told, or else is usual.
+    told; else the pooled features, at the backbone's usual size.
     """
     run = Run(run)
     weights = run.weights_file(which_epoch)
@@ -324,7 +324,8 @@ def load_weights(
     """Load a weights file of another code, or one of ours without its run, as `Trained`.
 
     Prints what was found in it, and what was left out. The arguments: of the other code's network
-    (one of ours tells its own), and as for `load_trained`.
+    (one of ours tells its own), and as for `load_trained`. Features of another code's network with
+    a batch norm neck are by default those after it, as that code takes them.
     """
     height, width = height or HEIGHT, width or WIDTH
     if is_ours(path):
@@ -336,6 +337,7 @@ def load_weights(
         print(f"{path}: {line}")
     if layer == "bottleneck" and not net.bnneck:
         raise UserError(f"--which_layer bottleneck: {path} has no batch norm neck; leave it out")
+    layer = layer or ("bottleneck" if net.bnneck else "pool")
     return as_trained(net, Path(path), height, width, layer, test_size)
 
 
@@ -349,13 +351,14 @@ def as_trained(
 ) -> Trained:
     """Return the `Trained` of a network, made ready for images of the size for testing.
 
-    kind: that size, see `reid.transforms.size_for_testing`; None: the backbone's usual one.
+    layer: of its features; None: the pooled ones. kind: the size, see
+    `reid.transforms.size_for_testing`; None: the backbone's usual one.
     """
     kind = kind or ("enlarged" if net.classic else "same")
     size = size_for_testing(kind, height, width)
     with as_user_errors(net.backbone):
         net.set_size(*size)
-    return Trained(net, weights, height, width, size, net.eval_layer(layer))
+    return Trained(net, weights, height, width, size, layer or "pool")
 
 
 def load_asked(args: Namespace) -> Trained:

@@ -38,7 +38,7 @@ class Explanation(NamedTuple):
 
 @torch.inference_mode()
 def explain(
-    net: ReIDNet, images: Tensor, dtype: torch.dtype | None = None, layer: str | None = None
+    net: ReIDNet, images: Tensor, dtype: torch.dtype | None = None, layer: str = "pool"
 ) -> Explanation:
     """Return the `Explanation` of the similarity of two images, uint8 [2, H, W, 3].
 
@@ -68,7 +68,7 @@ def neck_scale_and_shift(net, layer):
 
     Raises ValueError where that is no such step.
     """
-    if net.eval_layer(layer) == "pool":
+    if layer == "pool":
         one = next(net.parameters()).new_ones(net.feature_dim, dtype=torch.float32)
         return one, torch.zeros_like(one)
     if not net.bnneck:

@@ -237,7 +237,7 @@ def extract(
     batchsize: int,
     workers: int,
     label: str,
-    layer: str | None = None,
+    layer: str = "pool",
 ) -> np.ndarray | None:
     """Return the features of image files, L2-normalised float32 [N, D], in their order.
 
@@ -264,7 +264,7 @@ def extract_batches(
     batches: EvalBatches,
     dtype: torch.dtype | None,
     label: str | bool | None,
-    layer: str | None = None,
+    layer: str = "pool",
 ) -> np.ndarray:
     """Return the features of `reid.loading.EvalBatches`, float32 [N, D], in this process.
 
@@ -286,7 +286,7 @@ def extract_batches(
 
 
 def view_features(
-    net: nn.Module, images: Tensor, dtype: torch.dtype | None, layer: str | None = None
+    net: nn.Module, images: Tensor, dtype: torch.dtype | None, layer: str = "pool"
 ) -> Tensor:
     """Return the features [B, D] of images uint8 [B, H, W, 3].
 

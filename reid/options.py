@@ -208,7 +208,8 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
         choices=["pool", "bottleneck"],
         help="pool: the pooled features (2048 numbers of a ResNet-50); bottleneck: what the "
         "classifier sees (512, or with --neck bnneck the pooled ones after batch norm) (default: "
-        "what --val_ids chose in training; else bottleneck for bnneck, pool for others)",
+        "what --val_ids chose in training, else pool; of another code's --weights with a batch "
+        "norm neck, bottleneck)",
     )
     group.add_argument(
         "--test_size",

@@ -44,8 +44,9 @@ def test_cells_sum_to_the_similarity(backbone, neck, pooling, last_stride):
     options = {"neck": neck, "pooling": pooling, "last_stride": last_stride}
     net = build_network(backbone, 3, size=(64, 32), **options)
     net = fold_for_inference(lived_in(net))
-    found = explain(net, noise())
-    one, other = view_features(net, noise(), None)
+    layer = "bottleneck" if neck == "bnneck" else "pool"
+    found = explain(net, noise(), layer=layer)
+    one, other = view_features(net, noise(), None, layer)
     assert found.similarity == pytest.approx(float(one @ other), abs=1e-5)
     sums = found.maps.sum(axis=(1, 2)) + found.constants
     assert sums == pytest.approx([found.similarity] * 2, abs=1e-5)
@@ -60,7 +61,7 @@ def test_cells_are_those_of_loops(pooling):
     torch.manual_seed(0)
     net = lived_in(build_network("resnet18", 3, size=(96, 64), neck="bnneck", pooling=pooling))
     images = noise(96, 64)
-    found = explain(net, images)
+    found = explain(net, images, layer="bottleneck")
     with torch.no_grad():
         views = [net_input(net, image) for image in (*images, *images.flip(2))]
         maps = torch.cat([net.feature_maps(view) for view in views]).double().numpy()

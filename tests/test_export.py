@@ -31,10 +31,10 @@ from reid.transforms import EvalTransform, normalise
 SIZE = 72, 36  # in the network, of images of 64 x 32 in training
 OPTIONS = {"neck": "bnneck", "pooling": "gem", "last_stride": 1}
 NETWORKS = {
-    "resnet": (ft_net, {}, None),
+    "resnet": (ft_net, {}, "pool"),
     "resnet, bottleneck": (ft_net, {}, "bottleneck"),
-    "resnet, all options": (ft_net, OPTIONS, None),
-    "densenet, all options": (ft_net_dense, OPTIONS, None),
+    "resnet, all options": (ft_net, OPTIONS, "bottleneck"),
+    "densenet, all options": (ft_net_dense, OPTIONS, "pool"),
 }
 
 
@@ -102,7 +102,7 @@ def test_onnx_features_are_test_pys(name, tmp_path):
     assert (written["height"], written["width"], written["colour_order"]) == ("72", "36", "RGB")
     assert int(written["dim"]) == expected.shape[1]
     assert json.loads(written["mean"]) == [0.485, 0.456, 0.406]
-    assert written["layer"] == ("pool" if name == "resnet" else "bottleneck")
+    assert written["layer"] == layer
     file = File(compute, written)
     check_features(file.of_batch(list(images)), expected)
     np.testing.assert_allclose(file.of_batch(list(images[:1])), expected[:1], atol=2e-6)

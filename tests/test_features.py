@@ -119,9 +119,13 @@ def test_layers():
         found = plain(images, return_features=True, layer="bottleneck")
         assert torch.equal(plain.classifier(found), plain(images))
         assert found.shape == (2, plain.dim("bottleneck")) == (2, 512)
-        found = bnneck(images, return_features=True)
-        assert torch.equal(found, bnneck(images, return_features=True, layer="bottleneck"))
-        assert not torch.equal(found, bnneck(images, return_features=True, layer="pool"))
+        pooled = bnneck(images, return_features=True)
+        found = bnneck(images, return_features=True, layer="bottleneck")
+        assert torch.equal(pooled, bnneck.pooled(images))
+        assert torch.equal(found, bnneck.model.fc(pooled))
+        assert not torch.equal(found, pooled)
+        with pytest.raises(ValueError, match="layer 'last': expected one of pool, bottleneck"):
+            plain(images, return_features=True, layer="last")
     assert bnneck.dim() == bnneck.dim("pool") == plain.dim() == 1024
     assert (ft_net(2).dim(), ft_net(2).dim("bottleneck")) == (2048, 512)
 

@@ -93,11 +93,13 @@ def test_feature_maps_are_torchvisions():
         assert torch.allclose(mode.feature_maps(images), expected, atol=1e-10)
 
 
-def test_bnneck_features_follow_the_batch_norm():
+def test_bnneck_is_a_batch_norm_of_the_pooled_features():
     net = ft_net(3, neck="bnneck").eval()
     images = torch.randn(2, 3, 64, 32)
     _, pooled = net(images, return_both=True)
-    assert torch.equal(net(images, return_features=True), net.model.fc(pooled))
+    assert torch.equal(net(images, return_features=True), pooled)
+    neck = net(images, return_features=True, layer="bottleneck")
+    assert torch.equal(neck, net.model.fc(pooled))
 
 
 def test_gem():

@@ -44,7 +44,7 @@ class FeatureExtractor(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        layer: str | None,
+        layer: str,
         half: bool = False,
         size: tuple[int, int] | None = None,
     ):
@@ -125,7 +125,7 @@ class ToFloat(nn.Module):
 def without_the_rest(net, layer):
     """Remove the weights that a network's features don't need, in place; returns the network."""
     net.classifier = nn.Identity()
-    if net.eval_layer(layer) == "pool":
+    if layer == "pool":
         net.model.fc = nn.Identity()
     if hasattr(net.model, "classifier"):  # DenseNet's own, never used
         net.model.classifier = nn.Identity()
