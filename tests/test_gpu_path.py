@@ -598,8 +598,8 @@ def test_features_of_generated_images_are_the_cpus(card, monkeypatch, trained, t
     paths = pictures(tmp_path)
     images = evaluate_gan.Images(paths[:3], paths[3:5], paths[5:])
     expected, _ = evaluate_gan.features_of(images, args, ALONE._replace(device=CPU))
-    for name in ("fold_for_inference", "feature_space"):
-        monkeypatch.setattr(evaluate_gan, name, without_modes(getattr(evaluate_gan, name)))
+    monkeypatch.setattr("reid.features.fold_for_inference", without_modes(fold_for_inference))
+    monkeypatch.setattr(evaluate_gan, "feature_space", without_modes(evaluate_gan.feature_space))
     with card():
         found, source = evaluate_gan.features_of(images, args, ALONE)
     assert source["arithmetic"] == "float32"
