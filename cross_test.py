@@ -103,13 +103,13 @@ def named_folders(words):
     """Return {name: folder} of --data_dirs."""
     folders = {}
     for word in words:
-        name, equals, folder = word.partition("=")
-        folder = Path(folder if equals else word)
+        name, equals, text = word.partition("=")
+        if equals and not text:
+            raise UserError(f"--data_dirs {word}: needs a name and a folder; write {word}FOLDER")
+        folder = Path(text if equals else word)
         if not equals:
             whole = folder.resolve()
             name = whole.parent.name if whole.name == "pytorch" else whole.name
-        if word.endswith("="):
-            raise UserError(f"--data_dirs {word}: needs a name and a folder; write {word}FOLDER")
         if not name or "/" in name or name in folders:
             raise UserError(f"--data_dirs {word}: needs a name of its own; write NAME={folder}")
         folders[name] = folder

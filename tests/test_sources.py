@@ -71,7 +71,7 @@ def samples(counts, images=6):
 
 
 @pytest.mark.parametrize("instances", [0, 3])
-def test_balance_gives_each_source_the_same_share(instances):
+def test_balance_gives_each_dataset_the_same_share(instances):
     images = samples([10, 3])
     sampler = StepSampler(images, 12, ALONE, instances, balance=True)
     assert len(sampler) == len(StepSampler(images, 12, ALONE, instances)) == 78 // 12
