@@ -380,11 +380,10 @@ def other_sets(args, sets):
 
 def compare(scores, other, identities):
     """Print the differences of two models' scores on the same queries; return them as a dict."""
-    differences = rank1_and_ap(scores) - rank1_and_ap(other)
-    intervals = mean_intervals(differences, identities, fractions=False)
-    p_values = p_value(differences, identities)
+    differences = score_differences(scores, other, identities)
+    p_values = p_value(rank1_and_ap(scores) - rank1_and_ap(other), identities)
     result = {}
-    for key, one, p in zip(("rank1", "mAP"), intervals, p_values, strict=True):
+    for key, one, p in zip(("rank1", "mAP"), differences, p_values, strict=True):
         name = "Rank@1" if key == "rank1" else key
         band = f" ({100 * one.low:+.2f} to {100 * one.high:+.2f})" if one.known else ""
         print(f"  {name} differs by {100 * one.value:+.2f} points{band}, p = {p:.4f}")
