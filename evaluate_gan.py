@@ -305,8 +305,10 @@ def features_of(images, args, world):
         dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
     dtype = world.of_first(dtype)
     source["arithmetic"] = dtype_name(dtype)
-    size = "{}x{}".format(*trained.size)
-    world.say(f"features of {source['weights']}: {source['backbone']}, {size}, on {world.device}")
+    world.say(
+        f"features of {source['weights']}: {source['backbone']}, {trained.transform}, on "
+        f"{world.device}"
+    )
     net = ready(trained.net, dtype, world)
     transforms = eval_transforms(trained)
     options = {"dtype": dtype, "batchsize": args.batchsize, "workers": args.workers}
@@ -329,8 +331,7 @@ def feature_space(args):
         "weights": str(trained.weights),
         "sha256": None if args.pretrained == "imagenet" else sha256(trained.weights),
         "backbone": trained.net.backbone,
-        "height": trained.size[0],
-        "width": trained.size[1],
+        "size": str(trained.transform),
         "layer": trained.layer,
     }
     return trained, source

@@ -32,7 +32,6 @@ from reid.features import Embedder
 from reid.files import check_writable, read_results, replacing, sha256, update_results
 from reid.options import Parser, add_layer_options, add_run_options, at_least
 from reid.provenance import provenance
-from reid.transforms import EvalTransform
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
 MODEL_DIR = "model"
@@ -184,8 +183,7 @@ def training_images(data_dir, trained, count):
     split = data_dir / "train_all"
     split = split if split.is_dir() else data_dir / "train"
     paths = [path for folder in identity_folders(split) for path in list_images(folder)]
-    read = EvalTransform(*trained.size).read
-    return [read(path) for path in spread_out(paths, count)]
+    return [trained.transform.read(path) for path in spread_out(paths, count)]
 
 
 def tools(args):

@@ -89,7 +89,7 @@ def main(argv=None):
     dtype = world.of_first(dtype)
     world.say(
         f"{trained.weights}: {trained.net.backbone}, trained at {trained.height}x{trained.width}, "
-        f"layer {trained.layer} at {trained.size[0]}x{trained.size[1]}, on {world.device} in "
+        f"layer {trained.layer} at {trained.transform}, on {world.device} in "
         f"{dtype_name(dtype)}"
     )
     source = locations(None if args.weights else run_folder, data_dir, args.mat)

@@ -35,7 +35,6 @@ from reid.exporting.agreement import Eager, File, spread_out
 from reid.exporting.network import metadata, torch_compute, torch_file
 from reid.exporting.onnx_format import onnx_compute, onnx_file
 from reid.features import Embedder
-from reid.transforms import EvalTransform
 from reid.weights import build_network
 
 CPU = torch.device("cpu")
@@ -87,7 +86,7 @@ def main(argv=None):
             {way: child(args, way, run, folder) for way in ways}
             for _ in tqdm(range(args.turns), desc="turns", disable=None)
         ]
-    height, width = trained.size
+    height, width = trained.transform.size
     print(
         f"{trained.net.backbone}, images of {height}x{width}, batch {args.batchsize}, "
         f"{args.threads} threads, {device_name(CPU)}; torch {torch.__version__}, "
@@ -163,10 +162,10 @@ def some_images(args, trained):
     count = args.batchsize * args.batches
     if args.data_dir:
         entries = spread_out(eval_images(Path(args.data_dir) / "gallery"), count)
-        read = EvalTransform(*trained.size).read
+        read = trained.transform.read
         return [read(entry.path) for entry in entries]
     noise = partial(np.random.default_rng(0).integers, 0, 256, dtype=np.uint8)
-    return list(noise((count, *trained.size, 3)))
+    return list(noise((count, *trained.transform.size, 3)))
 
 
 def new_run(args, path):

@@ -43,7 +43,7 @@ from reid.files import (
 )
 from reid.options import HEIGHT, WIDTH, backbone_of, image_size, training_defaults
 from reid.provenance import provenance
-from reid.transforms import size_for_testing
+from reid.transforms import EvalTransform, transform_for_testing
 from reid.weights import as_user_errors, foreign_network, is_ours, load_network
 
 # Flags that may differ when a run is resumed. On another device the run then goes on, but not bit
@@ -270,15 +270,15 @@ def weights_hash(pretrained: str) -> str | None:
 class Trained(NamedTuple):
     """A trained network, the file its weights are from, and how its images and features are.
 
-    height, width: of the images that it was trained on. size: height and width of those that it is
-    tested on. layer: of its features, one of `model.LAYERS`.
+    height, width: of the images that it was trained on. transform: of those that it is tested on.
+    layer: of its features, one of `model.LAYERS`.
     """
 
     net: ReIDNet
     weights: Path
     height: int
     width: int
-    size: tuple[int, int]
+    transform: EvalTransform
     layer: str
 
 
@@ -295,8 +295,8 @@ def load_trained(
 
     backbone: the one that is expected. height, width: in place of what opts.json says; the
     original's folders have none, and were trained at 256 x 128. layer, test_size (see `reid.
-    transforms.size_for_testing`): in place of what training found best on held-out people, or was
-    told; else the pooled features, at the backbone's usual size.
+    transforms.transform_for_testing`): in place of what training found best on held-out people, or
+    was told; else the pooled features, at the backbone's usual size.
     """
     run = Run(run)
     weights = run.weights_file(which_epoch)
@@ -352,13 +352,13 @@ def as_trained(
     """Return the `Trained` of a network, made ready for images of the size for testing.
 
     layer: of its features; None: the pooled ones. kind: the size, see
-    `reid.transforms.size_for_testing`; None: the backbone's usual one.
+    `reid.transforms.transform_for_testing`; None: the backbone's usual one.
     """
     kind = kind or ("enlarged" if net.classic else "same")
-    size = size_for_testing(kind, height, width)
+    transform = transform_for_testing(kind, height, width)
     with as_user_errors(net.backbone):
-        net.set_size(*size)
-    return Trained(net, weights, height, width, size, layer or "pool")
+        net.set_size(*transform.size)
+    return Trained(net, weights, height, width, transform, layer or "pool")
 
 
 def load_asked(args: Namespace) -> Trained:

@@ -35,7 +35,7 @@ from reid.losses import MeanTargets, MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
 from reid.selection import choose_testing, queries_and_gallery
-from reid.transforms import EvalTransform, TrainTransform, normalise, size_for_testing
+from reid.transforms import EvalTransform, TrainTransform, normalise, transform_for_testing
 from reid.weights import as_user_errors, build_network
 
 CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the GPU
@@ -99,9 +99,9 @@ def opened(
                 last_stride=args.last_stride,
             )
             if args.test_size:
-                size = size_for_testing(args.test_size, args.height, args.width)
+                transform = transform_for_testing(args.test_size, args.height, args.width)
                 with as_user_errors(args.backbone):
-                    copy.deepcopy(net).set_size(*size)
+                    copy.deepcopy(net).set_size(*transform.size)
             dtype = choose_dtype(args, world, net, run.opts() if resuming else {})
         dtype = world.of_first(dtype)
         facts["arithmetic"] = dtype_name(dtype)

@@ -117,8 +117,8 @@ class Embedder(ImageModel):
     which is changed in place. which_epoch: "last", "best" or an epoch's number.
     device: "cpu", "cuda:1", ...; None: a GPU where there is one. precision: "auto", "fp32", "bf16".
     layer: "pool" or "bottleneck"; None: the layer that test.py takes. scales: of the images, e.g.
-    (1, 0.9). batchsize: images that go through the network at once. test_size: "enlarged", "same"
-    or HxW in pixels; None: the size that test.py takes.
+    (1, 0.9). batchsize: images that go through the network at once. test_size: as test.py's flag
+    takes it, "center" or "256x128"; None: the size that test.py takes.
     Raises `reid.errors.UserError` where the run can't be loaded, ValueError for other arguments.
     """
 
@@ -169,9 +169,11 @@ class Embedder(ImageModel):
         ]
         images = send(torch.from_numpy(np.concatenate(inputs)), self.device)
         try:
-            return explain(self.net, images, self.dtype, self.layer)
+            why = explain(self.net, images, self.dtype, self.layer)
         except ValueError as error:
             raise UserError(f"{error}; so no map adds up to a similarity") from error
+        transform = self.transforms[0]
+        return why._replace(seen=tuple(np.divide(transform.size, transform.whole)))
 
     @torch.inference_mode()
     def of_batch(self, batch: list) -> np.ndarray:
@@ -249,7 +251,7 @@ def extract(
     """
     scales = []
     for transform in transforms:
-        size = f", {transform.height}x{transform.width}" if len(transforms) > 1 else ""
+        size = f", {transform}" if len(transforms) > 1 else ""
         batches = EvalBatches(world.shard(paths), transform, batchsize, workers, world.device)
         with world.together():
             own = extract_batches(net, batches, dtype, world.first and label + size, layer)
@@ -310,7 +312,7 @@ def eval_transforms(trained: Trained, scales: tuple[float, ...] = (1.0,)) -> lis
     """Return the `EvalTransform`s that test a network (`Trained`) at each scale of the images."""
     if not trained.net.any_size and any(scale != 1 for scale in scales):
         raise UserError(f"--ms: {trained.net.backbone} takes images of one size; leave it out")
-    return [EvalTransform(*trained.size).scaled(scale) for scale in scales]
+    return [trained.transform.scaled(scale) for scale in scales]
 
 
 def inference_dtype(
@@ -322,7 +324,7 @@ def inference_dtype(
     """
     dtype = dtype_for(device, precision, gpus)
     if precision == "auto" and dtype:
-        dtype = faster_dtype(trained.net, device, trained.size)
+        dtype = faster_dtype(trained.net, device, trained.transform.size)
     return dtype
 
 
@@ -333,7 +335,7 @@ def made_by(trained: Trained, scales: tuple[float, ...]) -> dict:
         "weights_sha256": sha256(trained.weights),
         "backbone": trained.net.backbone,
         "last_stride": trained.net.last_stride,
-        "size": "{}x{}".format(*trained.size),
+        "size": str(trained.transform),
         "mean": list(mean),
         "std": list(std),
         "layer": trained.layer,

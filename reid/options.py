@@ -5,6 +5,7 @@ constants at its top and passes them in as defaults.
 """
 
 import argparse
+import operator
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,11 @@ from reid.errors import UserError
 
 HEIGHT, WIDTH = 256, 128  # pixels of a training image
 NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}  # their names in tables
-TEST_SIZES = "enlarged, 9/8 of that in training; same; or in pixels"
+TEST_SIZES = (
+    "enlarged, 9/8 of that in training; center, the middle of the enlarged image, in which people "
+    "are as large as in training; same; in pixels, as 256x128; or of that the middle, as "
+    "'256x128 of 288x144'"
+)
 # --recipe strong: chosen on the rendered set, see docs/training.md.
 STRONG = {
     "warm_epoch": 5,
@@ -105,11 +110,14 @@ cosine = number(least=-1, most=1)
 
 
 def image_size(text: str) -> str:
-    """Parse an argument: the size to test at, "enlarged", "same" or HxW in pixels."""
-    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if text not in ("enlarged", "same") and not (match and min(map(int, match.groups())) >= 32):
+    """Parse an argument: the size to test at, see `reid.transforms.transform_for_testing`."""
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})(?: of (\d{1,4})x(\d{1,4}))?", text)
+    sides = [int(side) for side in match.groups() if side] if match else [0]
+    fits = min(sides) >= 32 and all(map(operator.le, sides[:2], sides[-2:]))
+    if text not in ("enlarged", "center", "same") and not fits:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected enlarged, same, or a size like 256x128"
+            f"{text!r}: expected enlarged, center, same, or a size like 256x128 or "
+            "'256x128 of 288x144', of 32 pixels or more"
         )
     return text
 
@@ -214,7 +222,7 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--test_size",
         type=image_size,
-        metavar="{enlarged,same,HxW}",
+        metavar="{enlarged,center,same,HxW}",
         help=f"image size: {TEST_SIZES} (default: the run's)",
     )
     return group
@@ -344,7 +352,7 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
     testing.add_argument(
         "--test_size",
         type=image_size,
-        metavar="{enlarged,same,HxW}",
+        metavar="{enlarged,center,same,HxW}",
         help=f"image size in testing: {TEST_SIZES} (default: found with --val_ids, else enlarged "
         "for resnet50 and densenet121, same for others)",
     )

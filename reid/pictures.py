@@ -144,15 +144,21 @@ def heat_rows(
             constant = f" {why.constants[side]:+.3f}"
             constant = "" if float(constant) == 0 else constant
             label = f"{why.maps[side].sum():.3f}{constant}"
-            heat = heated(picture, why.maps[side], scale)
+            heat = heated(picture, why.maps[side], scale, why.seen)
             tiles.append(Tile(centred(heat), label, PLAIN))
         rows.append(Row(heading, tiles))
     return rows
 
 
-def heated(picture, cells, scale):
-    """Lay a heat map's cells [h, w] over a picture in pale grey; `scale` is the fullest colour."""
-    heat = Image.fromarray(cells / scale).resize(picture.size, Image.Resampling.BILINEAR)
+def heated(picture, cells, scale, seen=(1.0, 1.0)):
+    """Lay a heat map's cells [h, w] over a picture in pale grey; `scale` is the fullest colour.
+
+    seen: fractions of the picture's height and width, its middle, that the map is of.
+    """
+    height, width = (max(1, round(s * n)) for s, n in zip(seen, picture.size[::-1], strict=True))
+    middle = Image.fromarray(cells / scale).resize((width, height), Image.Resampling.BILINEAR)
+    heat = Image.new("F", picture.size)
+    heat.paste(middle, ((picture.width - width) // 2, (picture.height - height) // 2))
     heat = np.asarray(heat)[..., None]
     strength, colours = np.abs(heat).clip(max=1), np.where(heat > 0, ADDS, TAKES)
     mixed = (1 - strength) * np.asarray(faded(picture)) + strength * colours

@@ -18,7 +18,7 @@ from reid.distributed import World
 from reid.errors import UserError
 from reid.features import extract
 from reid.metrics import FeatureSet, evaluate, similarity_blocks
-from reid.transforms import EvalTransform, size_for_testing
+from reid.transforms import transform_for_testing
 
 
 def queries_and_gallery(people: list[EvalImage]) -> tuple[list[EvalImage], list[EvalImage]]:
@@ -55,13 +55,13 @@ def choose_testing(
     one tried. Prints a table. All processes of `world` must call it; the first gets the dict.
     """
     parts = queries_and_gallery(people)
-    kinds = [args.test_size] if args.test_size else ["same", "enlarged"]
+    kinds = [args.test_size] if args.test_size else ["same", "center", "enlarged"]
     scores = []
     for kind, layer in product(kinds, LAYERS):
-        size = size_for_testing(kind, args.height, args.width)
+        transform = transform_for_testing(kind, args.height, args.width)
         resized = copy.deepcopy(net)
         try:
-            resized.set_size(*size)
+            resized.set_size(*transform.size)
         except ValueError:  # not every backbone takes the larger one
             continue
         sets = []
@@ -69,12 +69,12 @@ def choose_testing(
             features = extract(
                 resized,
                 [image.path for image in images],
-                [EvalTransform(*size)],
+                [transform],
                 world,
                 dtype=dtype,
                 batchsize=args.batchsize,
                 workers=args.workers,
-                label=f"held out, {part}, {layer} at {size[0]}x{size[1]}",
+                label=f"held out, {part}, {layer} at {transform}",
                 layer=layer,
             )
             if world.first:

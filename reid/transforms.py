@@ -2,7 +2,7 @@
 
 `height` and `width` are what the network is trained on (256 x 128). Training crops out of an
 image an eighth larger (288 x 144). The two classic networks are tested on that larger size whole,
-others as `size_for_testing` says.
+others as `transform_for_testing` says.
 
 Training is the classic chain: bicubic resize, random crop, flip, normalise, erase. Here it is
 split in two, so that nothing is done twice and the training device does what it can for a whole
@@ -148,28 +148,51 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """The transform of images to validate or test on: nothing is random."""
+    """The transform of images to validate or test on: nothing is random.
 
-    def __init__(self, height: int, width: int):
-        self.height, self.width = height, width
+    height, width: of what the network sees. whole: height and width that an image is resized to,
+    for its middle to be cut out; None: those that the network sees.
+    """
+
+    def __init__(self, height: int, width: int, whole: tuple[int, int] | None = None):
+        self.height, self.width, self.whole = height, width, whole or (height, width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return self.height, self.width
+
+    def __str__(self):
+        """Say the sizes so that `transform_for_testing` reads them: 128x64, 128x64 of 144x72."""
+        sizes = dict.fromkeys([self.size, self.whole])
+        return " of ".join(f"{height}x{width}" for height, width in sizes)
 
     def scaled(self, scale: float) -> "EvalTransform":
         """Return the transform to `scale` times the size. Raises UserError where that is tiny."""
-        height, width = (round(scale * size) for size in (self.height, self.width))
+        height, width, *whole = (round(scale * side) for side in self.size + self.whole)
         if min(height, width) < SMALLEST:
             raise UserError(
                 f"--ms {scale:g}: makes images of {height}x{width}; the networks take {SMALLEST} "
                 "pixels or more"
             )
-        return EvalTransform(height, width)
+        return EvalTransform(height, width, tuple(whole))
 
     def read(self, path: str | Path) -> np.ndarray:
-        """Decode and resize an image: uint8 [height, width, 3]."""
+        """Decode, resize and cut an image: uint8 [height, width, 3]."""
         return self.resize(read_image(path))
 
     def resize(self, image: Image.Image) -> np.ndarray:
-        """Resize a PIL image: uint8 [height, width, 3]."""
-        return to_array(image.resize((self.width, self.height), Image.Resampling.BICUBIC))
+        """Resize and cut a PIL image: uint8 [height, width, 3]."""
+        pixels = to_array(image.resize(self.whole[::-1], Image.Resampling.BICUBIC))
+        rows, columns = self.middle()
+        return pixels[rows, columns]
+
+    def middle(self) -> tuple[slice, slice]:
+        """Return which rows and columns of a resized image the network sees."""
+        return tuple(
+            slice((all_ - seen) // 2, (all_ - seen) // 2 + seen)
+            for seen, all_ in zip(self.size, self.whole, strict=True)
+        )
 
 
 def enlarged(height: int, width: int) -> tuple[int, int]:
@@ -177,14 +200,22 @@ def enlarged(height: int, width: int) -> tuple[int, int]:
     return height * 9 // 8, width * 9 // 8
 
 
-def size_for_testing(kind: str, height: int, width: int) -> tuple[int, int]:
-    """Return the height and width of images to test on.
+def transform_for_testing(kind: str, height: int, width: int) -> EvalTransform:
+    """Return the transform of images to test on.
 
-    kind: "enlarged", "same" or a size such as "256x128". height, width: of images to train on.
+    kind: "enlarged": to 9/8 of the training's size; "center": the middle of that, people then
+    appear as large as in training; "same": to the training's size; or sizes in pixels such as
+    "256x128" or, with the middle to be cut out, "256x128 of 288x144". height, width: of images to
+    train on.
     """
+    if kind == "center":
+        return EvalTransform(height, width, enlarged(height, width))
     if kind == "enlarged":
-        return enlarged(height, width)
-    return (height, width) if kind == "same" else tuple(map(int, kind.split("x")))
+        return EvalTransform(*enlarged(height, width))
+    if kind == "same":
+        return EvalTransform(height, width)
+    seen, *whole = (tuple(map(int, size.split("x"))) for size in kind.split(" of "))
+    return EvalTransform(*seen, *whole)
 
 
 def to_array(image: Image.Image) -> np.ndarray:

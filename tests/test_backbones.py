@@ -251,7 +251,7 @@ def test_test_sizes(tmp_path):
     run.save_weights(ft_net(3), "last")
 
     def size(**asked):
-        return load_trained(run.path, **asked).size
+        return load_trained(run.path, **asked).transform.size
 
     assert size() == (72, 36)
     opts = json.loads(run.file("opts.json").read_text())
@@ -264,7 +264,12 @@ def test_test_sizes(tmp_path):
     assert load_trained(run.path).layer == "bottleneck"
     assert load_trained(run.path, layer="pool").layer == "pool"
     assert size(test_size="enlarged") == (72, 36)
-    for wrong in ("31x64", "big", "64", "64x", "0x0", 5, None, []):
+    for given, read in (("center", "64x32 of 72x36"), ("50x40 of 60x50", "50x40 of 60x50")):
+        transform = load_trained(run.path, test_size=given).transform
+        assert str(transform) == read
+        assert str(load_trained(run.path, test_size=read).transform) == read
+    strange = ("64x32 of 63x32", "64x32 of 64x31", "64x32 of 72", "64x32 of", "64x32of72x36")
+    for wrong in ("31x64", "big", "64", "64x", "0x0", 5, None, [], *strange):
         with pytest.raises(UserError, match="--test_size"):
             parse_training(train_baseline.get_parser(), ["--test_size", str(wrong)])
         run.save_testing(found | {"test_size": wrong})

@@ -265,7 +265,7 @@ def test_max_images_and_folders_by_flag(flags, data, trained, tmp_path, capsys):
     assert "10 generated against 10 real" in out
     assert "to the nearest of 16 real" in out
     found = json.loads(path.read_text())["evaluate_gan"]
-    assert (found["features"]["height"], found["features"]["width"]) == (288, 144)
+    assert found["features"]["size"] == "288x144"
     assert found["nearest_real"]["real"]["generated_within"] == 1  # all are copies
     assert found["nearest_real"]["generated"]["median"] < 0.01
 

@@ -133,6 +133,9 @@ def test_embedder_explains_arrays_and_files(run, tmp_path):
         Image.fromarray(image).save(path)
     again = embed.explain(str(paths[0]), paths[1])
     np.testing.assert_array_equal(again.maps, found.maps)
+    assert found.seen == (1, 1)
+    middle = Embedder(run, test_size="64x32 of 80x36", **CPU).explain(one, other)
+    assert middle.seen == (64 / 80, 32 / 36)
     with pytest.raises(ValueError, match="image 1: expected uint8"):
         embed.explain(one, np.zeros(3))
     with pytest.raises(UserError, match="--ms: heat maps are of one scale"):
@@ -152,6 +155,15 @@ def test_a_map_lies_on_the_image_not_on_the_grey_around_it():
     assert heat.getpixel((63, 64)) == pictures.TAKES  # the fullest colour
     red, _, blue = heat.getpixel((1, 64))
     assert red > blue  # orange, half
+
+
+def test_a_map_of_the_middle_lies_on_the_middle():
+    white = Image.new("RGB", (60, 120), "white")
+    heat = pictures.heated(white, np.ones((4, 2), np.float32), 1.0, seen=(0.5, 0.8))
+    coloured = (np.asarray(heat) == pictures.ADDS).all(axis=2)
+    expected = np.zeros((120, 60), bool)
+    expected[30:90, 6:54] = True
+    np.testing.assert_array_equal(coloured, expected)
 
 
 def test_search_draws_both_images_of_each_pair(run, tmp_path, capsys, monkeypatch):

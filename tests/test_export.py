@@ -110,10 +110,14 @@ def test_onnx_features_are_test_pys(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preprocess", ["outside", "inside"])
-def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
-    trained = load_trained(folder)
-    images = random_images(3)
-    expected = Eager(trained).of_batch(list(images))
+@pytest.mark.parametrize("size", ["enlarged", "center"])
+def test_torch_export_features_are_test_pys(preprocess, size, folder, tmp_path):
+    trained = load_trained(folder, test_size=size)
+    transform = trained.transform
+    assert str(transform) == {"enlarged": "72x36", "center": "64x32 of 72x36"}[size]
+    images = random_images(3, *(transform.whole if preprocess == "inside" else transform.size))
+    resized = [trained.transform.resize(Image.fromarray(i)) for i in images]
+    expected = Eager(trained).of_batch(resized if preprocess == "inside" else list(images))
     facts = metadata(trained, "small", "fp32", preprocess)
     path = tmp_path / "a.pt2"
     path.write_bytes(torch_file(trained, facts))
@@ -127,8 +131,8 @@ def test_torch_export_features_are_test_pys(preprocess, folder, tmp_path):
     assert not any("classifier" in name or ".fc." in name for name in weights)
     if preprocess == "inside":  # several sizes at once
         originals = [*random_images(2, 200, 40), *random_images(1, 50, 90)]
-        pillows = [EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in originals]
-        pillows = Eager(load_trained(folder)).of_batch(pillows)
+        pillows = [transform.resize(Image.fromarray(i)) for i in originals]
+        pillows = Eager(load_trained(folder, test_size=size)).of_batch(pillows)
         np.testing.assert_allclose(file.of_batch(originals), pillows, atol=5e-5)
 
 
@@ -146,17 +150,17 @@ def test_half_precision_is_close(name):
     assert {weight.dtype for weight in weights} == {torch.float16}
 
 
-@pytest.fixture(scope="module")
-def onnx_preprocessing():
-    """An ONNX Runtime session of the preprocessing alone."""
+@pytest.fixture(scope="module", params=[SIZE, (80, 40)], ids=["whole", "middle"])
+def onnx_preprocessing(request):
+    """An ONNX Runtime session of the preprocessing alone, and the transform that it does."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     from reid.exporting.onnx_format import onnx_model
 
-    facts = {"preprocess": "inside", "height": SIZE[0], "width": SIZE[1]}
-    model = onnx_model(Preprocessing(SIZE, IMAGENET), facts)
+    transform = EvalTransform(*SIZE, request.param)
+    model = onnx_model(Preprocessing(transform, IMAGENET), {"preprocess": "inside"})
     onnx.checker.check_model(model, full_check=True)
-    return onnxruntime.InferenceSession(model.SerializeToString())
+    return onnxruntime.InferenceSession(model.SerializeToString()), transform
 
 
 # Enlarged, shrunk, one of each, the same; Pillow starts with the height in some.
@@ -167,8 +171,9 @@ SIZES += [(40, 20), (200, 40), (30, 300), (9, 7), (1, 1)]
 @pytest.mark.parametrize("height, width", SIZES)
 def test_resizing_in_onnx_is_pillows(onnx_preprocessing, height, width):
     images = random_images(2, height, width)
-    found = onnx_preprocessing.run(None, {"images": images})[0]
-    pillows = np.stack([EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in images])
+    session, transform = onnx_preprocessing
+    found = session.run(None, {"images": images})[0]
+    pillows = np.stack([transform.resize(Image.fromarray(i)) for i in images])
     expected = normalise(torch.from_numpy(pillows), *IMAGENET).numpy()
     assert np.abs(found - expected).max() <= 1.01 / 255 / 0.224  # one step of a byte
     assert (np.abs(found - expected) > 1e-5).mean() < 0.01  # and that rarely

@@ -11,6 +11,7 @@ import synthetic_market
 from model import IMAGENET
 from random_erasing import RandomErasing
 from reid import transforms
+from reid.errors import UserError
 
 FILL = (0.4914, 0.4822, 0.4465)
 
@@ -129,8 +130,30 @@ def test_test_images_are_resized_by_pillow():
 
 def test_sizes_of_testing_and_validation(rendered):
     assert transforms.EvalTransform(256, 128).read(rendered[0]).shape == (256, 128, 3)
-    size = transforms.size_for_testing("enlarged", 256, 128)
-    assert transforms.EvalTransform(*size).read(rendered[0]).shape == (288, 144, 3)
+    kinds = {"enlarged": "288x144", "center": "256x128 of 288x144", "same": "256x128"}
+    kinds |= {"96x40": "96x40", "96x40 of 100x50": "96x40 of 100x50"}
+    for kind, text in kinds.items():
+        transform = transforms.transform_for_testing(kind, 256, 128)
+        assert str(transform) == text
+        assert transform.read(rendered[0]).shape == (*transform.size, 3)
+
+
+def test_center_is_the_middle_of_the_enlarged_image():
+    """Also at other scales, and as torchvision's CenterCrop cuts it."""
+    image = pil(np.random.default_rng(0).integers(0, 256, (128, 64, 3)))
+    center = transforms.transform_for_testing("center", 64, 32)
+    for transform, size, whole in (
+        (center, (64, 32), (72, 36)),
+        (center.scaled(1.5), (96, 48), (108, 54)),
+        (transforms.EvalTransform(60, 32, (72, 38)), (60, 32), (72, 38)),
+    ):
+        found = transform.resize(image)
+        resized = image.resize(whole[::-1], Image.Resampling.BICUBIC)
+        expected = np.asarray(v2.CenterCrop(size)(resized))
+        np.testing.assert_array_equal(found, expected)
+        assert (transform.size, transform.whole) == (size, whole)
+    with pytest.raises(UserError, match="--ms 0.9: makes images of 58x29"):
+        center.scaled(0.9)
 
 
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])

@@ -141,17 +141,18 @@ def test_what_is_found_best_is_the_runs(main, six_people, tmp_path, capsys):
     results = json.loads((tmp_path / "r" / "testing.json").read_text())
     scores = results["scores"]
     assert [(score["layer"], score["test_size"]) for score in scores] == [
-        (layer, size) for size in ("same", "enlarged") for layer in ("pool", "bottleneck")
+        (layer, size) for size in ("same", "center", "enlarged") for layer in ("pool", "bottleneck")
     ]
     best = max(scores, key=lambda score: score["mAP"])
     assert (results["layer"], results["test_size"]) == (best["layer"], best["test_size"])
     trained = load_trained(tmp_path / "r")
     assert trained.layer == best["layer"]
-    assert trained.size == ((64, 32) if best["test_size"] == "same" else (72, 36))
+    sizes = {"same": "64x32", "center": "64x32 of 72x36", "enlarged": "72x36"}
+    assert str(trained.transform) == sizes[best["test_size"]]
     # With a size given only layers are left to choose from; other people, another training.
     call(main, *flags, "--name", "s", "--test_size", "80x40")
     results = json.loads((tmp_path / "s" / "testing.json").read_text())
     assert [score["test_size"] for score in results["scores"]] == ["80x40"] * 2
-    assert load_trained(tmp_path / "s").size == (80, 40)
+    assert load_trained(tmp_path / "s").transform.size == (80, 40)
     assert exit_code(main, *flags[:-1], 3, "--epochs", 2, "--resume") == 2
     assert "with another number of classes" in capsys.readouterr().err

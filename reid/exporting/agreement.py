@@ -10,11 +10,11 @@ from PIL import Image
 
 from reid.checkpoint import Trained
 from reid.dataset import EvalImage
-from reid.exporting.network import input_size, network_input
+from reid.exporting.network import network_input, transform_of
 from reid.features import ImageModel, view_features
 from reid.mat import feature_set
 from reid.metrics import evaluate, similarity_blocks
-from reid.transforms import EvalTransform, to_array
+from reid.transforms import to_array
 
 # Similarities closer than this have no order. Pixels that differ by 1 of 255, since another resize
 # rounds otherwise, move similarities by a few 1e-5.
@@ -31,7 +31,7 @@ class Eager(ImageModel):
     def __init__(self, trained: Trained):
         self.net, self.layer = trained.net.eval(), trained.layer
         self.dim = trained.net.dim(trained.layer)
-        self.to_input = EvalTransform(*trained.size).resize
+        self.to_input = trained.transform.resize
 
     @torch.inference_mode()
     def of_batch(self, batch: list[np.ndarray]) -> np.ndarray:
@@ -49,7 +49,7 @@ class File(ImageModel):
     def __init__(self, compute: Callable, facts: dict):
         self.compute, self.facts, self.dim = compute, facts, int(facts["dim"])
         self.inside = facts["preprocess"] == "inside"
-        self.resize = EvalTransform(*input_size(facts)).resize
+        self.resize = transform_of(facts).resize
 
     def to_input(self, image: Image.Image) -> np.ndarray:
         """Convert a PIL image to uint8 [h, w, 3]; resized, unless the network does that."""

@@ -23,7 +23,7 @@ from reid.checkpoint import Trained
 from reid.features import fold_for_inference
 from reid.files import sha256
 from reid.provenance import provenance, version
-from reid.transforms import normalise
+from reid.transforms import EvalTransform, normalise
 
 INPUT, OUTPUT = "images", "features"  # their names in a file
 METADATA = "metadata.json"  # in a .pt2 file
@@ -36,9 +36,8 @@ class FeatureExtractor(nn.Module):
     """The network that an exported file holds: images to the features that test.py stores.
 
     net: a trained network; it is made ready for inference in place. layer: see
-    `model.ReIDNet.forward`. half: whether to compute in fp16, up to the pooling. size: height and
-    width of the images in the network, to take in bytes of any size; None: they come resized and
-    normalised.
+    `model.ReIDNet.forward`. half: whether to compute in fp16, up to the pooling. transform: of the
+    images, to take in bytes of any size; None: they come resized and normalised.
     """
 
     def __init__(
@@ -46,11 +45,12 @@ class FeatureExtractor(nn.Module):
         net: nn.Module,
         layer: str,
         half: bool = False,
-        size: tuple[int, int] | None = None,
+        transform: EvalTransform | None = None,
     ):
         super().__init__()
         self.net, self.layer = fold_for_inference(without_the_rest(net, layer)), layer
-        self.preprocessing = Preprocessing(size, net.normalisation) if size else nn.Identity()
+        inside = Preprocessing(transform, net.normalisation) if transform else nn.Identity()
+        self.preprocessing = inside
         self.dtype = torch.float16 if half else torch.float32
         if half:
             halve(self.net)
@@ -66,14 +66,19 @@ class FeatureExtractor(nn.Module):
 
 
 class Preprocessing(nn.Module):
-    """Resizing as Pillow does it, and normalising: uint8 [N, h, w, 3] to float32 [N, 3, H, W]."""
+    """Resizing as Pillow does it, cutting the middle out, and normalising.
 
-    def __init__(self, size: tuple[int, int], normalisation: tuple):
+    Takes uint8 [N, h, w, 3] to float32 [N, 3, H, W].
+    """
+
+    def __init__(self, transform: EvalTransform, normalisation: tuple):
         super().__init__()
-        self.size, self.normalisation = size, normalisation
+        self.transform, self.normalisation = transform, normalisation
 
     def forward(self, images):
-        return normalise(resized(images, *self.size), *self.normalisation)
+        rows, columns = self.transform.middle()
+        images = resized(images, *self.transform.whole)[:, rows, columns]
+        return normalise(images, *self.normalisation)
 
 
 def resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -137,7 +142,7 @@ def metadata(trained: Trained, run: str, precision: str, preprocess: str) -> dic
 
     trained: `reid.checkpoint.Trained`; run: the run's name.
     """
-    height, width = trained.size
+    height, width = trained.transform.size
     mean, std = trained.net.normalisation
     inside = preprocess == "inside"
     made = provenance()
@@ -164,6 +169,9 @@ def metadata(trained: Trained, run: str, precision: str, preprocess: str) -> dic
         "mean": json.dumps(mean),
         "std": json.dumps(std),
         "resize": "bicubic, antialiased (Pillow's)",
+        "resize_height": str(trained.transform.whole[0]),
+        "resize_width": str(trained.transform.whole[1]),
+        "crop": "center",
         "output": OUTPUT,
         "features": "of image and mirror image, added, L2-normalised",
         "git": json.dumps(made["git"]),
@@ -173,13 +181,15 @@ def metadata(trained: Trained, run: str, precision: str, preprocess: str) -> dic
 
 def feature_extractor(trained: Trained, facts: dict) -> FeatureExtractor:
     """Build the FeatureExtractor that `metadata` describes, of a `reid.checkpoint.Trained`."""
-    size = input_size(facts) if facts["preprocess"] == "inside" else None
-    return FeatureExtractor(trained.net, facts["layer"], facts["precision"] == "fp16", size)
+    transform = transform_of(facts) if facts["preprocess"] == "inside" else None
+    return FeatureExtractor(trained.net, facts["layer"], facts["precision"] == "fp16", transform)
 
 
-def input_size(facts: dict) -> tuple[int, int]:
-    """Return the height and width of the images in the network."""
-    return int(facts["height"]), int(facts["width"])
+def transform_of(facts: dict) -> EvalTransform:
+    """Return the transform of a file's images that its `metadata` states."""
+    names = "height", "width", "resize_height", "resize_width"
+    height, width, *whole = (int(facts[name]) for name in names)
+    return EvalTransform(height, width, tuple(whole))
 
 
 def example(facts: dict) -> tuple[Tensor, dict]:
@@ -188,7 +198,7 @@ def example(facts: dict) -> tuple[Tensor, dict]:
     if facts["preprocess"] == "inside":
         height, width = (torch.export.Dim(name, min=2) for name in ("height", "width"))
         return torch.zeros(2, 128, 64, 3, dtype=torch.uint8), {0: batch, 1: height, 2: width}
-    return torch.zeros(2, 3, *input_size(facts)), {0: batch}
+    return torch.zeros(2, 3, *transform_of(facts).size), {0: batch}
 
 
 def torch_file(trained: Trained, facts: dict) -> bytes:

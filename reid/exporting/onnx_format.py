@@ -17,9 +17,9 @@ from reid.exporting.network import (
     Preprocessing,
     example,
     feature_extractor,
-    input_size,
     normalisation,
     quiet,
+    transform_of,
 )
 
 try:
@@ -49,7 +49,7 @@ def onnx_file(trained: Trained, facts: dict, calibration: Sequence[np.ndarray] =
         model = onnx_model(extractor, outside)
         model = quantised(model, calibration, facts)
         if facts["preprocess"] == "inside":
-            first = Preprocessing(input_size(facts), normalisation(facts))
+            first = Preprocessing(transform_of(facts), normalisation(facts))
             model = joined(onnx_model(first, facts), model)
     else:
         model = onnx_model(feature_extractor(trained, facts), facts)
