@@ -152,7 +152,7 @@ def test_center_is_the_middle_of_the_enlarged_image():
         expected = np.asarray(v2.CenterCrop(size)(resized))
         np.testing.assert_array_equal(found, expected)
         assert (transform.size, transform.whole) == (size, whole)
-    with pytest.raises(UserError, match="--ms 0.9: makes images of 58x29"):
+    with pytest.raises(UserError, match=r"--ms 0\.9: makes images of 58x29"):
         center.scaled(0.9)
 
 
