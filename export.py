@@ -174,7 +174,7 @@ def default_output(args, source):
     epoch = None if args.which_epoch == "last" else args.which_epoch
     inside = None if args.preprocess == "outside" else args.preprocess
     words = ["features", epoch, args.which_layer, args.test_size, args.precision, inside]
-    name = "_".join(word for word in words if word) + SUFFIXES[args.format]
+    name = "_".join(word.replace(" ", "_") for word in words if word) + SUFFIXES[args.format]
     return source.with_name(f"{source.stem}_{name}") if args.weights else source / name
 
 

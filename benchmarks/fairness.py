@@ -48,7 +48,7 @@ def main(argv=None):
     device, _ = choose_device()
     torch.manual_seed(args.seed)
     net = to_device(ft_net_dense(1), device)
-    transform = EvalTransform(*enlarged(args.height, args.width))
+    transform = EvalTransform(enlarged(args.height, args.width))
 
     def untrained(entries):
         batches = EvalBatches([entry.path for entry in entries], transform, 64, 2, device)

@@ -416,7 +416,7 @@ class Setting:
         """Measure extraction as test.py does it, images decoded by processes on the way."""
         dtype = dtype_for(self.device)
         size = tuple(side * 9 // 8 for side in self.size)
-        transform, paths = EvalTransform(*size), [sample.path for sample in self.samples()]
+        transform, paths = EvalTransform(size), [sample.path for sample in self.samples()]
         arrays = [transform.read(path) for path in paths]
         net = to_device(build_network(backbone, CLASSES, "none", self.size), self.device).eval()
         with FlopCounterMode(display=False) as counter, torch.inference_mode():

@@ -177,7 +177,7 @@ class Ours:
     def extract(self, paths):
         device = self.world.device
         size = (288, 144) if self.net.classic else (256, 128)
-        batches = EvalBatches(paths, EvalTransform(*size), self.batchsize, 2, device)
+        batches = EvalBatches(paths, EvalTransform(size), self.batchsize, 2, device)
         dtype = dtype_for(device)
         net = to_device(fold_for_inference(self.net, dtype), device)
         extract_batches(net, batches, dtype, label=None)

@@ -354,7 +354,7 @@ def as_trained(
     layer: of its features; None: the pooled ones. kind: the size, see
     `reid.transforms.transform_for_testing`; None: the backbone's usual one.
     """
-    kind = kind or ("enlarged" if net.classic else "same")
+    kind = kind or ("enlarged" if net.classic else "center")
     transform = transform_for_testing(kind, height, width)
     with as_user_errors(net.backbone):
         net.set_size(*transform.size)

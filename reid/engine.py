@@ -298,7 +298,7 @@ class Learner:
         )
         held_out = world.shard(val_samples)
         val_paths, val_images = [sample.path for sample in held_out], None
-        to_validate = EvalTransform(*size)
+        to_validate = EvalTransform(size)
         if images is not None:
             val_images = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
             total = size_in_memory(images) + size_in_memory(val_images)

@@ -28,14 +28,15 @@ class Explanation(NamedTuple):
 
     similarity: the cosine of their features. maps: float32 [2, h, w], the first image's and the
     second's, h and w a 32nd of the image's pixels or more. constants: float32 [2], what belongs to
-    no place. For either image, map.sum() + constant is the similarity. seen: the fractions of the
-    images' height and width that the network saw, which the maps are of: their middle.
+    no place. For either image, map.sum() + constant is the similarity. share: the network got only
+    the middle of the images, this fraction of their height and width, and the maps are of that
+    (1, 1: all).
     """
 
     similarity: float
     maps: np.ndarray
     constants: np.ndarray
-    seen: tuple[float, float] = (1.0, 1.0)
+    share: tuple[float, float] = (1.0, 1.0)
 
 
 @torch.inference_mode()

@@ -118,7 +118,7 @@ class Embedder(ImageModel):
     device: "cpu", "cuda:1", ...; None: a GPU where there is one. precision: "auto", "fp32", "bf16".
     layer: "pool" or "bottleneck"; None: the layer that test.py takes. scales: of the images, e.g.
     (1, 0.9). batchsize: images that go through the network at once. test_size: as test.py's flag
-    takes it, "center" or "256x128"; None: the size that test.py takes.
+    takes it, e.g. "center" or "256x128"; None: the size that test.py takes.
     Raises `reid.errors.UserError` where the run can't be loaded, ValueError for other arguments.
     """
 
@@ -159,21 +159,25 @@ class Embedder(ImageModel):
 
         Raises UserError where the network's features are no sums over places, or several scales'.
         """
-        if len(self.transforms) > 1:
-            raise UserError("--ms: heat maps are of one scale; leave it out")
         inputs = [
             self.read(image)
             if isinstance(image, str | PathLike)
             else self.to_input(as_picture(n, image))
             for n, image in enumerate((a, b))
         ]
-        images = send(torch.from_numpy(np.concatenate(inputs)), self.device)
+        return self.explain_inputs(*inputs)
+
+    def explain_inputs(self, a: list[np.ndarray], b: list[np.ndarray]) -> Explanation:
+        """Return why two inputs, as `read` gives them, are alike; raises as `explain` does."""
+        if len(self.transforms) > 1:
+            raise UserError("--ms: heat maps are of one scale; leave it out")
+        images = send(torch.from_numpy(np.stack(a + b)), self.device)
         try:
             why = explain(self.net, images, self.dtype, self.layer)
         except ValueError as error:
             raise UserError(f"{error}; so no map adds up to a similarity") from error
         transform = self.transforms[0]
-        return why._replace(seen=tuple(np.divide(transform.size, transform.whole)))
+        return why._replace(share=tuple(np.divide(transform.size, transform.full)))
 
     @torch.inference_mode()
     def of_batch(self, batch: list) -> np.ndarray:

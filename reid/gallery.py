@@ -112,9 +112,10 @@ class Gallery:
         stored = parse_json(str(row[0]), self.path, NO_INDEX)
         for name in made_by:
             if stored.get(name) != made_by[name]:
+                theirs, ours = (str(facts.get(name))[:24] for facts in (stored, made_by))
                 raise UserError(
-                    f"{self.path}: made with another {name} ({str(stored.get(name))[:12]}, not "
-                    f"{str(made_by[name])[:12]}); search with that, or name another --index"
+                    f"{self.path}: made with another {name} ({theirs}, not {ours}); search with "
+                    "that, or name another --index"
                 )
 
     def tables(self):

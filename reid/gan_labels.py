@@ -71,7 +71,7 @@ class Teacher:
             )
         options = opts.get("options", {})
         size = options.get("height", HEIGHT), options.get("width", WIDTH)
-        self.transform = EvalTransform(*size)
+        self.transform = EvalTransform(size)
         self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
 

@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 256, 128  # pixels of a training image
 NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}  # their names in tables
 TEST_SIZES = (
     "enlarged, 9/8 of that in training; center, the middle of the enlarged image, in which people "
-    "are as large as in training; same; in pixels, as 256x128; or of that the middle, as "
+    "are as large as in training; same; or in pixels, as 256x128 or, to cut out the middle, "
     "'256x128 of 288x144'"
 )
 # --recipe strong: chosen on the rendered set, see docs/training.md.
@@ -116,8 +116,8 @@ def image_size(text: str) -> str:
     fits = min(sides) >= 32 and all(map(operator.le, sides[:2], sides[-2:]))
     if text not in ("enlarged", "center", "same") and not fits:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected enlarged, center, same, or a size like 256x128 or "
-            "'256x128 of 288x144', of 32 pixels or more"
+            f"{text!r}: expected enlarged, center, same, a size of 32 pixels or more like 256x128, "
+            "or '256x128 of 288x144', the second no smaller"
         )
     return text
 
@@ -223,7 +223,7 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
         "--test_size",
         type=image_size,
         metavar="{enlarged,center,same,HxW}",
-        help=f"image size: {TEST_SIZES} (default: the run's)",
+        help=f"image size: {TEST_SIZES} (default: the run's; of another code's --weights same)",
     )
     return group
 
@@ -354,7 +354,7 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         type=image_size,
         metavar="{enlarged,center,same,HxW}",
         help=f"image size in testing: {TEST_SIZES} (default: found with --val_ids, else enlarged "
-        "for resnet50 and densenet121, same for others)",
+        "for resnet50 and densenet121, center for others)",
     )
 
     recipe = parser.add_argument_group("recipe")

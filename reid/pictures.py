@@ -144,18 +144,18 @@ def heat_rows(
             constant = f" {why.constants[side]:+.3f}"
             constant = "" if float(constant) == 0 else constant
             label = f"{why.maps[side].sum():.3f}{constant}"
-            heat = heated(picture, why.maps[side], scale, why.seen)
+            heat = heated(picture, why.maps[side], scale, why.share)
             tiles.append(Tile(centred(heat), label, PLAIN))
         rows.append(Row(heading, tiles))
     return rows
 
 
-def heated(picture, cells, scale, seen=(1.0, 1.0)):
+def heated(picture, cells, scale, share=(1.0, 1.0)):
     """Lay a heat map's cells [h, w] over a picture in pale grey; `scale` is the fullest colour.
 
-    seen: fractions of the picture's height and width, its middle, that the map is of.
+    share: the map is of the picture's middle, this fraction of its height and width.
     """
-    height, width = (max(1, round(s * n)) for s, n in zip(seen, picture.size[::-1], strict=True))
+    height, width = (max(1, round(s * n)) for s, n in zip(share, picture.size[::-1], strict=True))
     middle = Image.fromarray(cells / scale).resize((width, height), Image.Resampling.BILINEAR)
     heat = Image.new("F", picture.size)
     heat.paste(middle, ((picture.width - width) // 2, (picture.height - height) // 2))

@@ -1,8 +1,8 @@
 """The transforms of images in training and in testing, in one place so they can't drift apart.
 
 `height` and `width` are what the network is trained on (256 x 128). Training crops out of an
-image an eighth larger (288 x 144). The two classic networks are tested on that larger size whole,
-others as `transform_for_testing` says.
+image an eighth larger (288 x 144). The two classic networks are tested on the whole of that, others
+on its middle, see `transform_for_testing`.
 
 Training is the classic chain: bicubic resize, random crop, flip, normalise, erase. Here it is
 split in two, so that nothing is done twice and the training device does what it can for a whole
@@ -150,32 +150,27 @@ class TrainTransform:
 class EvalTransform:
     """The transform of images to validate or test on: nothing is random.
 
-    height, width: of what the network sees. whole: height and width that an image is resized to,
-    for its middle to be cut out; None: those that the network sees.
+    size: height and width of what the network gets. full: of the resized image whose middle that
+    is; None: the same, and nothing is cut.
     """
 
-    def __init__(self, height: int, width: int, whole: tuple[int, int] | None = None):
-        self.height, self.width, self.whole = height, width, whole or (height, width)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of what the network sees."""
-        return self.height, self.width
+    def __init__(self, size: tuple[int, int], full: tuple[int, int] | None = None):
+        self.size, self.full = size, full or size
 
     def __str__(self):
         """Say the sizes so that `transform_for_testing` reads them: 128x64, 128x64 of 144x72."""
-        sizes = dict.fromkeys([self.size, self.whole])
+        sizes = dict.fromkeys([self.size, self.full])
         return " of ".join(f"{height}x{width}" for height, width in sizes)
 
     def scaled(self, scale: float) -> "EvalTransform":
         """Return the transform to `scale` times the size. Raises UserError where that is tiny."""
-        height, width, *whole = (round(scale * side) for side in self.size + self.whole)
-        if min(height, width) < SMALLEST:
+        size, full = (tuple(round(scale * side) for side in s) for s in (self.size, self.full))
+        if min(size) < SMALLEST:
             raise UserError(
-                f"--ms {scale:g}: makes images of {height}x{width}; the networks take {SMALLEST} "
-                "pixels or more"
+                f"--ms {scale:g}: makes images of {size[0]}x{size[1]}; the networks take "
+                f"{SMALLEST} pixels or more"
             )
-        return EvalTransform(height, width, tuple(whole))
+        return EvalTransform(size, full)
 
     def read(self, path: str | Path) -> np.ndarray:
         """Decode, resize and cut an image: uint8 [height, width, 3]."""
@@ -183,16 +178,16 @@ class EvalTransform:
 
     def resize(self, image: Image.Image) -> np.ndarray:
         """Resize and cut a PIL image: uint8 [height, width, 3]."""
-        pixels = to_array(image.resize(self.whole[::-1], Image.Resampling.BICUBIC))
-        rows, columns = self.middle()
-        return pixels[rows, columns]
+        pixels = to_array(image.resize(self.full[::-1], Image.Resampling.BICUBIC))
+        return pixels[self.middle()]
 
     def middle(self) -> tuple[slice, slice]:
-        """Return which rows and columns of a resized image the network sees."""
-        return tuple(
-            slice((all_ - seen) // 2, (all_ - seen) // 2 + seen)
-            for seen, all_ in zip(self.size, self.whole, strict=True)
-        )
+        """Return the rows and columns of a resized image that the network gets.
+
+        The same as of torchvision's CenterCrop.
+        """
+        starts = [round((full - side) / 2) for side, full in zip(self.size, self.full, strict=True)]
+        return tuple(slice(n, n + side) for n, side in zip(starts, self.size, strict=True))
 
 
 def enlarged(height: int, width: int) -> tuple[int, int]:
@@ -203,19 +198,14 @@ def enlarged(height: int, width: int) -> tuple[int, int]:
 def transform_for_testing(kind: str, height: int, width: int) -> EvalTransform:
     """Return the transform of images to test on.
 
-    kind: "enlarged": to 9/8 of the training's size; "center": the middle of that, people then
-    appear as large as in training; "same": to the training's size; or sizes in pixels such as
-    "256x128" or, with the middle to be cut out, "256x128 of 288x144". height, width: of images to
-    train on.
+    kind: "enlarged", to 9/8 of the training size; "center", the middle of that, in which people are
+    as large as in training; "same", to the training size; or in pixels, "256x128" or, to cut out
+    the middle, "256x128 of 288x144". height, width: of images to train on.
     """
-    if kind == "center":
-        return EvalTransform(height, width, enlarged(height, width))
-    if kind == "enlarged":
-        return EvalTransform(*enlarged(height, width))
-    if kind == "same":
-        return EvalTransform(height, width)
-    seen, *whole = (tuple(map(int, size.split("x"))) for size in kind.split(" of "))
-    return EvalTransform(*seen, *whole)
+    size, full = (height, width), enlarged(height, width)
+    if kind in ("enlarged", "center", "same"):
+        return EvalTransform(full if kind == "enlarged" else size, size if kind == "same" else full)
+    return EvalTransform(*(tuple(map(int, text.split("x"))) for text in kind.split(" of ")))
 
 
 def to_array(image: Image.Image) -> np.ndarray:

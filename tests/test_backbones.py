@@ -194,7 +194,7 @@ def test_from_training_to_scores(name, prepared, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     test = ["--data_dir", prepared, "--model_dir", tmp_path, "--name", "r", "--gpu_ids", "-1"]
     call(extraction.main, *test)
-    assert f"{name}, trained at 64x32, layer pool at 64x32" in capsys.readouterr().out
+    assert f"{name}, trained at 64x32, layer pool at 64x32 of 72x36, on" in capsys.readouterr().out
     call(evaluate.main, "pytorch_result.mat")
     assert exit_code(extraction.main, *test, "--backbone", "resnet18") == 2
     assert f"holds a {name}, not the expected resnet18" in capsys.readouterr().err
@@ -205,7 +205,8 @@ def test_from_training_to_scores(name, prepared, tmp_path, monkeypatch, capsys):
     crop = np.random.default_rng(0).integers(0, 256, (100, 40, 3), dtype=np.uint8)
     found = Embedder(tmp_path / "r", device="cpu")([crop])
     net = load_network(tmp_path / "r" / "net_last.pth").eval()
-    resized = Image.fromarray(crop).resize((32, 64), Image.Resampling.BICUBIC)
+    resized = Image.fromarray(crop).resize((36, 72), Image.Resampling.BICUBIC)
+    resized = resized.crop((2, 4, 34, 68))
     image = torch.from_numpy(np.asarray(resized) / 127.5 - 1).float().permute(2, 0, 1)[None]
     with torch.inference_mode():
         both = net(torch.cat([image, image.flip(3)]), return_features=True).sum(0)
@@ -324,14 +325,14 @@ def test_embedder_takes_a_loaded_network(tmp_path):
     net = build_network(LITE0, 3, size=SIZE)
     Run(tmp_path).save_weights(net, "last")
     trained = as_trained(net, tmp_path / "net_last.pth", *SIZE)
-    crop = np.zeros((10, 10, 3), np.uint8)
-    expected = Embedder(tmp_path, device="cpu", test_size="64x32")([crop])
+    crop = np.random.default_rng(0).integers(0, 256, (70, 40, 3), dtype=np.uint8)
+    expected = Embedder(tmp_path, device="cpu", test_size="64x32 of 72x36")([crop])
     np.testing.assert_allclose(Embedder(trained, device="cpu")([crop]), expected, atol=1e-6)
 
 
 def test_normalisation_of_the_two_classic_ones_is_imagenets():
     assert make_network("resnet50", 2).normalisation == IMAGENET
-    assert EvalTransform(64, 32).scaled(1).height == 64
+    assert EvalTransform((64, 32)).scaled(1).size == (64, 32)
 
 
 def test_the_average_copies_whole_numbers():

@@ -133,9 +133,9 @@ def test_embedder_explains_arrays_and_files(run, tmp_path):
         Image.fromarray(image).save(path)
     again = embed.explain(str(paths[0]), paths[1])
     np.testing.assert_array_equal(again.maps, found.maps)
-    assert found.seen == (1, 1)
+    assert found.share == (1, 1)
     middle = Embedder(run, test_size="64x32 of 80x36", **CPU).explain(one, other)
-    assert middle.seen == (64 / 80, 32 / 36)
+    assert middle.share == (64 / 80, 32 / 36)
     with pytest.raises(ValueError, match="image 1: expected uint8"):
         embed.explain(one, np.zeros(3))
     with pytest.raises(UserError, match="--ms: heat maps are of one scale"):
@@ -159,7 +159,7 @@ def test_a_map_lies_on_the_image_not_on_the_grey_around_it():
 
 def test_a_map_of_the_middle_lies_on_the_middle():
     white = Image.new("RGB", (60, 120), "white")
-    heat = pictures.heated(white, np.ones((4, 2), np.float32), 1.0, seen=(0.5, 0.8))
+    heat = pictures.heated(white, np.ones((4, 2), np.float32), 1.0, share=(0.5, 0.8))
     coloured = (np.asarray(heat) == pictures.ADDS).all(axis=2)
     expected = np.zeros((120, 60), bool)
     expected[30:90, 6:54] = True
@@ -218,10 +218,11 @@ def test_evaluation_draws_them_below_the_shown_rankings(script, scored, monkeypa
         assert all(abs(one.maps).max() <= scale for one in explanations)
 
 
-def test_evaluation_explains_the_scale_that_was_extracted(scored, run, tmp_path):
+@pytest.mark.parametrize("more", [("--ms", "0.9"), ("--test_size", "64x64 of 80x70")])
+def test_evaluation_explains_what_was_extracted(more, scored, run, tmp_path):
     flags = ("--data_dir", tmp_path / "raw" / "pytorch", "--workers", 0, "--gpu_ids", "-1")
     of_run = ("--model_dir", run.parent, "--name", run.name, "--mat", "other.mat")
-    call(extraction.main, *flags, *of_run, "--ms", "0.9")
+    call(extraction.main, *flags, *of_run, *more)
     sets = load_mat("other.mat")
     args = evaluate.get_parser().parse_args(["other.mat", "--show", "1", "--explain"])
     why = report.explainer(args, sets).explain(

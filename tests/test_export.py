@@ -115,7 +115,7 @@ def test_torch_export_features_are_test_pys(preprocess, size, folder, tmp_path):
     trained = load_trained(folder, test_size=size)
     transform = trained.transform
     assert str(transform) == {"enlarged": "72x36", "center": "64x32 of 72x36"}[size]
-    images = random_images(3, *(transform.whole if preprocess == "inside" else transform.size))
+    images = random_images(3, *(transform.full if preprocess == "inside" else transform.size))
     resized = [trained.transform.resize(Image.fromarray(i)) for i in images]
     expected = Eager(trained).of_batch(resized if preprocess == "inside" else list(images))
     facts = metadata(trained, "small", "fp32", preprocess)
@@ -157,7 +157,7 @@ def onnx_preprocessing(request):
     onnxruntime = pytest.importorskip("onnxruntime")
     from reid.exporting.onnx_format import onnx_model
 
-    transform = EvalTransform(*SIZE, request.param)
+    transform = EvalTransform(SIZE, request.param)
     model = onnx_model(Preprocessing(transform, IMAGENET), {"preprocess": "inside"})
     onnx.checker.check_model(model, full_check=True)
     return onnxruntime.InferenceSession(model.SerializeToString()), transform
@@ -183,7 +183,7 @@ def test_resizing_in_onnx_is_pillows(onnx_preprocessing, height, width):
 def test_resizing_in_torch_export_is_pillows(height, width):
     images = random_images(2, height, width)
     found = resized(torch.from_numpy(images), *SIZE).numpy().astype(int)
-    expected = np.stack([EvalTransform(*SIZE).resize(Image.fromarray(i)) for i in images])
+    expected = np.stack([EvalTransform(SIZE).resize(Image.fromarray(i)) for i in images])
     assert np.abs(found - expected).max() <= 1
 
 
@@ -233,11 +233,14 @@ def flags(folder, data_dir):
 
 
 @pytest.mark.slow
-def test_fp32_as_a_user(folder, prepared, capsys):
+@pytest.mark.parametrize("size", [None, "64x32 of 80x36"])
+def test_fp32_as_a_user(size, folder, prepared, capsys):
     pytest.importorskip("onnxruntime")
-    call(export.main, *flags(folder, prepared), "--preprocess", "inside")
+    more = ("--test_size", size) if size else ()
+    call(export.main, *flags(folder, prepared), "--preprocess", "inside", *more)
     out, err = capsys.readouterr()
-    assert (folder / "features_fp32_inside.onnx").exists()
+    words = "64x32_of_80x36_" if size else ""
+    assert (folder / f"features_{words}fp32_inside.onnx").exists()
     assert re.search(r"on 8 images cosine (1.00000|0.99999)\d at the least", out)
     assert "3 queries rank 5 gallery images with 0 of" in out
     assert err == ""
@@ -252,7 +255,7 @@ def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
     results = tmp_path / "results.json"
     call(
         export.main, *flags(folder, prepared), "--precision", "int8", "--json", results,
-        "--calibration_images", 4, "--preprocess", "inside",
+        "--calibration_images", 4, "--preprocess", "inside", "--test_size", "center",
     )  # fmt: skip
     out, err = capsys.readouterr()
     assert "PyTorch's fp32: Rank@1" in out
@@ -260,11 +263,13 @@ def test_int8_as_a_user(folder, prepared, capsys, tmp_path, monkeypatch):
     assert {Path(path).parent.parent.name for path in seen[0]} == {"train_all"}
 
     section = json.loads(results.read_text())["export"]
-    path = folder / "features_int8_inside.onnx"
+    path = folder / "features_center_int8_inside.onnx"
     assert section["sha256"] == sha256(path)
     assert section["agreement"]["cosine_min"] > 0.99
     assert set(section["accuracy"]) == {"exported", "pytorch_fp32"}
     assert section["metadata"]["precision"] == "int8"
+    sides = [section["metadata"][p + s] for p in ("", "resize_") for s in ("height", "width")]
+    assert sides == ["64", "32", "72", "36"]
     assert path.stat().st_size < 26e6  # fp32: 94 MB
 
     model = onnx.load(path)

@@ -523,7 +523,7 @@ FEATURES = [
 @pytest.mark.parametrize("dtype", [None, BF16])
 @pytest.mark.parametrize(("backbone", "options"), FEATURES)
 def test_extraction_has_the_cpus_numbers(card, tmp_path, backbone, options, dtype):
-    paths, transforms = pictures(tmp_path, 3), [EvalTransform(*SIZE)]
+    paths, transforms = pictures(tmp_path, 3), [EvalTransform(SIZE)]
     how = {"batchsize": 2, "workers": 0, "label": ""}
     net = fold_for_inference(lived_in(network(backbone, **options)))
     expected = extract(net, paths, transforms, ALONE._replace(device=CPU), dtype=None, **how)

@@ -129,7 +129,7 @@ def test_test_images_are_resized_by_pillow():
 
 
 def test_sizes_of_testing_and_validation(rendered):
-    assert transforms.EvalTransform(256, 128).read(rendered[0]).shape == (256, 128, 3)
+    assert transforms.EvalTransform((256, 128)).read(rendered[0]).shape == (256, 128, 3)
     kinds = {"enlarged": "288x144", "center": "256x128 of 288x144", "same": "256x128"}
     kinds |= {"96x40": "96x40", "96x40 of 100x50": "96x40 of 100x50"}
     for kind, text in kinds.items():
@@ -142,16 +142,16 @@ def test_center_is_the_middle_of_the_enlarged_image():
     """Also at other scales, and as torchvision's CenterCrop cuts it."""
     image = pil(np.random.default_rng(0).integers(0, 256, (128, 64, 3)))
     center = transforms.transform_for_testing("center", 64, 32)
-    for transform, size, whole in (
+    for transform, size, full in (
         (center, (64, 32), (72, 36)),
         (center.scaled(1.5), (96, 48), (108, 54)),
-        (transforms.EvalTransform(60, 32, (72, 38)), (60, 32), (72, 38)),
+        (transforms.EvalTransform((60, 33), (71, 38)), (60, 33), (71, 38)),
     ):
         found = transform.resize(image)
-        resized = image.resize(whole[::-1], Image.Resampling.BICUBIC)
+        resized = image.resize(full[::-1], Image.Resampling.BICUBIC)
         expected = np.asarray(v2.CenterCrop(size)(resized))
         np.testing.assert_array_equal(found, expected)
-        assert (transform.size, transform.whole) == (size, whole)
+        assert (transform.size, transform.full) == (size, full)
     with pytest.raises(UserError, match=r"--ms 0\.9: makes images of 58x29"):
         center.scaled(0.9)
 
@@ -159,7 +159,7 @@ def test_center_is_the_middle_of_the_enlarged_image():
 @pytest.mark.parametrize("flags", [{"color_jitter": True}, {"auto_augment": True}])
 def test_colours_differ_by_image_and_follow_their_seeds(flags, rendered):
     transform = transforms.TrainTransform(64, 32, IMAGENET, 0, **flags)
-    image = torch.from_numpy(transforms.EvalTransform(64, 32).read(rendered[0]))
+    image = torch.from_numpy(transforms.EvalTransform((64, 32)).read(rendered[0]))
     choices = transform.draw(6, torch.Generator().manual_seed(0))
     before = torch.random.get_rng_state()
     found = transform.finish(torch.stack([image] * 6), choices)

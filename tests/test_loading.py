@@ -62,7 +62,7 @@ def test_market_fits_the_budget_with_24000_generated_images():
 def test_a_damaged_image_is_named(tmp_path):
     paths = [save_image(tmp_path / f"{n}.jpg", seed=n) for n in range(5)]
     paths[3].write_bytes(paths[3].read_bytes()[:300])
-    for read in (TrainTransform(64, 32, IMAGENET, 0).read, EvalTransform(64, 32).read):
+    for read in (TrainTransform(64, 32, IMAGENET, 0).read, EvalTransform((64, 32)).read):
         with pytest.raises(UserError, match=r"3\.jpg: can't be read as an image"):
             read_all(paths, read, 2, "ram", "")
 

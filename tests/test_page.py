@@ -171,7 +171,10 @@ def test_what_is_gone_or_changed_is_not_shown(finder, tmp_path):
             finder.explain(crop, place)
 
 
-def test_explanation_is_that_of_the_two_files(finder, embed, tmp_path):
+@pytest.mark.parametrize("size", ["enlarged", "center"])
+def test_explanation_is_that_of_the_two_files(size, run, tmp_path):
+    embed = Embedder(run, device="cpu", precision="fp32", test_size=size)
+    finder = make_finder(make_crops(tmp_path / "crops"), embed, tmp_path / "crops.index")
     path = save_blocks(tmp_path / CROP, seed=50, size=(61, 117))
     crop = finder.read(path)
     ranking = finder.rank(crop)

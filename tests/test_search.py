@@ -493,9 +493,11 @@ def test_an_index_of_another_network_or_of_something_else(tmp_path):
     index = tmp_path / "crops.index"
     open_gallery(index).base.close()
     open_gallery(index).base.close()  # the same: nothing to say
-    for name, other in [("layer", "bottleneck"), ("scales", [1.0, 0.9]), ("weights_sha256", "d")]:
-        with pytest.raises(UserError, match=f"made with another {name}"):
+    others = {"layer": "bottleneck", "scales": [1.0, 0.9], "weights_sha256": "d"}
+    for name, other in (others | {"size": "256x128 of 288x144"}).items():
+        with pytest.raises(UserError, match=f"made with another {name}") as error:
             open_gallery(index, MADE_BY | {name: other})
+        assert f", not {other});" in str(error.value)
     (tmp_path / "text").write_text("no database at all, but a long enough text" * 100)
     with pytest.raises(UserError, match=r"text: not an index of search.py; name another file"):
         open_gallery(tmp_path / "text")

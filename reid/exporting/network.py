@@ -37,7 +37,7 @@ class FeatureExtractor(nn.Module):
 
     net: a trained network; it is made ready for inference in place. layer: see
     `model.ReIDNet.forward`. half: whether to compute in fp16, up to the pooling. transform: of the
-    images, to take in bytes of any size; None: they come resized and normalised.
+    images, to take in bytes of any size; None: they come resized, cut and normalised.
     """
 
     def __init__(
@@ -76,8 +76,7 @@ class Preprocessing(nn.Module):
         self.transform, self.normalisation = transform, normalisation
 
     def forward(self, images):
-        rows, columns = self.transform.middle()
-        images = resized(images, *self.transform.whole)[:, rows, columns]
+        images = resized(images, *self.transform.full)[:, *self.transform.middle()]
         return normalise(images, *self.normalisation)
 
 
@@ -169,8 +168,8 @@ def metadata(trained: Trained, run: str, precision: str, preprocess: str) -> dic
         "mean": json.dumps(mean),
         "std": json.dumps(std),
         "resize": "bicubic, antialiased (Pillow's)",
-        "resize_height": str(trained.transform.whole[0]),
-        "resize_width": str(trained.transform.whole[1]),
+        "resize_height": str(trained.transform.full[0]),
+        "resize_width": str(trained.transform.full[1]),
         "crop": "center",
         "output": OUTPUT,
         "features": "of image and mirror image, added, L2-normalised",
@@ -187,9 +186,10 @@ def feature_extractor(trained: Trained, facts: dict) -> FeatureExtractor:
 
 def transform_of(facts: dict) -> EvalTransform:
     """Return the transform of a file's images that its `metadata` states."""
-    names = "height", "width", "resize_height", "resize_width"
-    height, width, *whole = (int(facts[name]) for name in names)
-    return EvalTransform(height, width, tuple(whole))
+    size, full = (
+        (int(facts[prefix + "height"]), int(facts[prefix + "width"])) for prefix in ("", "resize_")
+    )
+    return EvalTransform(size, full)
 
 
 def example(facts: dict) -> tuple[Tensor, dict]:

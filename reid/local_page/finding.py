@@ -33,13 +33,13 @@ SHOWN = 2 * WIDTH, 2 * HEIGHT  # pixels of a picture on the page
 class Crop(NamedTuple):
     """An uploaded image. `camera` is the one in its name, or None.
 
-    pixels: what the network gets, uint8 [H, W, 3] in RGB. feature: float32 [D]. picture: the image,
-    to be shown. size, digest: the file's, by which the same file is known in the gallery.
+    inputs: what the network gets, see `Embedder.read`. feature: float32 [D]. picture: the image, to
+    be shown. size, digest: the file's, by which the same file is known in the gallery.
     """
 
     name: str
     camera: int | None
-    pixels: np.ndarray
+    inputs: list[np.ndarray]
     feature: np.ndarray
     picture: Image.Image
     size: int
@@ -96,7 +96,7 @@ class Finder:
         if not np.isfinite(feature).all():
             raise UserError(f"{path.name}: the network makes of it features that are no numbers")
         picture = scaled(image, *SHOWN)
-        return Crop(path.name, camera_of(path), inputs[0], feature, picture, size, digest)
+        return Crop(path.name, camera_of(path), inputs, feature, picture, size, digest)
 
     def rank(self, crop: Crop, rerank: bool = False, other_cameras: bool = False) -> Ranking:
         """Search for a crop. other_cameras: leave out the images of the crop's own camera.
@@ -140,7 +140,7 @@ class Finder:
             if not gallery.is_current(place.hit):
                 name = os.path.basename(place.hit.path)
                 raise UserError(f"{name}: is gone or has changed; search again")
-        return self.embed.explain(crop.pixels, place.hit.path)
+        return self.embed.explain_inputs(crop.inputs, self.embed.read(place.hit.path))
 
 
 def nearest(gallery, feature, number, left_out):

@@ -215,13 +215,13 @@ def pair(crop: Crop, ranking: Ranking, number: int, why: "Explanation") -> str:
     figures = [
         (crop.picture, "your crop", f"Your crop: {crop.name}"),
         (
-            heated(crop.picture, why.maps[0], scale, why.seen),
+            heated(crop.picture, why.maps[0], scale, why.share),
             f"heat map of your crop, sum {sums[0]}",
             f"Where your crop is like it: {sums[0]} in all{rests[0]}",
         ),
         (place.picture, f"the image at rank {rank}", f"Rank {rank}: {name}"),
         (
-            heated(place.picture, why.maps[1], scale, why.seen),
+            heated(place.picture, why.maps[1], scale, why.share),
             f"heat map of the image at rank {rank}, sum {sums[1]}",
             f"Where it is like your crop: {sums[1]} in all{rests[1]}",
         ),
