@@ -85,21 +85,21 @@ class ReIDNet(nn.Module):
         """Return the pooled features of what `feature_maps` returned."""
         return self.pooling(maps)
 
-    def places(self, images: Tensor) -> Tensor:
+    def positions(self, images: Tensor) -> Tensor:
         """Return float32 [B, feature_dim, h, w], whose means over h and w are the pooled features.
 
         Raises ValueError where pooled features are no such means, as of a ViT's class token.
         """
         maps = self.feature_maps(images)
         grid = self.grid(maps)
-        places = None if grid is None else self.pooling.parts(grid.float())
+        positions = None if grid is None else self.pooling.parts(grid.float())
         pooled = self.pool(maps).float()
-        if places is None or places.shape[:2] != pooled.shape or not near(places, pooled):
-            raise ValueError(f"{self.backbone}: its pooled features are no means over places")
-        return places
+        if positions is None or positions.shape[:2] != pooled.shape or not near(positions, pooled):
+            raise ValueError(f"{self.backbone}: its pooled features are no means over positions")
+        return positions
 
     def grid(self, maps):
-        """Return what `feature_maps` returned as [B, C, h, w]; None where it has no such places."""
+        """Return what `feature_maps` returned as [B, C, h, w]; None where it is no such map."""
         return maps
 
     def set_size(self, height: int, width: int) -> None:
@@ -362,9 +362,9 @@ def is_pool(layer):
     return layer == "pool"
 
 
-def near(places, pooled):
-    """Tell whether places [B, D, h, w] have the means [B, D], but for rounding."""
-    return (places.mean(dim=(2, 3)) - pooled).abs().max() <= BF16_ERROR * pooled.abs().max()
+def near(positions, pooled):
+    """Tell whether positions [B, D, h, w] have the means [B, D], but for rounding."""
+    return (positions.mean(dim=(2, 3)) - pooled).abs().max() <= BF16_ERROR * pooled.abs().max()
 
 
 class GlobalAverage(nn.Module):
@@ -399,7 +399,7 @@ class GeM(nn.Module):
     def parts(self, maps):
         """Return maps, of the same shape, whose mean is the generalised mean of `maps`.
 
-        Each place has its share in the mean of powers m: (x^p / m) m^(1/p).
+        Each position has its share in the mean of powers m: (x^p / m) m^(1/p).
         """
         powers = self.powers(maps)
         return powers * powers.mean(dim=(2, 3), keepdim=True).pow(1 / self.p - 1)

@@ -157,7 +157,7 @@ class Embedder(ImageModel):
     def explain(self, a: np.ndarray | str | Path, b: np.ndarray | str | Path) -> Explanation:
         """Return why two images are alike, see `reid.explain`: arrays as above, or paths.
 
-        Raises UserError where the network's features are no sums over places, or several scales'.
+        Raises UserError where the network's features are no sums over positions.
         """
         inputs = [
             self.read(image)

@@ -1,4 +1,4 @@
-"""Heat maps: they add up to the similarity, show the right place, and reach the pictures."""
+"""Heat maps: they add up to the similarity, show the right position, and reach the pictures."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_cells_sum_to_the_similarity(backbone, neck, pooling, last_stride):
 
 @pytest.mark.parametrize("pooling", ["avg", "gem"])
 def test_cells_are_those_of_loops(pooling):
-    """Place by place: the share of each in the mean, times the other image's direction."""
+    """Position by position: the share of each in the mean, times the other image's direction."""
     torch.manual_seed(0)
     net = lived_in(build_network("resnet18", 3, size=(96, 64), neck="bnneck", pooling=pooling))
     images = noise(96, 64)
@@ -140,7 +140,7 @@ def test_embedder_explains_arrays_and_files(run, tmp_path):
         embed.explain(one, np.zeros(3))
     with pytest.raises(UserError, match="--ms: heat maps are of one scale"):
         Embedder(run, scales=(1, 0.95), **CPU).explain(one, other)
-    with pytest.raises(UserError, match="no mean over places; so no map adds up"):
+    with pytest.raises(UserError, match="no mean over positions; so no map adds up"):
         Embedder(run, layer="bottleneck", **CPU).explain(one, other)
 
 
@@ -183,7 +183,7 @@ def test_search_draws_both_images_of_each_pair(run, tmp_path, capsys, monkeypatc
     wrong = ("--explain", "--which_layer", "bottleneck", "--output", "other.jpg")
     assert exit_code(search.main, *flags, *of_run, *wrong) == 2
     err = capsys.readouterr().err
-    assert "its bottleneck layer is no mean over places" in err
+    assert "its bottleneck layer is no mean over positions" in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "other.jpg").exists()
 
@@ -241,7 +241,7 @@ def test_what_evaluation_cannot_explain(scored, run, tmp_path, capsys):
     of_run = ("--model_dir", run.parent, "--name", run.name, "--mat", "other.mat")
     for more, says in (
         (("--ms", "1,0.9"), "other.mat was made with --ms of 2 scales"),
-        (("--which_layer", "bottleneck"), "its bottleneck layer is no mean over places"),
+        (("--which_layer", "bottleneck"), "its bottleneck layer is no mean over positions"),
     ):
         call(extraction.main, *flags, *of_run, *more)
         capsys.readouterr()
