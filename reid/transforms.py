@@ -203,8 +203,9 @@ def transform_for_testing(kind: str, height: int, width: int) -> EvalTransform:
     the middle, "256x128 of 288x144". height, width: of images to train on.
     """
     size, full = (height, width), enlarged(height, width)
-    if kind in ("enlarged", "center", "same"):
-        return EvalTransform(full if kind == "enlarged" else size, size if kind == "same" else full)
+    kinds = {"enlarged": [full], "center": [size, full], "same": [size]}
+    if kind in kinds:
+        return EvalTransform(*kinds[kind])
     return EvalTransform(*(tuple(map(int, text.split("x"))) for text in kind.split(" of ")))
 
 
