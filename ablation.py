@@ -459,7 +459,7 @@ def write_table(args, folder, cells):
     runs = [read_run(folder / cell.name, RANKINGS.values(), SCORES) for cell in cells]
     scores = {cell: results for cell, (_, results) in zip(cells, runs, strict=True)}
     rows = table_rows(scores)
-    notes = table_notes(rows[0]["seeds"], [opts for opts, _ in runs])
+    notes = table_notes(rows[0]["seeds"], *zip(*runs, strict=True))
     lines = [*table_lines(rows), "", notes]
     lines += ["", *power_lines(rows)] if args.power else []
     text = "\n".join(lines) + "\n"

@@ -46,7 +46,7 @@ from reid.engine import Learner
 from reid.features import extract_batches, fold_for_inference, view_features
 from reid.loading import Batch, EvalBatches
 from reid.options import parse_training
-from reid.transforms import EvalTransform, TrainTransform
+from reid.transforms import EvalTransform, TrainTransform, enlarged
 from reid.weights import build_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -415,7 +415,7 @@ class Setting:
     def extract(self, backbone):
         """Measure extraction as test.py does it, images decoded by processes on the way."""
         dtype = dtype_for(self.device)
-        size = tuple(side * 9 // 8 for side in self.size)
+        size = enlarged(*self.size)
         transform, paths = EvalTransform(size), [sample.path for sample in self.samples()]
         arrays = [transform.read(path) for path in paths]
         net = to_device(build_network(backbone, CLASSES, "none", self.size), self.device).eval()

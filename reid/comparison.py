@@ -1,7 +1,7 @@
 """The cells of a grid of trainings, compared by seed: the rows of ablation.py's table."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from reid.intervals import adjusted, mean_interval, paired_difference, paired_p, seeds_needed
@@ -155,8 +155,11 @@ def rounded_p(value):
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def table_notes(seeds: list[int], opts: list[dict]) -> str:
-    """Return the sentences under the table: what it says, what made it. opts: of each cell."""
+def table_notes(seeds: list[int], opts: Sequence[dict], results: Sequence[dict]) -> str:
+    """Return the sentences under the table: what it says, what made it.
+
+    opts, results: of each cell, as its opts.json and results.json hold them.
+    """
     names = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         text = f"In %, of one training seed, {names}: no intervals."
@@ -169,7 +172,10 @@ def table_notes(seeds: list[int], opts: list[dict]) -> str:
         )
     commits = " and ".join(dict.fromkeys(map(commit, opts)))
     machines = " and ".join(dict.fromkeys(map(hardware, opts)))
-    return f"{text} Made by `{command_line()}`; trained at {commits} on {machines}."
+    tests = " and ".join(dict.fromkeys(map(testing, results)))
+    return (
+        f"{text} Made by `{command_line()}`; trained at {commits} on {machines}; tested by {tests}."
+    )
 
 
 def commit(opts):
@@ -178,6 +184,14 @@ def commit(opts):
     if not isinstance(git, dict) or not isinstance(git.get("commit"), str):
         return "an unknown commit"
     return f"commit {git['commit'][:7]}{' (with changes)' if git.get('dirty') else ''}"
+
+
+def testing(results):
+    """Name the layer and the image size that a run was tested by."""
+    made_by = results[RANKINGS["plain"]].get("made_by")
+    if not isinstance(made_by, dict):  # scored by an older version
+        return "an unknown layer and size"
+    return f"layer {made_by.get('layer')} at {made_by.get('size')}"
 
 
 def hardware(opts):

@@ -2,7 +2,8 @@
 
 (All label rules are in `reid.losses`.) These targets are computed once, before training; several
 processes share the work and come to the same.
-Images are seen as in validation, at the size that the finished run was trained on, in fp32.
+Images are seen at the size that the finished run was trained on, people as large as it saw them in
+training (the middle of the enlarged image), in fp32.
 """
 
 from argparse import Namespace
@@ -24,7 +25,7 @@ from reid.files import read_results
 from reid.loading import EvalBatches
 from reid.losses import ranks
 from reid.options import HEIGHT, WIDTH
-from reid.transforms import EvalTransform, normalise
+from reid.transforms import normalise, transform_for_testing
 from reid.weights import load_network
 
 STARTS = 10  # of k-means, the best of which counts
@@ -71,7 +72,7 @@ class Teacher:
             )
         options = opts.get("options", {})
         size = options.get("height", HEIGHT), options.get("width", WIDTH)
-        self.transform = EvalTransform(size)
+        self.transform = transform_for_testing("center", *size)
         self.net = to_device(net, world.device).eval()
         self.args, self.class_num, self.world = args, class_num, world
 

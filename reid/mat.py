@@ -31,8 +31,8 @@ UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 class EvalSets(NamedTuple):
     """A file's content; `multi` is None without multi-query images, `data_dir` without paths.
 
-    source: a dict of what made the features (`reid.features.made_by`) and of LOCATIONS; None where
-    another program wrote the file.
+    source: a dict of what made the features and of LOCATIONS; None where another program wrote the
+    file.
     """
 
     query: FeatureSet
@@ -40,6 +40,13 @@ class EvalSets(NamedTuple):
     multi: FeatureSet | None = None
     data_dir: Path | None = None
     source: dict | None = None
+
+    @property
+    def made_by(self) -> dict | None:
+        """Return what made the features, as `reid.features.made_by` says it."""
+        if self.source is None:
+            return None
+        return {name: value for name, value in self.source.items() if name not in LOCATIONS}
 
 
 def feature_set(features: np.ndarray, entries: list[EvalImage], data_dir: Path) -> FeatureSet:

@@ -133,7 +133,7 @@ def score(args: Namespace, section: str, rank: Callable, settings: dict) -> Eval
         results["against"] |= compare(scores, other_scores, sets.query.identities)
         curves.append((printable(args.against), other_scores))
     if args.json:
-        source = {"mat": args.mat, **settings, **provenance()}
+        source = {"mat": args.mat, "made_by": sets.made_by, **settings, **provenance()}
         update_results(args.json, section, results | source)
     if curve_path:
         from reid.curves import draw_cmc  # matplotlib: half a second that others needn't wait

@@ -14,7 +14,7 @@ import numpy as np
 from reid.errors import UserError
 from reid.files import check_types, check_writable, demand, is_a, read_json, sha256, write_json
 from reid.intervals import mean_intervals
-from reid.mat import LOCATIONS, EvalSets, load_mat
+from reid.mat import EvalSets, load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
 
@@ -43,7 +43,7 @@ def calibrate(mat: str | Path, rate: float) -> None:
     split = sets.source.get("split")
     if split == "val":
         print(f"  {KNOWN_PEOPLE}")
-    origin = {"mat": str(mat), "queries": split, "made_by": without_locations(sets.source)}
+    origin = {"mat": str(mat), "queries": split, "made_by": sets.made_by}
     content = {"asked_rate": rate, **origin, **provenance(), "curves": rate_curves(steps)}
     write_json(path, rates | content)
     print(f"{path}: search.py takes the threshold from there")
@@ -82,7 +82,7 @@ def rates_at_stored(mat: str | Path, sets: EvalSets) -> dict | None:
     """Return `rates_at` the threshold stored in the run of a file's EvalSets; None without one."""
     for folder in possible_runs(mat, sets.source) if sets.source else []:
         stored = stored_threshold(folder)
-        if stored and stored["made_by"] == without_locations(sets.source):
+        if stored and stored["made_by"] == sets.made_by:
             return rates_at(stored["threshold"], sets.query, sets.gallery)
     return None
 
@@ -120,11 +120,6 @@ def rate_at(stored: dict, threshold: float, name: str = "false_match") -> float 
     if curve is None:
         return None
     return float(np.interp(threshold, np.linspace(-1, 1, STEPS + 1), curve))
-
-
-def without_locations(source):
-    """Return what made the features, as `reid.features.made_by` says it, from a file's source."""
-    return {name: value for name, value in source.items() if name not in LOCATIONS}
 
 
 def threshold_at(rate, steps):

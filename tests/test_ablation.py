@@ -33,6 +33,8 @@ def invented(cell):
     mean_ap = 0.3 + 0.1 * cell.seed + 1.01e-5 * cell.number * (1 + 0.1 * cell.seed)
     plain = {"rank1": mean_ap + 0.2, "mAP": mean_ap}
     ranked = {name: value + 0.05 for name, value in plain.items()}
+    if cell.seed:  # those of seed 0 were scored by an older version
+        plain["made_by"] = {"layer": "pool", "size": "128x64 of 144x72"}
     return {"train": {}, "evaluate": plain, "evaluate_rerank": ranked}
 
 
@@ -165,7 +167,8 @@ def test_table_of_a_grid_that_is_done(tmp_path, capsys):
     assert "not over people to test on" in table
     commits = "trained at commit 0123456 and commit 0123456 (with changes) on 1 x another GPU in"
     assert commits in table
-    assert "and 1 x GPU in bfloat16." in table
+    assert "and 1 x GPU in bfloat16; tested by layer pool at 128x64 of 144x72 and" in table
+    assert "and an unknown layer and size." in table
     content = json.loads((tmp_path / "g" / "table.json").read_text())
     assert len(content["cells"]) == 3 * 4
     assert content["rows"][1]["mAP_difference"] == pytest.approx(0.001111)

@@ -56,6 +56,15 @@ def test_the_original_line_then_what_it_means(script, capsys, tmp_path):
     assert f"mINP {100 * results['mINP']:.2f} %" in out
     assert (results["queries"], results["valid_queries"]) == (98, 91)
     assert results["identities"] == 30
+    assert results["made_by"] is None  # another program's file
+
+
+def test_the_scores_say_what_made_the_features(tmp_path):
+    made_by = {"layer": "pool", "size": "128x64"}
+    sets = random_sets()._replace(source={"run": "model/r", "images": "0", **made_by})
+    save_mat(tmp_path / "a.mat", sets)
+    call(evaluate.main, tmp_path / "a.mat", "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["evaluate"]["made_by"] == made_by
 
 
 @BOTH
