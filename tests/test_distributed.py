@@ -58,13 +58,13 @@ CASES = {
     "lsro": (20,),
     # Its batch norms have their activation inside. Untrained on a dozen pixels it is chaotic, too.
     "lite0": (2, "--backbone", "tf_efficientnet_lite0"),
-    "triplet": (20, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
-    "balance": (8, *"--balance --instances 3 --gan_batch 2 --batchsize 8".split()),
-    "consistency": (8, "--gan_label", "consistency", "--ema", 0.9, "--real_epochs"),
+    "triplet": (6, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
+    "balance": (4, *"--balance --instances 3 --gan_batch 2 --batchsize 8".split()),
+    "consistency": (4, "--gan_label", "consistency", "--ema", 0.9, "--real_epochs"),
     # In eight steps, batches with no, one, some and only generated images.
     "mprl_split": (8, "--gan_label", "mprl_dynamic", "--split_bn"),
     # One process has real images alone, the other all generated ones.
-    "pseudo_split": (8, *"--gan_label pseudo --split_bn --gan_batch 5 --batchsize 12".split()),
+    "pseudo_split": (3, *"--gan_label pseudo --split_bn --gan_batch 5 --batchsize 12".split()),
 }
 
 
