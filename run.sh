@@ -73,7 +73,7 @@ demo() {
   local data=data/demo/pytorch
   local gan="--dataset ../data/demo/bounding_box_train --checkpoint_dir ../data/demo/gan"
   local recipe="--data_dir $data --use_dense --pretrained none --height 64 --width 32"
-  recipe+=" --batchsize 32 --epochs 5 --lr 0.1 --warm_epoch 1 --lr_step 4 --erasing_p 0"
+  recipe+=" --batchsize 32 --recipe strong --epochs 5 --lr 0.1 --warm_epoch 1 --erasing_p 0"
   SECONDS=0
 
   step "[ -e data/demo/synthetic_market.json ]" \
@@ -112,6 +112,8 @@ demo() {
   printf '\n$ %s\n\n' "python evaluate.py model/demo_lsro/pytorch_result.mat --against model/demo_baseline/pytorch_result.mat"
   python evaluate.py model/demo_lsro/pytorch_result.mat \
     --against model/demo_baseline/pytorch_result.mat
+  echo "One training of each can't tell whether generated images help: two trainings with other" \
+    "--seeds differ by as much. See docs/gan.md, \"Does it help?\""
   # From where on two images count as one person; then search a folder for the people on two crops.
   step "[ -e model/demo_baseline/threshold.json ]" \
     "python test.py --name demo_baseline --test_dir $data --val --mat model/demo_baseline/val.mat && \
