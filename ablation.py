@@ -48,7 +48,7 @@ from reid.dataset import (
     generated_images,
     training_splits,
 )
-from reid.device import choose_device, dtype_for
+from reid.device import choose_device, dtype_for, processors
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.losses import needs_a_run
@@ -412,13 +412,6 @@ def launch(args, folder, cell, processes, words):
     with open(log_of(folder, cell), "a", encoding="utf-8") as log:
         print(line, file=log, flush=True)
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-
-def processors():
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def log_of(folder, cell):

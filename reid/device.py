@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -45,6 +46,13 @@ def choose_device(gpu_ids: str | None = None) -> tuple[torch.device, list[int]]:
                 "leave the flag out or pass -1 for the CPU"
             )
     return torch.device("cuda", ids[0]), ids if len(ids) > 1 else []
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_name(device: torch.device) -> str | None:

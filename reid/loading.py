@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from reid.cache import decoded, has_room, is_stored, shared_images
 from reid.dataset import Sample
-from reid.device import send
+from reid.device import processors, send
 from reid.distributed import World
 from reid.transforms import EvalTransform, TrainTransform
 
@@ -220,12 +220,13 @@ class Decoded(Dataset):
 def worker_loader(dataset, batches, workers):
     """Return a loader of lists of arrays, one for each list of numbers in `batches`.
 
-    workers: processes that read; 0 reads in this one.
+    workers: processes that read, no more than there are processors (PyTorch would warn of more); 0
+    reads in this one.
     """
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=min(workers, processors()),
         collate_fn=list,
         worker_init_fn=leave_interrupts,
         persistent_workers=workers > 0,

@@ -31,6 +31,16 @@ def train(prepared, folder, name, *flags):
     return torch.load(folder / name / "net_last.pth", weights_only=True)
 
 
+def test_no_more_processes_than_processors(tmp_path, monkeypatch, recwarn):
+    """The default of two, on a machine with one: PyTorch would warn of it for each batch loader."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    paths = [save_image(tmp_path / f"{n}.png") for n in range(3)]
+    transform = EvalTransform((128, 64))
+    found = list(loading.EvalBatches(paths, transform, 2, 2, torch.device("cpu")))
+    assert np.array_equal(torch.cat(found), [transform.read(path) for path in paths])
+    assert not recwarn.list
+
+
 @pytest.mark.slow
 def test_cached_or_not_is_the_same(prepared, tmp_path):
     cached = train(prepared, tmp_path, "ram", "--cache", "ram")
