@@ -13,7 +13,6 @@ Or find the threshold above which two images count as one person, for search.py:
 from reid import report, verification
 from reid.errors import run
 from reid.files import update_results
-from reid.mat import load_mat
 from reid.metrics import similarity_blocks
 from reid.options import Parser, number, rate
 
@@ -47,16 +46,16 @@ def main(argv=None):
         report.check_alone(args, "--calibrate")
         verification.calibrate(args.mat, args.calibrate)
         return
-    map_path = report.picture_path(args, "evaluate", "map") if args.map else None
-    if map_path:
-        from reid.feature_map import check_map  # scikit-learn and matplotlib: seconds
+    sets = report.load(args)
+    if args.map:
+        from reid import feature_map  # scikit-learn and matplotlib: seconds
 
-        check_map(load_mat(args.mat), args.map)
-    sets = report.score(args, "evaluate", similarity_blocks, {})
-    if map_path:
-        from reid.feature_map import caption, map_features
-
-        print(f"map: {map_path}: {caption(map_features(sets, args.map, map_path))}")
+        map_path = report.picture_path(args, "evaluate", "map")
+        feature_map.check_map(sets, args.map)
+    report.score(args, sets, "evaluate", similarity_blocks, {})
+    if args.map:
+        found = feature_map.map_features(sets, args.map, map_path)
+        print(f"map: {map_path}: {feature_map.caption(found)}")
     rates = verification.rates_at_stored(args.mat, sets)
     if rates:
         print(verification.rates_line(rates))

@@ -56,7 +56,7 @@ def main(argv=None):
         print(f"re-ranked and scored in {time.perf_counter() - started:.1f} s")
 
     try:
-        report.score(args, "evaluate_rerank", rank, settings)
+        report.score(args, report.load(args), "evaluate_rerank", rank, settings)
     except GPUMemoryError as error:
         raise UserError(
             "the GPU's memory is full; limit re-ranking with --max_memory, or take the CPU with "

@@ -93,18 +93,26 @@ def check_alone(args: Namespace, flag: str) -> None:
             raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
 
 
-def score(args: Namespace, section: str, rank: Callable, settings: dict) -> EvalSets:
-    """Score args.mat; print, store and draw the scores as the flags ask.
+def load(args: Namespace) -> EvalSets:
+    """Load args.mat, with --data_dir and --multi_query in place of its own.
 
-    rank: function of query and gallery FeatureSets that yields blocks of similarities, see
-    `metrics.evaluate`. section: name of the section in results.json; settings: options to store
-    with it. Returns the file's `reid.mat.EvalSets`. Raises UserError for wrong files and flags.
+    Raises UserError for wrong files.
     """
     sets = load_mat(args.mat)
     if args.data_dir:
         sets = sets._replace(data_dir=Path(args.data_dir))
     if args.multi_query:
         sets = sets._replace(multi=load_multi(args.multi_query, sets.gallery))
+    return sets
+
+
+def score(args: Namespace, sets: EvalSets, section: str, rank: Callable, settings: dict) -> None:
+    """Score features; print, store and draw the scores as the flags ask.
+
+    rank: function of query and gallery FeatureSets that yields blocks of similarities, see
+    `metrics.evaluate`. section: name of the section in results.json; settings: options to store
+    with it. Raises UserError for wrong files and flags.
+    """
     other = other_sets(args, sets) if args.against else None
     curve_path, rankings_path = outputs(args, section)
     named = queries_to_show(args, sets) if rankings_path else None
@@ -145,7 +153,6 @@ def score(args: Namespace, section: str, rank: Callable, settings: dict) -> Eval
         explanations = explain(embed, chosen, scores, sets) if embed else None
         draw_rankings(chosen, scores, sets, rankings_path, explanations)
         print(f"rankings: {rankings_path}")
-    return sets
 
 
 def outputs(args, section):
