@@ -36,6 +36,7 @@ QUERY = "raw/query/0011_c1s1_0.jpg"
 COMMANDS = {  # a good one of each script, and others of some
     "ablation": ABLATION,
     "changeIndex": "changeIndex --data_dir photos/pytorch",
+    "cross_test": f"cross_test --runs run --data_dirs raw/pytorch {FEATURES} --name table",
     "evaluate": "evaluate --json model/run/results.json --plot --show 2",
     "evaluate_gan": f"evaluate_gan --data_dir raw/pytorch --nearest_k 2 {FEATURES} "
     "--json model/run/results.json",
@@ -43,6 +44,7 @@ COMMANDS = {  # a good one of each script, and others of some
     "export": "export --name run --data_dir raw/pytorch --check_images 10 --format torch "
     "--json model/run/results.json",
     "main": f"{TRAIN_GAN} --epoch 3",
+    "page": f"page --index index {FEATURES}",
     "prepare": "prepare --download_path raw --save_path out",
     "resizeImage": "resizeImage --input_path generated --output_path out",
     "results_table": "results_table model/run",
@@ -64,7 +66,7 @@ COMMANDS = {  # a good one of each script, and others of some
 }
 CELL = f"model/grid/{[*CELLS][1]}"
 JSON_FILES = {
-    "model/run/opts.json": "results_table test search resume sls evaluate_gan export",
+    "model/run/opts.json": "results_table test search resume sls evaluate_gan export cross_test",
     "model/run/results.json": "results_table evaluate evaluate_rerank resume evaluate_gan",
     "model/run/threshold.json": "evaluate search",
     f"{CELL}/opts.json": "ablation",
@@ -80,7 +82,7 @@ JSON_FILES = {
 IMAGES = {
     "raw/bounding_box_train": "prepare main",
     "photos/pytorch/train": "changeIndex",
-    "raw/pytorch/query": "test evaluate evaluate_gan",
+    "raw/pytorch/query": "test evaluate evaluate_gan cross_test",
     "raw/query": "search",
     "crops": "search",
     "raw/pytorch/train_new": "train_baseline train_lsro resume sls",
@@ -102,7 +104,7 @@ NAMED = {
     "generated": "resizeImage",
 }
 WEIGHTS = {
-    "model/run/net_last.pth": "test search pretrained evaluate_gan",
+    "model/run/net_last.pth": "test search pretrained evaluate_gan cross_test",
     "model/run/state.pth": "resume",
     "index": "search",
     "gan/bounding_box_train/ckpt-0002.npz": "main sample generate",
@@ -311,7 +313,8 @@ def change_value(rng, house):
         value = "-1"  # as many processes would take the machine
     words = shlex.split(COMMANDS[name])
     end = words.index("--") if "--" in words else len(words)
-    return [*words[:end], f"{flag}={value}", *words[end:]], flag in LONG or name == "ablation"
+    may_last = flag in LONG or name in ("ablation", "page")  # a page is there until it is ended
+    return [*words[:end], f"{flag}={value}", *words[end:]], may_last
 
 
 def changed(kind, rng, house):
