@@ -1,13 +1,14 @@
 """How long a query of search.py takes, and in how much memory.
 
-    python benchmarks/search.py                         # 100,000 images, all features in memory
-    python benchmarks/search.py --stream 1000000        # also a file of 4.3 GB, read for each query
+    python benchmarks/search.py                         # 100,000 images, in memory and in a file
+    python benchmarks/search.py --stream 1000000        # also a file of 4.3 GB
 
 Makes index files of random features, in clusters as people's are, and a run folder with a random
 network that makes as many numbers: DenseNet-121 1024, ResNet-50 2048, for images of 288x144. A
 query is all there is to it: a JPEG file, decoded, resized, it and its mirror image through the
-network, the ten nearest images and their paths. Each turn is a process of its own; the table has
-medians and ranges over all queries of all turns, and the largest peak memory of a whole process.
+network, the ten nearest images and their paths; from a file, as in search.py, all features are read
+for each query. Each turn is a process of its own; the table has medians and ranges over all queries
+of all turns, and the largest peak memory of a whole process.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def main(argv=None):
         )
         for dim in args.dims:
             row(folder, args.images, dim, "memory", args)
+            row(folder, args.images, dim, "file", args)
         if args.stream:
             row(folder, args.stream, 1024, "file", args)
     print(f"load average of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
