@@ -3,7 +3,7 @@
 #
 #   ./run.sh demo            the whole pipeline on a small rendered dataset, ending in a table
 #   ./run.sh test            linter and all tests, 10 to 17 minutes on two CPU cores
-#   ./run.sh test --quick    linter and the tests that are not marked slow, 1 to 2 minutes
+#   ./run.sh test --quick    linter and the tests that are not marked slow, 1 to 4 minutes
 #   ./run.sh test tests/test_losses.py -k lsro    what else is given goes to pytest
 #
 # Each makes .venv and installs requirements.txt into it where that is not done yet.
