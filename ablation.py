@@ -11,9 +11,10 @@ training, a run folder model/<name>/<cell>/; flags after -- go to train_lsro.py 
 cell is trained, its features are extracted at its last epoch, then scored plain and re-ranked.
 Steps that are done are not repeated: after a stop the same command goes on. The pytorch_result.mat
 of a cell may be deleted once the cell is scored.
-An epoch has as many steps in all cells of a number of identities, whatever the number of generated
-images: no cell is trained longer, but each real image is seen less often the more are generated.
---more_steps has generated images add steps, as in the paper.
+All cells of a number of identities take the same steps, each with as many real images: generated
+ones come on top of a batch, as many times as many as there are of them. So neither more steps nor
+fewer real images can be taken for an effect of them. --more_steps shuffles them among the real ones
+and has them add steps, as in the paper.
 Writes model/<name>/table.md, table.json and ablation.jpg.
 """
 
@@ -69,7 +70,7 @@ SEEDS = [0, 1, 2]
 # Flags of train_lsro.py that the grid itself sets.
 GRID_FLAGS = (
     "--name --model_dir --data_dir --gen_dir --num_generated --seed --backbone --use_dense "
-    "--gan_label --label_run --num_ids --real_epochs --resume"
+    "--gan_label --label_run --num_ids --on_top --resume"
 ).split()
 # Options that may differ between the cells of a grid; the number of epochs may not.
 FREE = FREE_ON_RESUME - {"epochs", "lr"}
@@ -131,7 +132,8 @@ def get_parser():
     group.add_argument(
         "--more_steps",
         action="store_true",
-        help="as many steps in an epoch as all images make, more the more are generated",
+        help="shuffle generated images among the real ones, and have them add steps (default: add "
+        "them to each batch)",
     )
     group = parser.add_argument_group("running")
     group.add_argument(
@@ -253,7 +255,7 @@ def training_words(args, cell):
     flags = args.training_flags
     if cell.rule:
         words += ["--gan_label", cell.rule]
-        words += [] if args.more_steps else ["--real_epochs"]
+        words += [] if args.more_steps else ["--on_top"]
     else:  # leave out the flags on generated images
         parser = Parser("")
         train_lsro.add_generated_options(parser)
@@ -282,7 +284,7 @@ def check_options(folder, options, free):
         asked, before = options[name], opts["options"].get(name, older.get(name))
         if asked != before:
             advice = "repeat its options"
-            if name == "real_epochs":
+            if name == "on_top":
                 advice = f"{'leave out' if before else 'add'} --more_steps"
             raise UserError(
                 f"{folder}: was trained with --{name} {before}, not {asked}; {advice}, or take "
@@ -311,7 +313,7 @@ def check_images(folder, options):
         train_lsro.check_rule(flags, generated)
         if cell.rule == "own":
             train_lsro.own_targets(real, generated)
-        work[cell] = len(real.train) + (0 if asked["real_epochs"] else len(generated))
+        work[cell] = len(real.train) + len(generated)
         opts = Run(folder / cell.name).opts()
         if opts and opts.get("dataset") != fingerprint(real.train + generated):
             raise UserError(

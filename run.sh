@@ -83,10 +83,10 @@ demo() {
   step "[ -e $data/class_index.json ]" \
     "python changeIndex.py --data_dir $data"
 
-  # A narrow GAN at half the size: what two CPU cores train in a minute and a half.
-  step "[ -e data/demo/gan/bounding_box_train/ckpt-0020.npz ]" \
+  # A narrow GAN at half the size: what two CPU cores train in one to three minutes.
+  step "[ -e data/demo/gan/bounding_box_train/ckpt-0012.npz ]" \
     "(cd DCGAN-tensorflow && python main.py --train $gan --output_height 64 --output_width 32 \
---gf_dim 16 --df_dim 32 --batch_size 16 --epoch 20 --learning_rate 0.0004 \
+--gf_dim 16 --df_dim 32 --batch_size 16 --epoch 12 --learning_rate 0.0004 \
 --augment flip,translation --sample_dir ../data/demo/samples)"
   step "[ -d data/demo/generated ]" \
     "(cd DCGAN-tensorflow && python main.py --options 5 $gan --sample_size 200 \

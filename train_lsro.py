@@ -76,10 +76,10 @@ def add_generated_options(parser: Parser) -> None:
         help="exact number of generated images in each batch (default: shuffled among the real)",
     )
     group.add_argument(
-        "--real_epochs",
+        "--on_top",
         action="store_true",
-        help="as many steps in an epoch as the real images alone would make (default: as many as "
-        "all images make, more the more are generated)",
+        help="--batchsize counts real images alone, generated ones come on top: as many as "
+        "--gan_batch says, or in proportion. So real images and steps are those of the baseline",
     )
     group.add_argument(
         "--gan_label",
@@ -127,7 +127,8 @@ def check_rule(args, generated):
         raise UserError(f"--gan_label {args.gan_label}: name a finished run with --label_run")
     if args.label_run and not by_a_run:
         raise UserError(f"--label_run: --gan_label {args.gan_label} does not use it; leave it out")
-    needing = {f"--{name}": getattr(args, name) for name in ("gan_batch", "label_run", "split_bn")}
+    flags = "gan_batch", "on_top", "label_run", "split_bn"
+    needing = {f"--{name}": getattr(args, name) for name in flags}
     needing["--gan_label own"] = args.gan_label == "own"
     for flag, given in needing.items():
         if given and not generated:
@@ -151,10 +152,10 @@ def parse(argv: list[str] | None = None) -> Namespace:
         raise UserError("--gan_label own: of several --data_dir, a folder's number names no person")
     if args.gan_label == "consistency" and not args.ema:
         raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")
-    if args.gan_batch and args.gan_batch >= args.batchsize:
+    if args.gan_batch and not args.on_top and args.gan_batch >= args.batchsize:
         raise UserError(
             f"--gan_batch {args.gan_batch}: leaves no real images in a --batchsize of "
-            f"{args.batchsize}; lower it"
+            f"{args.batchsize}; lower it, or add --on_top"
         )
     if args.num_generated != 0 and args.gan_start >= args.epochs:
         raise UserError(

@@ -77,8 +77,9 @@ def opened(
             check_split(args, world)
             generated = sum(sample.generated for sample in splits.train)
             real = len(splits.train) - generated
-            check_batchsize(args, world, real + (args.gan_batch or generated))
-            check_balance(args, splits.train)
+            batches = batch_options(args, splits.train)
+            check_batchsize(batches, world, real + (batches.gan_batch or generated))
+            check_balance(batches, splits.train)
             if splits.people:
                 queries_and_gallery(splits.people)
             facts = measure(args, world, splits, loss_function)
@@ -303,13 +304,13 @@ class Learner:
             val_images = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
             total = size_in_memory(images) + size_in_memory(val_images)
             world.say(f"images decoded: {total:.2f} GB")
+        batches = batch_options(args, train_samples)
         sampler = StepSampler(
             train_samples,
-            args.batchsize,
+            batches.batchsize,
             world,
             args.instances,
-            args.gan_batch or 0,
-            args.real_epochs,
+            batches.gan_batch or 0,
             args.balance,
         )
         self.sampler = sampler
@@ -488,12 +489,23 @@ def compares(args):
 
 def check_split(args: Namespace, world: World) -> None:
     """Raise UserError where batch norm would not see each kind of images as it should."""
-    for flag in ("split_bn", "gan_batch", "balance"):  # one GPU would get more of a kind
+    for flag in ("split_bn", "gan_batch", "on_top", "balance"):  # one GPU would get more of a kind
         if getattr(args, flag) and world.gpus:
             raise UserError(
                 f"--{flag}: DataParallel can't; start one process a GPU: "
                 f"torchrun --nproc_per_node {len(world.gpus)}"
             )
+
+
+def batch_options(args: Namespace, samples: list[Sample]) -> Namespace:
+    """Return the options with --on_top replaced by the --batchsize and --gan_batch that it means."""
+    if not args.on_top:
+        return args
+    generated = sum(sample.generated for sample in samples)
+    proportion = generated / (len(samples) - generated)
+    gan_batch = args.gan_batch or max(1, round(args.batchsize * proportion))
+    batches = {"batchsize": args.batchsize + gan_batch, "gan_batch": gan_batch}
+    return Namespace(**vars(args) | batches)
 
 
 def check_batchsize(args: Namespace, world: World, images: int) -> None:

@@ -41,9 +41,9 @@ class StepSampler(Sampler):
     samples: list of `reid.dataset.Sample`; batchsize: images in a step, over all processes; world:
     `reid.distributed.World`; instances: images of an identity that stand together in a batch, or 0
     to shuffle freely; gan_batch: generated images in every batch, or 0 to shuffle them among the
-    real ones. With gan_batch an epoch is a pass over the real images; real_epochs: whether it has
-    as many steps as such a pass without it, too. balance: whether each dataset has the same number
-    of images in every batch; an epoch then has as many steps, but repeats the smaller datasets.
+    real ones. With gan_batch an epoch is a pass over the real images. balance: whether each dataset
+    has the same number of images in every batch; an epoch then has as many steps, but repeats the
+    smaller datasets.
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class StepSampler(Sampler):
         world: World,
         instances: int = 0,
         gan_batch: int = 0,
-        real_epochs: bool = False,
         balance: bool = False,
     ):
         self.samples, self.world = samples, world
@@ -64,15 +63,11 @@ class StepSampler(Sampler):
         # one batch is one batch.
         self.from_pool = min(batchsize - gan_batch, len(self.pool))
         self.batchsize = self.from_pool + gan_batch
-        counted, full = self.pool, self.from_pool
-        if real_epochs:
-            counted = [n for n in self.pool if not samples[n].generated]
-            full = min(batchsize, len(counted))
-        images = len(counted)
+        images = len(self.pool)
         if instances:  # groups are filled up
-            counts = Counter(samples[n].label for n in counted).values()
+            counts = Counter(samples[n].label for n in self.pool).values()
             images = sum(-(-count // instances) * instances for count in counts)
-        self.number = images // full
+        self.number = images // self.from_pool
         datasets = {}
         for n in self.pool:
             datasets.setdefault(samples[n].dataset if balance else 0, []).append(n)

@@ -124,7 +124,7 @@ def test_what_a_cell_is_trained_with():
     assert [none[name] for name in asked] == [0, "lsro", None, False, None]
     assert [sls[name] for name in asked] == [8, "sls", 2, True, "densenet121_0_seed5"]
     assert [lsro[name] for name in asked] == [6, "lsro", 2, True, None]
-    assert [options["real_epochs"] for options in (none, sls, lsro)] == [False, True, True]
+    assert [options["on_top"] for options in (none, sls, lsro)] == [False, True, True]
 
 
 def test_a_grid_of_identities_and_folders():
@@ -135,7 +135,7 @@ def test_a_grid_of_identities_and_folders():
     assert names[:2] == ["resnet50_50ids_0_seed7", "resnet50_50ids_gan_lsro_1x_seed7"]
     assert names[-1] == "resnet50_100ids_real_pseudo_3x_seed7"
     options = ablation.training_options(args, grid[-1])
-    wanted = {"num_ids": 100, "gen_dir": "c", "num_generated": "3x", "real_epochs": False}
+    wanted = {"num_ids": 100, "gen_dir": "c", "num_generated": "3x", "on_top": False}
     assert wanted.items() <= options.items()
     assert {cell.baseline for cell in grid} == {grid[0], grid[5]}
     assert ablation.ready(grid, {}) == grid
@@ -216,7 +216,7 @@ def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
     for flags, says in [
         (["--", "--heigth", 128], "unrecognized arguments: --heigth 128 (see train_lsro.py"),
         (["--", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
-        (["--", "--gan_batch", 64], "--gan_batch 64: leaves no real images"),
+        (["--more_steps", "--", "--gan_batch", 64], "--gan_batch 64: leaves no real images"),
         (
             ["--gan_labels", "lsro", "pseudo", "--", "--epochs", 9],
             "--gan_start 20: with --gan_label",

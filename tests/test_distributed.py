@@ -60,7 +60,7 @@ CASES = {
     "lite0": (2, "--backbone", "tf_efficientnet_lite0"),
     "triplet": (6, "--neck", "bnneck", "--triplet", 1, "--instances", 3),
     "balance": (4, *"--balance --instances 3 --gan_batch 2 --batchsize 8".split()),
-    "consistency": (4, "--gan_label", "consistency", "--ema", 0.9, "--real_epochs"),
+    "consistency": (4, "--gan_label", "consistency", "--ema", 0.9, "--on_top"),
     # In eight steps, batches with no, one, some and only generated images.
     "mprl_split": (8, "--gan_label", "mprl_dynamic", "--split_bn"),
     # One process has real images alone, the other all generated ones.

@@ -21,7 +21,7 @@ from reid import losses
 from reid.checkpoint import Run
 from reid.dataset import Sample, generated_images, labelled_images, training_splits
 from reid.distributed import Split, WholeBatchNorm, World, distribute
-from reid.engine import check_batchsize, check_split
+from reid.engine import batch_options, check_batchsize, check_split
 from reid.errors import UserError
 from reid.gan_labels import Teacher, nearest_centres
 from reid.loading import StepSampler, TrainBatches
@@ -220,7 +220,7 @@ def test_own_classes_are_the_folders_names(folder, tmp_path):
 
 RESUMED = {
     "mprl_static": ("--label_run", "old", "--gan_batch", 2, "--split_bn"),
-    "teacher": ("--label_run", "old", "--real_epochs"),
+    "teacher": ("--label_run", "old", "--on_top"),
     "consistency": ("--ema", 0.9),
 }
 
@@ -283,19 +283,23 @@ def test_generated_images_in_every_batch(instances):
 
 
 @pytest.mark.parametrize("instances", [0, 2])
-def test_real_epochs_have_the_baselines_steps(instances):
+def test_generated_images_on_top_leave_the_baselines_batches(instances):
     real = [Sample(n, n % 4) for n in range(41)]
     made = [Sample(n, -1, 1) for n in range(41, 90)]
-    baseline = len(StepSampler(real, 10, WORLD, instances))
-    for gan_batch in (0, 4):
-        sampler = StepSampler(real + made, 10, WORLD, instances, gan_batch, real_epochs=True)
-        assert len(sampler) == baseline == 4
+    baseline = StepSampler(real, 10, WORLD, instances)
+    baseline.set_epoch(1)
+    args = train_lsro.get_parser().parse_args(["--batchsize", "10", "--on_top"])
+    for asked, wanted in [(None, 12), (3, 3), (20, 20)]:  # 49 to 41
+        args.gan_batch = asked
+        batches = batch_options(args, real + made)
+        assert (batches.batchsize, batches.gan_batch) == (10 + wanted, wanted)
+        sampler = StepSampler(real + made, batches.batchsize, WORLD, instances, wanted)
         sampler.set_epoch(1)
-        assert sampler.steps.shape == (4, 10)
-        seen = sampler.steps.flatten().tolist()
-        assert 0 < sum(n > 40 for n in seen) < 40
-    assert len(StepSampler(real + made, 10, WORLD, instances)) > 4
-    assert len(StepSampler(real[:5] + made, 10, WORLD, 0, 0, real_epochs=True)) == 1
+        assert sampler.steps[:, :10].equal(baseline.steps)
+        assert (sampler.steps[:, 10:] > 40).all()
+    assert (args.batchsize, args.gan_batch) == (10, 20)  # as typed, for opts.json
+    args.on_top = False
+    assert batch_options(args, real) is args
 
 
 @pytest.mark.parametrize("shape", [(8, 3, 5, 4), (8, 3)])
@@ -395,6 +399,7 @@ def test_mistakes(folder, tmp_path, capsys):
         (("--label_run", "damaged"), "--label_run: --gan_label lsro does not use it"),
         ((*static, "--label_run", "damaged", "--num_generated", 0), "no generated images"),
         (("--gan_batch", 2, "--num_generated", 0), "--gan_batch: there are no generated"),
+        (("--on_top", "--num_generated", 0), "--on_top: there are no generated"),
         (("--gan_batch", 6), "--gan_batch 6: leaves no real images in a --batchsize of 6"),
         (("--gan_batch", 0), "--gan_batch: 0 is under 1"),
         (("--gan_weight", -1), "--gan_weight: -1 is under 0"),
