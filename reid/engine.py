@@ -498,7 +498,7 @@ def check_split(args: Namespace, world: World) -> None:
 
 
 def batch_options(args: Namespace, samples: list[Sample]) -> Namespace:
-    """Return the options with --on_top replaced by the --batchsize and --gan_batch that it means."""
+    """Return the options with --batchsize and --gan_batch as --on_top means them."""
     if not args.on_top:
         return args
     generated = sum(sample.generated for sample in samples)
