@@ -33,9 +33,9 @@ def get_parser():
         "--calibrate",
         type=rate,
         metavar="RATE",
-        help="instead of scoring, find the similarity that this fraction of pairs of two people "
-        "reaches, e.g. 0.001, and store it in the run folder (default: score; where such a "
-        "threshold is stored, give the rates at it, too)",
+        help="instead of scoring, find the similarity that this fraction of image pairs of "
+        "different people reaches, e.g. 0.001, and store it in the run folder (default: score; "
+        "where such a threshold is stored, give the rates at it, too)",
     )
     return parser
 

@@ -33,7 +33,7 @@ def get_parser():
         "block size takes)",
     )
     group.add_argument(
-        "--gpu_ids", help="the GPU to use, or -1 for the CPU (default: a GPU where there is one)"
+        "--gpu_ids", help="the GPU to use, or -1 for the CPU (default: an NVIDIA GPU if any)"
     )
     return parser
 

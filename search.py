@@ -186,7 +186,7 @@ def find_threshold(args, folder, embed):
     if stored is None:
         return None, None
     rate = 100 * stored["false_match_rate"]
-    pairs = f"{stored['impostors']:,} pairs of two people"
+    pairs = f"{stored['impostors']:,} image pairs of different people"
     origin = f"{folder / FILE}: {rate:.3g} % of {pairs} reach it"
     origin += f", {KNOWN_PEOPLE}" if stored.get("queries") == "val" else ""
     return stored["threshold"], origin

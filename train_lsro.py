@@ -85,8 +85,8 @@ def add_generated_options(parser: Parser) -> None:
         "--gan_label",
         choices=list(losses.RULES),
         default=GAN_LABEL,
-        help="target of a generated image: lsro, all identities alike; all_in_one, a class of its "
-        "own; pseudo, the most probable identity; mprl_*, identities by rank of their probability, "
+        help="target of a generated image: lsro, the uniform distribution; all_in_one, a class of "
+        "its own; pseudo, the most probable identity; mprl_*, identities by rank of their probability, "
         "in a finished run or now (Huang et al. 2018); sls, the identities of its cluster (Ainam "
         "et al. 2018); teacher, the probabilities of a finished run (Zheng et al. 2019); "
         "consistency, those of the mean weights (--ema) for another view of it (Tarvainen and "

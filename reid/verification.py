@@ -111,8 +111,8 @@ def rate_at(stored: dict, threshold: float, name: str = "false_match") -> float 
     """Return the rate of pairs that reach a threshold, from what `stored_threshold` returned.
 
     name: "false_match" or "true_match". Between the curve's points, a straight line is taken: where
-    few pairs of two people reach the threshold, it is a little above their rate. None where the
-    rate is unknown: the file is of an older version, or there were no such pairs.
+    few image pairs of different people reach the threshold, it is a little above their rate. None
+    where the rate is unknown: the file is of an older version, or there were no such pairs.
     """
     if threshold == stored["threshold"]:
         return stored.get(f"{name}_rate")
@@ -131,14 +131,14 @@ def threshold_at(rate, steps):
     reaching, total = steps["false_match"]
     if total * rate < FEWEST:
         raise UserError(
-            f"--calibrate {rate:g}: too low a rate to be seen in {total:,} pairs of two people; "
-            f"{FEWEST / max(total, 1):.1g} or more can be"
+            f"--calibrate {rate:g}: too low a rate to be seen in {total:,} image pairs of "
+            f"different people; {FEWEST / max(total, 1):.1g} or more can be"
         )
     allowed = rate * (1 + 1e-9)  # sums in another order differ in their last digits
     if reaching[-1] > allowed:
         raise UserError(
-            f"--calibrate {rate:g}: {100 * reaching[-1]:.3g} % of pairs of two people are of equal "
-            "features; is it the right run, are the labels right?"
+            f"--calibrate {rate:g}: {100 * reaching[-1]:.3g} % of image pairs of different people "
+            "have equal features; is it the right run, are the labels right?"
         )
     return float((reaching > allowed).sum() / (BINS / 2) - 1)
 

@@ -247,13 +247,13 @@ STORED |= {"impostors": 100_000, "made_by": {}, "queries": "val"}
 @pytest.mark.parametrize(
     ("stored", "threshold", "says"),
     [
-        (STORED, 0.79626, "0.1 % of pairs of two people reach this"),
-        (STORED, 0.79626, "and 20 % of pairs of one person"),
+        (STORED, 0.79626, "0.1 % of image pairs of different people reach this"),
+        (STORED, 0.79626, "and 20 % of image pairs of the same person"),
         (STORED, 0.79626, "of people that the network was trained on"),
         (STORED, 0.5, "unknown: only the rate at 0.7963 is stored"),
-        (STORED | {"curves": {"false_match": ramp(1)}}, 0.5, "25 % of pairs of two people"),
-        (STORED | {"curves": {"false_match": ramp(1)}}, 0.505, "24.8 % of pairs of two people"),
-        (STORED | {"curves": {"false_match": ramp(1)}}, 1.0, "Under 0.01 % of pairs"),
+        (STORED | {"curves": {"false_match": ramp(1)}}, 0.5, "25 % of image pairs of different"),
+        (STORED | {"curves": {"false_match": ramp(1)}}, 0.505, "24.8 % of image pairs of"),
+        (STORED | {"curves": {"false_match": ramp(1)}}, 1.0, "Under 0.01 % of image pairs"),
         (None, 0.5, "unknown: no threshold is calibrated"),
     ],
 )
@@ -267,7 +267,7 @@ def test_slider_stands_at_the_stored_threshold():
     assert actions.exact(0.796) == 0.79626
     assert actions.exact(0.797) == 0.797
     assert page.Actions(None, None, None).exact(0.797) == 0.797
-    assert "0.1 % of pairs" in actions.rate(0.796)
+    assert "0.1 % of image pairs" in actions.rate(0.796)
 
 
 def test_marks_and_names(finder, tmp_path):

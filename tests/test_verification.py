@@ -67,7 +67,7 @@ def test_pairs_that_are_all_alike():
     assert found["false_match_rate"] == 0
     assert (found["true_match_rate"], found["genuine"]) == (None, 0)
     people = people._replace(features=np.full((40, 4), 0.5, np.float32))
-    with pytest.raises(UserError, match="100 % of pairs of two people are of equal features"):
+    with pytest.raises(UserError, match="100 % of image pairs of different people have equal"):
         verification.threshold_at(0.5, verification.rates_by_step(people, people))
 
 
@@ -83,7 +83,7 @@ def test_curves_against_the_rates_at_each_threshold():
     assert set(curves) == {"false_match", "true_match"}
     for curve in curves.values():
         assert curve == sorted(curve, reverse=True) and curve[0] == 1
-    # No pairs of one person: no rate of them.
+    # No image pairs of the same person: no rate of them.
     people = FeatureSet(sets.query.features, np.arange(12), np.ones(12, int))
     assert set(verification.rate_curves(verification.rates_by_step(people, people))) == {
         "false_match"

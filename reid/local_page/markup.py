@@ -199,8 +199,9 @@ def rate_text(stored: dict | None, threshold: float) -> str:
         share = f"Under {100 * FEWEST / number:.2g} %"
     else:
         share = f"{100 * false:.3g} %"
-    text = f"{share} of pairs of two people reach this (false-match rate, of {number:,} pairs)"
-    text += "" if true is None else f", and {100 * true:.3g} % of pairs of one person"
+    text = f"{share} of image pairs of different people reach this "
+    text += f"(false-match rate, of {number:,} pairs)"
+    text += "" if true is None else f", and {100 * true:.3g} % of image pairs of the same person"
     known = f" These are rates {KNOWN_PEOPLE}." if stored.get("queries") == "val" else ""
     return f"{text}.{known}"
 
