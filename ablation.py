@@ -30,7 +30,7 @@ from itertools import dropwhile, product
 from pathlib import Path
 
 import train_lsro
-from reid.checkpoint import FREE_ON_RESUME, Run
+from reid.checkpoint import FREE_ON_RESUME, Run, changed_option
 from reid.comparison import (
     RANKINGS,
     SCORES,
@@ -50,10 +50,11 @@ from reid.dataset import (
     training_splits,
 )
 from reid.device import choose_device, dtype_for, processors
+from reid.engine import batch_options
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.losses import needs_a_run
-from reid.options import Parser, amount, at_least, run_name, seed, training_defaults
+from reid.options import Parser, amount, at_least, run_name, seed
 from reid.provenance import ROOT, provenance
 from reid.weights import check_network
 from results_table import read_run
@@ -279,17 +280,15 @@ def check_options(folder, options, free):
     if not opts:
         return
     demand(opts, folder / "opts.json", "delete the folder", options=dict)
-    older = training_defaults()  # of flags that are newer than the run
-    for name in sorted(options.keys() - free):
-        asked, before = options[name], opts["options"].get(name, older.get(name))
-        if asked != before:
-            advice = "repeat its options"
-            if name == "on_top":
-                advice = f"{'leave out' if before else 'add'} --more_steps"
-            raise UserError(
-                f"{folder}: was trained with --{name} {before}, not {asked}; {advice}, or take "
-                "another --name for the grid"
-            )
+    if changed := changed_option(options, opts["options"], free):
+        name, before = changed
+        advice = "repeat its options"
+        if name == "on_top":
+            advice = f"{'leave out' if before else 'add'} --more_steps"
+        raise UserError(
+            f"{folder}: was trained with --{name} {before}, not {options[name]}; {advice}, or "
+            "take another --name for the grid"
+        )
 
 
 def is_scored(folder):
@@ -313,7 +312,7 @@ def check_images(folder, options):
         train_lsro.check_rule(flags, generated)
         if cell.rule == "own":
             train_lsro.own_targets(real, generated)
-        work[cell] = len(real.train) + len(generated)
+        work[cell] = images_of_an_epoch(flags, real.train, generated)
         opts = Run(folder / cell.name).opts()
         if opts and opts.get("dataset") != fingerprint(real.train + generated):
             raise UserError(
@@ -321,6 +320,14 @@ def check_images(folder, options):
                 f"{asked['data_dir']} and {gen_dir}; take another --name for the grid"
             )
     return work
+
+
+def images_of_an_epoch(flags, real, generated):
+    """Return the number of images that an epoch takes, about: for the estimate of time."""
+    batches = batch_options(flags, real + generated)
+    if not generated or not batches.gan_batch:
+        return len(real) + len(generated)
+    return len(real) * batches.batchsize / (batches.batchsize - batches.gan_batch)
 
 
 def run_cells(args, folder, cells, missing, options, work):

@@ -55,7 +55,9 @@ def get_parser():
         "--name", type=run_name, default=NAME, help="the table's name: its folder in --model_dir"
     )
     parser.add_argument("--model_dir", default=MODEL_DIR, help="folder that holds the runs")
-    parser.add_argument("--runs", nargs="+", required=True, help="names of trained runs")
+    parser.add_argument(
+        "--runs", type=run_name, nargs="+", required=True, help="names of trained runs"
+    )
     parser.add_argument(
         "--data_dirs",
         nargs="+",

@@ -11,7 +11,7 @@ Or find the threshold above which two images count as one person, for search.py:
 """
 
 from reid import report, verification
-from reid.errors import run
+from reid.errors import UserError, run
 from reid.files import update_results
 from reid.metrics import similarity_blocks
 from reid.options import Parser, number, rate
@@ -43,7 +43,7 @@ def get_parser():
 def main(argv=None):
     args = get_parser().parse_args(argv)
     if args.calibrate:
-        report.check_alone(args, "--calibrate")
+        check_calibrate(args)
         verification.calibrate(args.mat, args.calibrate)
         return
     sets = report.load(args)
@@ -61,6 +61,14 @@ def main(argv=None):
         print(verification.rates_line(rates))
         if args.json:
             update_results(args.json, "verification", {"mat": args.mat, **rates})
+
+
+def check_calibrate(args):
+    """Raise UserError where flags that go with scores are given with --calibrate, without any."""
+    flags = "multi_query against json plot show show_names explain map output_dir data_dir"
+    for name in flags.split():
+        if getattr(args, name):
+            raise UserError(f"--{name}: goes with scores, not with --calibrate; leave one out")
 
 
 if __name__ == "__main__":

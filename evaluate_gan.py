@@ -34,10 +34,10 @@ import numpy as np
 from reid.checkpoint import as_trained, load_trained
 from reid.dataset import (
     GENERATED_FOLDER,
+    check_prepared,
     generated_folder,
     generated_images,
     identity_folders,
-    is_image,
     list_images,
     manifest,
 )
@@ -53,6 +53,7 @@ from reid.files import (
     sha256,
     update_results,
 )
+from reid.images import is_image
 from reid.options import (
     HEIGHT,
     WIDTH,
@@ -223,8 +224,8 @@ def find_images(args, smallest):
     twice that.
     """
     data_dir = Path(args.data_dir)
-    if not data_dir.is_dir() and None in (args.real_dir, args.gen_dir, args.held_out_dir):
-        raise UserError(f"{data_dir}: no such folder; name the prepared dataset with --data_dir")
+    if None in (args.real_dir, args.gen_dir, args.held_out_dir):
+        check_prepared(data_dir)
     gen_dir = generated_folder(args)
     real_dir = Path(args.real_dir or data_dir / "train_all_new")
     held_out_dir = Path(args.held_out_dir or data_dir / "query")

@@ -225,7 +225,7 @@ class Features:
 
 @contextmanager
 def exact_float32():
-    """Switch off TF32 where the process has allowed it: its errors are a hundred ROUNDINGs."""
+    """Switch off TF32 where the process has allowed it: its errors are a hundred times larger."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

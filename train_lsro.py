@@ -24,8 +24,7 @@ from reid.dataset import (
 )
 from reid.distributed import join_world
 from reid.errors import UserError, run
-from reid.files import sha256
-from reid.gan_labels import Teacher, label_weights
+from reid.gan_labels import Teacher
 from reid.options import (
     Parser,
     add_device_options,
@@ -86,11 +85,11 @@ def add_generated_options(parser: Parser) -> None:
         choices=list(losses.RULES),
         default=GAN_LABEL,
         help="target of a generated image: lsro, the uniform distribution; all_in_one, a class of "
-        "its own; pseudo, the most probable identity; mprl_*, identities by rank of their probability, "
-        "in a finished run or now (Huang et al. 2018); sls, the identities of its cluster (Ainam "
-        "et al. 2018); teacher, the probabilities of a finished run (Zheng et al. 2019); "
-        "consistency, those of the mean weights (--ema) for another view of it (Tarvainen and "
-        "Valpola 2017); own, the identity that its folder is named after (Zhong et al. 2018)",
+        "its own; pseudo, the most probable identity; mprl_*, identities by rank of their "
+        "probability, in a finished run or now (Huang et al. 2018); sls, the identities of its "
+        "cluster (Ainam et al. 2018); teacher, the probabilities of a finished run (Zheng et al. "
+        "2019); consistency, those of the mean weights (--ema) for another view of it (Tarvainen "
+        "and Valpola 2017); own, the identity that its folder is named after (Zhong et al. 2018)",
     )
     group.add_argument(
         "--gan_weight",
@@ -172,9 +171,6 @@ def main(argv=None):
     if args.num_generated != 0:
         generated = generated_images(generated_folder(args), args.num_generated, args.seed, splits)
     check_rule(args, generated)
-    if args.label_run:
-        # A resumed run must find the same network.
-        args.label_run_sha256 = sha256(label_weights(args))
     world = join_world(args.gpu_ids)
     world.say(f"{len(splits.train)} real and {len(generated)} generated images")
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)

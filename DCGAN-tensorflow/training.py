@@ -178,7 +178,8 @@ def train(gan: "DCGAN", images: np.ndarray, args: argparse.Namespace, run: Path,
 def save(gan: "DCGAN", run: Path, healthy: bool = False) -> None:
     """Write a checkpoint. Raises UserError instead where a weight is NaN or infinite."""
     arrays = gan.state()
-    check([np.isfinite(array).all() or np.nan for array in arrays.values()], gan.epochs, run)
+    epoch = gan.epochs + bool(gan.batches)  # one that was stopped in its middle is not counted yet
+    check([np.isfinite(array).all() or np.nan for array in arrays.values()], epoch, run)
     checkpoint.save(run, gan.epochs, arrays, healthy)
 
 

@@ -14,9 +14,11 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -118,13 +120,41 @@ def checksum(shapes, crc32):
 
 def decoded(paths: list[Path], read: Callable, threads: int, label: str) -> Iterator[np.ndarray]:
     """Yield the array that `read` makes of each file; threads decode some ahead, with a bar."""
-    pool = ThreadPoolExecutor(max(threads, 1))  # decoding lets other threads run
+    with (
+        closing(read_ahead(paths, read, threads, AHEAD)) as images,
+        tqdm(total=len(paths), desc=label, unit="image", disable=None, leave=False) as bar,
+    ):
+        for _, image in images:
+            if isinstance(image, UserError):
+                raise image
+            yield image
+            bar.update()
+
+
+def read_ahead(
+    paths: Iterable[str | PathLike], read: Callable, threads: int, ahead: int
+) -> Iterator[tuple[str | PathLike, object]]:
+    """Yield (path, `read(path)` or the UserError that it raised), in order.
+
+    `ahead` files are read by threads while the caller is busy with earlier ones; decoding lets
+    other threads run.
+    """
+
+    def attempt(path):
+        try:
+            return read(path)
+        except UserError as error:
+            return error
+
+    pool, waiting = ThreadPoolExecutor(max(threads, 1)), deque()
     try:
-        with tqdm(total=len(paths), desc=label, unit="image", disable=None, leave=False) as bar:
-            for start in range(0, len(paths), AHEAD):
-                for image in pool.map(read, paths[start : start + AHEAD]):
-                    yield image
-                    bar.update()
+        for path in paths:
+            waiting.append((path, pool.submit(attempt, path)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 

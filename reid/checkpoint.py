@@ -57,11 +57,26 @@ SAME_ON_RESUME = {
     "class_num": "with another number of classes",
     "dataset": "on other images",
     "held_out": "with other images held out",
+    "label_run_sha256": "by another --label_run",
 }
 OPTION_TYPES = {"height": int, "width": int, "backbone": str, "pretrained": str}
 LARGEST_SIDE = 4096  # pixels of an image to train on
 TESTING = "testing.json"
 STATE, STATE_BEFORE = "state.pth", "state_previous.pth"
+
+
+def changed_option(options: dict, before: dict, free: set[str]) -> tuple[str, object] | None:
+    """Return the first option that a run was started with otherwise, and its value then.
+
+    options: those asked for; before: the run's own; free: names that may differ. Of a flag that is
+    newer than the run, the value that a training has by default counts.
+    """
+    older = training_defaults()
+    for name in sorted(options.keys() - free):
+        value = before.get(name, older.get(name, options[name]))
+        if options[name] != value:
+            return name, value
+    return None
 
 
 class Run:
@@ -142,13 +157,12 @@ class Run:
                 raise UserError(f"--resume: {self.path} began with other --pretrained weights")
         if options["schedule"] == "cosine":  # then they decide every epoch's rate
             free = free - {"epochs"}
-        older = training_defaults()  # of flags that are newer than the run
-        for name in sorted(options.keys() - free):
-            if options[name] != before.get(name, older.get(name, options[name])):
-                raise UserError(
-                    f"--resume: {self.path} was started with --{name} {before.get(name)}, "
-                    f"not {options[name]}; repeat its own options (see its opts.json)"
-                )
+        if changed := changed_option(options, before, free):
+            name, value = changed
+            raise UserError(
+                f"--resume: {self.path} was started with --{name} {value}, "
+                f"not {options[name]}; repeat its own options (see its opts.json)"
+            )
 
     def file(self, name: str) -> Path:
         """Return the path of a file in the run folder."""
@@ -363,10 +377,10 @@ def as_trained(
 
 def load_asked(args: Namespace) -> Trained:
     """Load the network that the options of `add_run_options` and `add_feature_options` name."""
-    size = args.height, args.width, args.which_layer, args.test_size
+    how = args.height, args.width, args.which_layer, args.test_size
     if args.weights:
-        return load_weights(args.weights, args.backbone or "resnet50", args.last_stride, *size)
-    return load_trained(Path(args.model_dir) / args.name, args.which_epoch, args.backbone, *size)
+        return load_weights(args.weights, args.backbone or "resnet50", args.last_stride, *how)
+    return load_trained(Path(args.model_dir) / args.name, args.which_epoch, args.backbone, *how)
 
 
 def unwrap(net: nn.Module) -> nn.Module:

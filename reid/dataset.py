@@ -210,7 +210,7 @@ def check_cameras(where: object, images: list[EvalImage]) -> None:
     query's identity and camera junk.
     """
     cameras = {image.camera for image in images}
-    if len(cameras) > max(FEW_CAMERAS, len(images) / 2):
+    if too_many_cameras(len(cameras), len(images)):
         some = "; ".join(
             f"{image.path.name}: id {image.identity}, camera {image.camera}" for image in images[:2]
         )
@@ -218,6 +218,11 @@ def check_cameras(where: object, images: list[EvalImage]) -> None:
             f"{where}: {len(cameras)} cameras in {len(images)} images; what was read as the camera "
             f"must be something else ({some}); rename the files, or see prepare.py --camera_regex"
         )
+
+
+def too_many_cameras(cameras: int, images: int) -> bool:
+    """Tell whether a number of cameras is too large for that many images to be one of cameras."""
+    return cameras > max(FEW_CAMERAS, images / 2)
 
 
 def check_copies(queries: list[EvalImage], gallery: list[EvalImage]) -> None:

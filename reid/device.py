@@ -97,7 +97,7 @@ def keep_memory():
 
 
 def dtype_for(
-    device: torch.device, precision: str = "auto", parallel_ids: Sequence[int] = ()
+    device: torch.device, precision: str = "auto", gpus: Sequence[int] = ()
 ) -> torch.dtype | None:
     """Return the dtype to autocast to, or None for plain fp32.
 
@@ -107,10 +107,10 @@ def dtype_for(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    if parallel_ids and precision == "bf16":
+    if gpus and precision == "bf16":
         raise UserError("--precision bf16: DataParallel can't; use one GPU or --precision fp32")
     if precision == "auto":
-        precision = "bf16" if not parallel_ids and computes_bf16(device) else "fp32"
+        precision = "bf16" if not gpus and computes_bf16(device) else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
 
 

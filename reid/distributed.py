@@ -157,17 +157,17 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
-def distribute(net: nn.Module, world: World, split: "Split | None" = None) -> nn.Module:
+def distribute(net: nn.Module, world: World, kinds: "BatchKinds | None" = None) -> nn.Module:
     """Wrap a network so that it trains on a shard of each batch as on the whole batch.
 
-    On one process: itself, or as DataParallel over `world.gpus`. split: a `Split`, by which batch
-    norm treats real and generated images apart, or None.
+    On one process: itself, or as DataParallel over `world.gpus`. kinds: a `BatchKinds`, by which
+    batch norm treats real and generated images apart, or None.
     """
     if world.gpus:
         return nn.DataParallel(net, world.gpus)
     norms = nn.modules.batchnorm._BatchNorm
-    if split:
-        net = replace(net, norms, lambda old: WholeBatchNorm(old, world, split))
+    if kinds:
+        net = replace(net, norms, lambda old: WholeBatchNorm(old, world, kinds))
     if world.size == 1:
         return net
     if world.device.type == "cuda":
@@ -222,7 +222,7 @@ class AllSum(torch.autograd.Function):
         return AllSum.apply(gradient)
 
 
-class Split:
+class BatchKinds:
     """The real and the generated images of the batch at hand, for all batch norms to look up."""
 
     def __init__(self, world: World):
@@ -237,18 +237,18 @@ class Split:
 class WholeBatchNorm(nn.Module):
     """Batch norm with the statistics of the whole batch, on any device; PyTorch has it for CUDA.
 
-    Takes over the parameters and buffers of `norm`, under their names. With a `split`, real and
+    Takes over the parameters and buffers of `norm`, under their names. With `kinds`, real and
     generated images have statistics of their own (the idea of Chang et al. 2019, domain-specific
     batch normalisation, and Xie et al. 2020, AdvProp), but share scale and shift; what is kept for
     testing are the real images' statistics.
     """
 
-    def __init__(self, norm, world, split=None):
+    def __init__(self, norm, world, kinds=None):
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
         for name, value in norm.named_buffers():
             self.register_buffer(name, value)
-        self.eps, self.momentum, self.world, self.split = norm.eps, norm.momentum, world, split
+        self.eps, self.momentum, self.world, self.kinds = norm.eps, norm.momentum, world, kinds
         self.following = nn.Sequential(*norm.children())  # timm's have their activation inside
 
     def forward(self, x):
@@ -294,8 +294,8 @@ class WholeBatchNorm(nn.Module):
 
         A size [groups, 1] is the number of values a channel in the group, over all processes.
         """
-        if self.split:
-            members, images = self.split.groups, self.split.images
+        if self.kinds:
+            members, images = self.kinds.groups, self.kinds.images
             if members.shape[1] != len(values):
                 raise UserError(
                     "--split_bn: this backbone's batch norms see parts of images, not whole ones; "

@@ -27,9 +27,10 @@ from reid.dataset import (
     prepared_folders,
 )
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
-from reid.distributed import Split, World, distribute, leave_world
+from reid.distributed import BatchKinds, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package
-from reid.files import update_results
+from reid.files import sha256, update_results
+from reid.gan_labels import label_weights
 from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
 from reid.losses import MeanTargets, MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
@@ -74,12 +75,13 @@ def opened(
     with ExitStack() as stack:
         # ============ check, and build the network ============
         with world.together():
-            check_split(args, world)
+            check_data_parallel(args, world)
             generated = sum(sample.generated for sample in splits.train)
             real = len(splits.train) - generated
             batches = batch_options(args, splits.train)
             check_batchsize(batches, world, real + (batches.gan_batch or generated))
             check_balance(batches, splits.train)
+            warn_of_data_parallel(world)
             if splits.people:
                 queries_and_gallery(splits.people)
             facts = measure(args, world, splits, loss_function)
@@ -141,6 +143,7 @@ def measure(args: Namespace, world: World, splits: Splits, loss_function: Callab
         "sources": datasets_read(folders, splits.train) if len(folders) > 1 else None,
         "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),
+        "label_run_sha256": sha256(label_weights(args)) if args.label_run else None,
         "device": str(world.device),
         "device_name": device_name(world.device),
         "processes": world.size,
@@ -269,8 +272,8 @@ class Learner:
         self.mean_targets = target if isinstance(target, MeanTargets) else None
         net = to_device(net, world.device)
         self.ema = ema(net, args.ema) if args.ema else None
-        self.split = Split(world) if args.split_bn else None
-        self.net = distribute(net, world, self.split)
+        self.kinds = BatchKinds(world) if args.split_bn else None
+        self.net = distribute(net, world, self.kinds)
         self.optimizer = sgd(self.net, args.lr, args.backbone_lr)
         if args.compile:
             self.net.compile()
@@ -298,11 +301,11 @@ class Learner:
             [transform.full_height, transform.full_width],
         )
         held_out = world.shard(val_samples)
-        val_paths, val_images = [sample.path for sample in held_out], None
+        val_paths, val_arrays = [sample.path for sample in held_out], None
         to_validate = EvalTransform(size)
         if images is not None:
-            val_images = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
-            total = size_in_memory(images) + size_in_memory(val_images)
+            val_arrays = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
+            total = size_in_memory(images) + size_in_memory(val_arrays)
             world.say(f"images decoded: {total:.2f} GB")
         batches = batch_options(args, train_samples)
         sampler = StepSampler(
@@ -320,7 +323,7 @@ class Learner:
         self.val_images = len(val_samples)
         self.has_generated = any(sample.generated for sample in train_samples)
         self.val_batches = EvalBatches(
-            val_paths, to_validate, args.batchsize, args.workers, world.device, val_images
+            val_paths, to_validate, args.batchsize, args.workers, world.device, val_arrays
         )
 
     def epoch(self, number: int) -> dict:
@@ -368,8 +371,8 @@ class Learner:
         Returns its mean loss over all processes, and the errors and number of real images in this
         process's shard.
         """
-        if self.split:
-            self.split.tell(batch.generated)
+        if self.kinds:
+            self.kinds.tell(batch.generated)
         with autocast(self.world.device, self.dtype):
             logits, features = self.net(batch.images, return_both=True)
         if self.mean_targets:
@@ -487,9 +490,9 @@ def compares(args):
     return args.triplet > 0 or args.circle > 0
 
 
-def check_split(args: Namespace, world: World) -> None:
-    """Raise UserError where batch norm would not see each kind of images as it should."""
-    for flag in ("split_bn", "gan_batch", "on_top", "balance"):  # one GPU would get more of a kind
+def check_data_parallel(args: Namespace, world: World) -> None:
+    """Raise UserError for flags that DataParallel can't keep: a GPU would get more of a kind."""
+    for flag in ("split_bn", "gan_batch", "on_top", "balance"):
         if getattr(args, flag) and world.gpus:
             raise UserError(
                 f"--{flag}: DataParallel can't; start one process a GPU: "
@@ -523,10 +526,15 @@ def check_batchsize(args: Namespace, world: World, images: int) -> None:
         raise UserError(f"--instances: {real} images a batch are no multiple of it")
     if compares(args) and args.instances < 2:
         raise UserError("--triplet and --circle compare images of an identity: add --instances 4")
-    if world.gpus:
+
+
+def warn_of_data_parallel(world: World) -> None:
+    """Say on standard error what DataParallel, where `world` has it, does to batch norm."""
+    number = len(world.gpus)
+    if number:
         print(
-            f"warning: DataParallel: batch norm sees 1/{parts} of each batch, which cost the 2018 "
-            f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {parts} does not",
+            f"warning: DataParallel: batch norm sees 1/{number} of each batch, which cost the 2018 "
+            f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {number} does not",
             file=sys.stderr,
         )
 

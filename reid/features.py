@@ -11,9 +11,7 @@ and what measures as it does. (`reid.mat` has the files that features are stored
 """
 
 import copy
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from os import PathLike
 from pathlib import Path
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from tqdm import tqdm
 
+from reid.cache import read_ahead
 from reid.checkpoint import Trained, load_trained, unwrap
 from reid.device import autocast, choose_device, dtype_for, faster_dtype, send, to_device
 from reid.distributed import World
@@ -70,7 +69,9 @@ class ImageModel:
         stream = self.of_files(images) if True in paths else self.of_arrays(images)
         quiet = True if label is None else None
         features = []
-        for _, feature in tqdm(stream, label, len(images), False, unit="image", disable=quiet):
+        for _, feature in tqdm(
+            stream, label, len(images), leave=False, unit="image", disable=quiet
+        ):
             if isinstance(feature, UserError):
                 raise feature
             features.append(feature)
@@ -201,33 +202,6 @@ def as_picture(number, image):
             f"image {number}: expected uint8 [H, W, 3] in RGB, got {dtype} {shape}".rstrip()
         )
     return Image.fromarray(image)
-
-
-def read_ahead(
-    paths: Iterable[str | PathLike], read: Callable, threads: int, ahead: int
-) -> Iterator[tuple[str | PathLike, object]]:
-    """Yield (path, `read(path)` or the UserError that it raised), in order.
-
-    `ahead` files are read by threads while the caller is busy with earlier ones.
-    """
-
-    def attempt(path):
-        try:
-            return read(path)
-        except UserError as error:
-            return error
-
-    pool, waiting = ThreadPoolExecutor(max(threads, 1)), deque()
-    try:
-        for path in paths:
-            waiting.append((path, pool.submit(attempt, path)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 # --- features of many files, by many processes --------------------------------------------------

@@ -143,11 +143,11 @@ class TrainBatches:
         augmentation = self.transform.draw(steps.numel(), generator)
         again = self.transform.draw(steps.numel(), generator) if self.two_views else None
         if self.images is None:
-            decoded = self.loader
+            shards = self.loader
         else:
-            decoded = ([self.images[n] for n in shard] for shard in self.sampler)
+            shards = ([self.images[n] for n in shard] for shard in self.sampler)
         rows = torch.arange(steps.numel()).view_as(steps)  # of the augmentation
-        for step, row, images in zip(steps, rows, decoded, strict=True):
+        for step, row, images in zip(steps, rows, shards, strict=True):
             shard, rows_here = world.shard(step), world.shard(row)
             generated, views = self.generated[shard], None
             if again:
@@ -191,11 +191,11 @@ class EvalBatches:
 
     def __iter__(self):
         if self.images is None:
-            decoded = self.loader
+            batches = self.loader
         else:
             starts = range(0, len(self.paths), self.batchsize)
-            decoded = (self.images[n : n + self.batchsize] for n in starts)
-        for images in decoded:
+            batches = (self.images[n : n + self.batchsize] for n in starts)
+        for images in batches:
             yield send(torch.from_numpy(np.stack(images)), self.device)
 
 

@@ -28,10 +28,6 @@ class FeatureSet(NamedTuple):
     cameras: np.ndarray
     files: np.ndarray | None = None
 
-    def take(self, rows: np.ndarray) -> "FeatureSet":
-        """Return the FeatureSet of some rows, an index array."""
-        return FeatureSet(*(None if field is None else field[rows] for field in self))
-
 
 @dataclass
 class Scores:

@@ -277,7 +277,7 @@ def add_backbone_options(group: argparse._ArgumentGroup, default: str | None) ->
 def add_training_options(parser: Parser, data_dir: str) -> None:
     """Add the flags that train_baseline.py and train_lsro.py have in common."""
     # The engine reads these; train_baseline.py has no such flags and gets these values.
-    parser.set_defaults(gan_batch=None, on_top=False, split_bn=False, gan_start=0)
+    parser.set_defaults(gan_batch=None, on_top=False, split_bn=False, gan_start=0, label_run=None)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data_dir",

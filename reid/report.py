@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from reid import metrics
-from reid.dataset import FEW_CAMERAS
+from reid.dataset import too_many_cameras
 from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
 from reid.intervals import Interval, interval, mean_intervals, p_value
@@ -85,22 +85,14 @@ def add_options(parser: Parser, mat: str) -> None:
     )
 
 
-def check_alone(args: Namespace, flag: str) -> None:
-    """Raise UserError where flags that go with scores are given with `flag`, which makes none."""
-    flags = "multi_query against json plot show show_names explain map output_dir data_dir"
-    for name in flags.split():
-        if getattr(args, name):
-            raise UserError(f"--{name}: goes with scores, not with {flag}; leave one out")
-
-
 def load(args: Namespace) -> EvalSets:
     """Load args.mat, with --data_dir and --multi_query in place of its own.
 
     Raises UserError for wrong files.
     """
     sets = load_mat(args.mat)
-    if args.data_dir:
-        sets = sets._replace(data_dir=Path(args.data_dir))
+    # Another code's file may name images, but no folder: then they are seen from here.
+    sets = sets._replace(data_dir=Path(args.data_dir or sets.data_dir or ""))
     if args.multi_query:
         sets = sets._replace(multi=load_multi(args.multi_query, sets.gallery))
     return sets
@@ -192,7 +184,7 @@ def queries_to_show(args, sets):
     room = LARGEST_SHOW // (3 if args.explain else 1)  # its heat maps are two rows more
     if len(args.show_names or []) > room or (args.show or 0) > room:
         raise UserError(f"{flag}: a picture has room for {room} queries")
-    image = Path(sets.data_dir or "") / sets.query.files[0]
+    image = sets.data_dir / sets.query.files[0]
     if not image.is_file():
         raise UserError(f"{image}: no such image; name the `pytorch` folder with --data_dir")
     if not args.show_names:
@@ -298,7 +290,7 @@ def warn_of_doubts(sets, scores):
     """Warn on standard error of what makes the scores of EvalSets doubtful."""
     cameras = np.concatenate([sets.query.cameras, sets.gallery.cameras])
     number = len(np.unique(cameras))
-    if number > max(FEW_CAMERAS, len(cameras) / 2):
+    if too_many_cameras(number, len(cameras)):
         print(
             f"warning: {number} cameras in {len(cameras)} images: are these numbers of frames? "
             "Then nothing is junk, and the scores are too good",

@@ -1,5 +1,6 @@
 """ablation.py: means over seeds, the table, and a grid that is stopped and goes on."""
 
+import argparse
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from PIL import Image
 from scipy import stats
 
 import ablation
+from reid.dataset import Sample
 from reid.files import sha256
 from reid.intervals import adjusted, mean_interval, paired_difference, paired_p, seeds_needed
 
@@ -125,6 +127,19 @@ def test_what_a_cell_is_trained_with():
     assert [sls[name] for name in asked] == [8, "sls", 2, True, "densenet121_0_seed5"]
     assert [lsro[name] for name in asked] == [6, "lsro", 2, True, None]
     assert [options["on_top"] for options in (none, sls, lsro)] == [False, True, True]
+
+
+def test_images_of_an_epoch():
+    real, made = [Sample(None, 0)] * 100, [Sample(None, -1, 1)] * 300
+    flags = argparse.Namespace(batchsize=10, gan_batch=5, on_top=True)
+    assert ablation.images_of_an_epoch(flags, real, made) == 150
+    assert ablation.images_of_an_epoch(flags, real, []) == 100
+    flags.on_top = False
+    assert ablation.images_of_an_epoch(flags, real, made) == 200  # five in ten
+    flags.gan_batch = None
+    assert ablation.images_of_an_epoch(flags, real, made) == 400
+    flags.on_top = True
+    assert ablation.images_of_an_epoch(flags, real, made) == 400
 
 
 def test_a_grid_of_identities_and_folders():

@@ -22,7 +22,7 @@ from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
 from reid.device import choose_device, dtype_for
 from reid.distributed import World, join_world
-from reid.engine import check_batchsize
+from reid.engine import check_batchsize, warn_of_data_parallel
 from reid.errors import UserError
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
@@ -175,13 +175,17 @@ def test_two_gpus(monkeypatch):
 
 def test_data_parallel_warns_what_it_costs(capsys):
     args = train_baseline.get_parser().parse_args([])
-    check_batchsize(args, World(0, 1, torch.device("cuda", 0), [0, 1]), 100)
+    two = World(0, 1, torch.device("cuda", 0), [0, 1])
+    check_batchsize(args, two, 100)
+    warn_of_data_parallel(two)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "batch norm sees 1/2 of each batch" in lines[0]
     assert "torchrun --nproc_per_node 2" in lines[0]
     with pytest.raises(UserError, match="two images or more, on each GPU"):
-        check_batchsize(args, World(0, 1, torch.device("cuda", 0), [0, 1]), 2)
+        check_batchsize(args, two, 2)
+    warn_of_data_parallel(two._replace(gpus=[]))
+    assert capsys.readouterr().err == ""
 
 
 def test_gpus_are_torchruns_to_give(monkeypatch):

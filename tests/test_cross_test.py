@@ -101,7 +101,7 @@ def test_a_run_in_a_folder_of_a_grid(flags, tmp_path, capsys):
     """Its features are its own, not those of a run with the last part of its name."""
     (tmp_path / "model/grid").mkdir()
     (tmp_path / "model/b").rename(tmp_path / "model/grid/a")
-    call(cross_test.main, *flags, "--runs", "a", "grid/a")
+    call(cross_test.main, *flags, "--runs", "a", "grid/a/")
     found = table()
     assert found["a", "x"]["plain"]["mAP"] != found["grid/a", "x"]["plain"]["mAP"]
     assert (tmp_path / "model/grid/a/cross_x.mat").exists()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT, call, exit_code, random_sets
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 import evaluate
 import evaluate_rerank
@@ -126,7 +127,7 @@ def test_against_features_of_other_images(mat, tmp_path, capsys):
     save_mat(tmp_path / "other.mat", other)
     assert exit_code(evaluate.main, mat, "--against", tmp_path / "other.mat") == 2
     assert "query image 0 (counted from 0) is not the one in" in capsys.readouterr().err
-    call_off = other._replace(query=other.query.take(range(5)))
+    call_off = other._replace(query=metrics.FeatureSet(*(field[:5] for field in other.query)))
     save_mat(tmp_path / "other.mat", call_off)
     assert exit_code(evaluate.main, mat, "--against", tmp_path / "other.mat") == 2
     assert "5 query images, but 12 in" in capsys.readouterr().err
@@ -218,6 +219,16 @@ def test_rankings_need_names_and_images(mat, tmp_path, capsys):
     assert exit_code(evaluate.main, tmp_path / "b.mat", "--show", 1) == 2  # names, but no folder
     assert "no such image" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.jpg"))
+
+
+def test_rankings_of_a_file_with_names_alone(pictured, tmp_path, monkeypatch):
+    """Another code's file, without a folder: its images are looked for from here."""
+    content = {name: value for name, value in loadmat(pictured).items() if name[0] != "_"}
+    del content["data_dir"]
+    savemat(tmp_path / "names.mat", content)
+    monkeypatch.chdir(tmp_path / "data")
+    call(evaluate.main, tmp_path / "names.mat", "--show", 1)
+    assert (tmp_path / "names_rankings.jpg").exists()
 
 
 def test_a_wrong_place_is_found_before_the_work(mat, tmp_path, capsys, monkeypatch):

@@ -284,6 +284,7 @@ def test_mistakes(flags, data, tmp_path, capsys, monkeypatch):
         (("--gen_dir", empty), f"{empty}: no images in it"),
         (("--gen_dir", tmp_path / "damaged"), f"{damaged}: can't be read as an image"),
         (("--data_dir", tmp_path / "no"), "no: no such folder; name the prepared dataset with"),
+        (("--data_dir", data.parent), f"not prepared itself; name {data}"),
         (("--name", "none"), "none: no such run; check its name"),
         (("--which_epoch", "9"), "--which_epoch can be last"),
         (("--nearest_k", 17), f"{gen}: too few images; --nearest_k 17 takes 19 or more generated"),

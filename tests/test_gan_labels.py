@@ -20,8 +20,8 @@ from model import IMAGENET, ft_net_dense
 from reid import losses
 from reid.checkpoint import Run
 from reid.dataset import Sample, generated_images, labelled_images, training_splits
-from reid.distributed import Split, WholeBatchNorm, World, distribute
-from reid.engine import batch_options, check_batchsize, check_split
+from reid.distributed import BatchKinds, WholeBatchNorm, World, distribute
+from reid.engine import batch_options, check_batchsize, check_data_parallel
 from reid.errors import UserError
 from reid.gan_labels import Teacher, nearest_centres
 from reid.loading import StepSampler, TrainBatches
@@ -246,6 +246,10 @@ def test_resumed_static_run_is_of_the_same_rule(folder, tmp_path, label_run):
         flags = (*rule[2:], *other) if "mprl_static" in other else (*rule[4:], *other)
         with pytest.raises(UserError, match="--resume"):
             train(folder, tmp_path, *flags, "--epochs", 3, "--resume")
+    torch.manual_seed(9)
+    torch.save(ft_net_dense(3).state_dict(), tmp_path / label_run / "net_last.pth")
+    with pytest.raises(UserError, match="r was trained by another --label_run"):
+        train(folder, tmp_path, *rule, "--epochs", 3, "--resume")
 
 
 @pytest.mark.parametrize("instances", [0, 2])
@@ -312,7 +316,7 @@ def test_split_batch_norm_is_two_batch_norms(shape):
     for other in (norm, of_real, of_generated):
         nn.init.constant_(other.weight, 1.5)
         nn.init.constant_(other.bias, 0.3)
-    split = Split(WORLD)
+    split = BatchKinds(WORLD)
     ours = WholeBatchNorm(norm, WORLD, split)
     weights = torch.randn(shape, dtype=torch.float64)
     expected = torch.empty_like(x)
@@ -332,7 +336,7 @@ def test_split_batch_norm_is_two_batch_norms(shape):
 
 def test_split_batch_norm_of_small_groups():
     """One real image, or none, teaches the running statistics nothing; no output is lost."""
-    split = Split(WORLD)
+    split = BatchKinds(WORLD)
     ours, plain = WholeBatchNorm(nn.BatchNorm1d(3), WORLD, split), nn.BatchNorm1d(3)
     x = torch.randn(4, 3, requires_grad=True)
     for generated in ([1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]):
@@ -351,7 +355,7 @@ def test_split_batch_norm_of_small_groups():
 
 def test_split_network_keeps_names_and_shapes():
     net, plain = (ft_net_dense(3, neck=neck) for neck in ("bottleneck", "bottleneck"))
-    split = distribute(net, WORLD, Split(WORLD))
+    split = distribute(net, WORLD, BatchKinds(WORLD))
     assert not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in split.modules())
     assert [(name, value.shape) for name, value in split.state_dict().items()] == [
         (name, value.shape) for name, value in plain.state_dict().items()
@@ -379,7 +383,7 @@ def test_flags_of_data_parallel_and_batches():
     args = train_lsro.get_parser().parse_args(["--split_bn"])
     two = World(0, 1, torch.device("cuda", 0), [0, 1])
     with pytest.raises(UserError, match=r"--split_bn: DataParallel can't.*--nproc_per_node 2"):
-        check_split(args, two)
+        check_data_parallel(args, two)
     args.batchsize, args.gan_batch, args.instances = 8, 3, 4
     with pytest.raises(UserError, match="--instances: 5 images a batch are no multiple"):
         check_batchsize(args, WORLD, 100)

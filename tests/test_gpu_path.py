@@ -33,7 +33,7 @@ from reid import engine, gan_labels, losses
 from reid.checkpoint import Run, load_trained
 from reid.dataset import Sample
 from reid.device import faster_dtype, to_device
-from reid.distributed import Split, WholeBatchNorm, World
+from reid.distributed import BatchKinds, WholeBatchNorm, World
 from reid.explain import explain
 from reid.features import Embedder, extract, fold_for_inference, view_features
 from reid.files import update_results
@@ -431,7 +431,7 @@ def test_split_batch_norm_has_the_cpus_numbers(card):
     values = torch.randn(5, 3, 4, 2, generator=torch.Generator().manual_seed(0))
 
     def normalised(norm, device):
-        split = Split(ALONE._replace(device=device))
+        split = BatchKinds(ALONE._replace(device=device))
         norm = WholeBatchNorm(norm.to(device), split.world, split)
         split.tell(generated.to(device))
         return norm(values.to(device)), norm.running_var

@@ -11,6 +11,7 @@ from scipy.io import loadmat, savemat
 from reid.dataset import EvalImage
 from reid.errors import UserError
 from reid.mat import EvalSets, check_storable, load_mat, load_multi, save_mat, unit_length
+from reid.metrics import FeatureSet
 
 
 def same(a, b):
@@ -55,7 +56,9 @@ def test_another_code_means_something_else_by_source(source, tmp_path):
 
 def test_a_single_query_stays_a_row(tmp_path):
     sets = random_sets()
-    save_mat(tmp_path / "r.mat", sets._replace(query=sets.query.take([0])))
+    save_mat(
+        tmp_path / "r.mat", sets._replace(query=FeatureSet(*(field[:1] for field in sets.query)))
+    )
     assert load_mat(tmp_path / "r.mat").query.features.shape == (1, 4)
 
 

@@ -125,6 +125,11 @@ def test_resume_refuses_other_options_and_a_run_is_never_overwritten(shared, tmp
     before = weights(begun)
     with pytest.raises(UserError, match=r"was started with --lr_step 40, not 9"):
         train(train_baseline.main, shared, tmp_path, "r", "--resume", "--lr_step", 9)
+    opts = json.loads((begun / "opts.json").read_text())
+    del opts["options"]["lr_step"]  # as if the run were older than the flag
+    (begun / "opts.json").write_text(json.dumps(opts))
+    with pytest.raises(UserError, match=r"was started with --lr_step 40, not 9"):
+        train(train_baseline.main, shared, tmp_path, "r", "--resume", "--lr_step", 9)
     with pytest.raises(UserError, match="holds a run already"):
         train(train_baseline.main, shared, tmp_path, "r", "--epochs", 1)
     assert equal(before, weights(begun))

@@ -1,5 +1,7 @@
 """The collapse watch, and trainings whose numbers are no numbers any more."""
 
+import signal
+
 import checkpoint
 import main
 import numpy as np
@@ -71,6 +73,17 @@ class NoLoss(StubGAN):
 class NoWeight(StubGAN):
     def state(self):
         return super().state() | {"weight": np.array([1, np.inf])}
+
+
+class Stopped(NoWeight):
+    def train_step(self, real):
+        signal.raise_signal(signal.SIGINT)
+        return super().train_step(real)
+
+
+def test_a_weight_that_is_no_number_when_stopped_is_of_the_epoch_at_hand(tmp_path):
+    with pytest.raises(UserError, match="in epoch 1 the loss or a weight is no number"):
+        train(Stopped(PEOPLE, THREE), tmp_path)
 
 
 @pytest.mark.parametrize("broken", [NoLoss, NoWeight])

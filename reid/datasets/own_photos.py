@@ -13,10 +13,16 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from reid.dataset import check_spelling, copies, is_prepared, walk_images
+from reid.dataset import (
+    check_spelling,
+    content_hash,
+    copies,
+    is_prepared,
+    size_of,
+    walk_images,
+)
 from reid.datasets.layouts import RawImage, hold_out_first
 from reid.errors import UserError, printable
-from reid.files import sha256
 from reid.images import is_hidden
 
 SPLITS = ("train", "query", "gallery")
@@ -233,11 +239,11 @@ def warn_of_two_people(photos):
 
 def repeats(photos):
     """Yield pairs of a photo and a later one with the same content, always the first such photo."""
-    sizes = Counter(photo.path.stat().st_size for photo in photos)
+    sizes = Counter(size_of(photo.path) for photo in photos)
     firsts = {}
     for photo in photos:
-        if sizes[photo.path.stat().st_size] > 1:
-            first = firsts.setdefault(sha256(photo.path), photo)
+        if sizes[size_of(photo.path)] > 1:
+            first = firsts.setdefault(content_hash(photo.path), photo)
             if first is not photo:
                 yield first, photo
 
