@@ -32,8 +32,6 @@ from pathlib import Path
 import train_lsro
 from reid.checkpoint import FREE_ON_RESUME, Run, changed_option
 from reid.comparison import (
-    RANKINGS,
-    SCORES,
     Cell,
     cell_scores,
     power_lines,
@@ -54,7 +52,7 @@ from reid.engine import batch_options
 from reid.errors import Interrupted, Terminated, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.losses import needs_a_run
-from reid.options import Parser, amount, at_least, run_name, seed
+from reid.options import RANKINGS, SCORES, Parser, amount, at_least, run_name, seed
 from reid.provenance import ROOT, provenance
 from reid.weights import check_network
 from results_table import read_run

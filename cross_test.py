@@ -28,12 +28,11 @@ from reid.files import replacing, write_json, write_text
 from reid.intervals import Interval
 from reid.mat import load_mat
 from reid.metrics import Scores, evaluate, similarity_blocks
-from reid.options import Parser, add_device_options, at_least, run_name
+from reid.options import RANKINGS, SCORES, Parser, add_device_options, at_least, run_name
 from reid.provenance import command_line, provenance
 
 MODEL_DIR = "model"
 NAME = "cross_test"
-RANKINGS = ("plain", "re-ranked")
 
 
 class Cell(NamedTuple):
@@ -221,7 +220,7 @@ def as_dicts(cells, datasets):
             row[ranking] = report.summary(scores, cell.identities, cell.intervals[ranking])
             if row["against"] not in (None, name):
                 differences = difference(cell, cells[row["against"], dataset], ranking)
-                for score, one in zip(("rank1", "mAP"), differences, strict=True):
+                for score, one in zip(SCORES, differences, strict=True):
                     row[ranking][f"{score}_difference"] = one.value
                     row[ranking][f"{score}_difference_interval"] = one.ends()
         found.append(row)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reid.errors import UserError, run
 from reid.files import demand, is_a, read_json, read_results
-from reid.options import NETWORKS, Parser, backbone_of
+from reid.options import NETWORKS, RANKINGS, Parser, backbone_of
 
 COLUMNS = ("rank1", "rank5", "rank10", "mAP")
 ADVICE = "train this run first"
@@ -34,12 +34,12 @@ def main(argv=None):
 
 def rows(folder):
     """Yield the table's rows of a run folder: plain, then re-ranked."""
-    opts, results = read_run(folder, ["evaluate", "evaluate_rerank"], COLUMNS)
+    opts, results = read_run(folder, RANKINGS.values(), COLUMNS)
     demand(opts, folder / "opts.json", ADVICE, options=dict, generated=int)
     backbone = backbone_of(opts["options"])
     demand({"backbone": backbone}, folder / "opts.json", ADVICE, backbone=str)
     model = NETWORKS.get(backbone, backbone)
-    for section, ranking in [("evaluate", "plain"), ("evaluate_rerank", "re-ranked")]:
+    for ranking, section in RANKINGS.items():
         scores = [cell(results[section], column) for column in COLUMNS]
         cells = [folder.name, model, str(opts["generated"]), ranking, *scores]
         yield f"| {' | '.join(cells)} |"

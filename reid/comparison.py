@@ -5,11 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from reid.intervals import adjusted, mean_interval, paired_difference, paired_p, seeds_needed
-from reid.options import NETWORKS
+from reid.options import NETWORKS, RANKINGS, SCORES
 from reid.provenance import command_line
 
-RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # sections of results.json
-SCORES = ("rank1", "mAP")
 WANTED = 0.01  # the difference that --power plans for: a point
 
 
@@ -131,7 +129,7 @@ def power_lines(rows: list[dict]) -> Iterator[str]:
         if not row["rule"] or row["ranking"] != "plain":
             continue
         kind = Cell(*(row[name] for name in Cell._fields[:-1]), seed=None).kind
-        for score, title in zip(SCORES, ("Rank@1", "mAP"), strict=True):
+        for score, title in SCORES.items():
             spread = statistics.stdev(row[f"{score}_pairs"])
             needed = seeds_needed(spread, WANTED) or "more than 1,000"
             yield f"| {kind} | {title} | {100 * spread:.2f} | {needed} |"

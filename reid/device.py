@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from reid.errors import UserError
+from reid.options import PRECISIONS
 
 GPUMemoryError = torch.cuda.OutOfMemoryError
-PRECISIONS = ("auto", "fp32", "bf16")
 # Of the trial that chooses between bf16 and fp32: images on a CPU and on a GPU, which a few would
 # not keep busy; steps, the first of which is slow and never counts; how much slower bf16 may be.
 TRIAL_IMAGES, TRIAL_STEPS, CLEARLY = (8, 64), 3, 1.2

@@ -14,6 +14,10 @@ from reid.errors import UserError
 
 HEIGHT, WIDTH = 256, 128  # pixels of a training image
 NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}  # their names in tables
+RANKINGS = {"plain": "evaluate", "re-ranked": "evaluate_rerank"}  # and their parts of results.json
+SCORES = {"rank1": "Rank@1", "mAP": "mAP"}
+SMALLEST = 32  # pixels a side: the networks' feature maps are a 32nd of that
+PRECISIONS = ("auto", "fp32", "bf16")
 TEST_SIZES = (
     "enlarged, 9/8 of that in training; center, the middle of the enlarged image, in which people "
     "are as large as in training; same; or in pixels, as 256x128 or, to cut out the middle, "
@@ -113,7 +117,7 @@ def image_size(text: str) -> str:
     """Parse an argument: the size to test at, see `reid.transforms.transform_for_testing`."""
     match = re.fullmatch(r"(\d{1,4})x(\d{1,4})(?: of (\d{1,4})x(\d{1,4}))?", text)
     sides = [int(side) for side in match.groups() if side] if match else [0]
-    fits = min(sides) >= 32 and all(map(operator.le, sides[:2], sides[-2:]))
+    fits = min(sides) >= SMALLEST and all(map(operator.le, sides[:2], sides[-2:]))
     if text not in ("enlarged", "center", "same") and not fits:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected enlarged, center, same, a size of 32 pixels or more like 256x128, "
@@ -165,7 +169,7 @@ def add_device_options(parser: Parser, torchrun: bool = True) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=["auto", "fp32", "bf16"],
+        choices=PRECISIONS,
         default="auto",
         help="auto: bf16 autocast where the hardware computes in it and a short trial finds fp32 "
         "no faster for this network, else fp32",
@@ -248,7 +252,7 @@ def add_weights_options(parser: Parser) -> None:
     for side, usual in (("height", HEIGHT), ("width", WIDTH)):
         group.add_argument(
             f"--{side}",
-            type=at_least(32),
+            type=at_least(SMALLEST),
             help=f"image {side} in training (default: the run's, or {usual})",
         )
 
@@ -302,8 +306,9 @@ def add_training_options(parser: Parser, data_dir: str) -> None:
         metavar="N",
         help="number of identities to train on, drawn by the seed (default: all)",
     )
-    data.add_argument("--height", type=at_least(32), default=HEIGHT, help="image height in pixels")
-    data.add_argument("--width", type=at_least(32), default=WIDTH, help="image width in pixels")
+    side = at_least(SMALLEST)
+    data.add_argument("--height", type=side, default=HEIGHT, help="image height in pixels")
+    data.add_argument("--width", type=side, default=WIDTH, help="image width in pixels")
     data.add_argument(
         "--erasing_p",
         type=fraction,

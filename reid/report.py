@@ -14,7 +14,7 @@ from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
 from reid.intervals import Interval, interval, mean_intervals, p_value
 from reid.mat import EvalSets, load_mat, load_multi
-from reid.options import Parser, at_least
+from reid.options import SCORES, Parser, at_least
 from reid.pictures import draw_rankings
 from reid.provenance import provenance
 from reid.verification import run_weights
@@ -382,8 +382,7 @@ def compare(scores, other, identities):
     differences = score_differences(scores, other, identities)
     p_values = p_value(rank1_and_ap(scores) - rank1_and_ap(other), identities)
     result = {}
-    for key, one, p in zip(("rank1", "mAP"), differences, p_values, strict=True):
-        name = "Rank@1" if key == "rank1" else key
+    for (key, name), one, p in zip(SCORES.items(), differences, p_values, strict=True):
         band = f" ({100 * one.low:+.2f} to {100 * one.high:+.2f})" if one.known else ""
         print(f"  {name} differs by {100 * one.value:+.2f} points{band}, p = {p:.4f}")
         result[f"{key}_difference"] = one.value

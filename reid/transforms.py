@@ -33,8 +33,8 @@ from random_erasing import RandomErasing
 from reid.device import send
 from reid.errors import UserError
 from reid.images import read_image
+from reid.options import SMALLEST
 
-SMALLEST = 32  # pixels a side: the networks' feature maps are a 32nd of that
 CPU = torch.device("cpu")
 JITTER = {"brightness": 0.2, "contrast": 0.15, "saturation": 0.2}
 
