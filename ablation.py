@@ -12,9 +12,10 @@ cell is trained, its features are extracted at its last epoch, then scored plain
 Steps that are done are not repeated: after a stop the same command goes on. The pytorch_result.mat
 of a cell may be deleted once the cell is scored.
 All cells of a number of identities take the same steps, each with as many real images: generated
-ones come on top of a batch, as many times as many as there are of them. So neither more steps nor
-fewer real images can be taken for an effect of them. --more_steps shuffles them among the real ones
-and has them add steps, as in the paper.
+ones come on top of a batch, as many times as many as there are of them, and each image weighs as it
+would in a batch of real ones. So neither more steps nor fewer or weaker real images can be taken
+for an effect of them. --more_steps shuffles them among the real ones and has them add steps, as in
+the paper.
 Writes model/<name>/table.md, table.json and ablation.jpg.
 """
 

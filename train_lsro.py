@@ -78,7 +78,8 @@ def add_generated_options(parser: Parser) -> None:
         "--on_top",
         action="store_true",
         help="--batchsize counts real images alone, generated ones come on top: as many as "
-        "--gan_batch says, or in proportion. So real images and steps are those of the baseline",
+        "--gan_batch says, or in proportion. So the steps, and what real images add to each, are "
+        "those of the baseline",
     )
     group.add_argument(
         "--gan_label",

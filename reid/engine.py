@@ -273,6 +273,7 @@ class Learner:
         net = to_device(net, world.device)
         self.ema = ema(net, args.ema) if args.ema else None
         self.kinds = BatchKinds(world) if args.split_bn else None
+        self.batch_factor = 1.0  # of the mean loss of a batch; see `read`
         self.net = distribute(net, world, self.kinds)
         self.optimizer = sgd(self.net, args.lr, args.backbone_lr)
         if args.compile:
@@ -317,6 +318,8 @@ class Learner:
             args.balance,
         )
         self.sampler = sampler
+        if args.on_top:  # each image weighs as in a batch of real ones alone
+            self.batch_factor = sampler.batchsize / sampler.from_pool
         two_views = self.mean_targets is not None
         self.batches = TrainBatches(sampler, transform, args.workers, images, two_views)
         self.val_labels = torch.tensor([sample.label for sample in held_out])
@@ -377,7 +380,7 @@ class Learner:
             logits, features = self.net(batch.images, return_both=True)
         if self.mean_targets:
             self.mean_targets.logits = self.predicted_by_mean(batch, logits)
-        loss = self.loss_function(
+        loss = self.batch_factor * self.loss_function(
             logits, batch.labels, batch.generated, self.args.label_smoothing, epoch
         )
         if self.metric_loss:

@@ -286,6 +286,20 @@ def test_generated_images_in_every_batch(instances):
     assert again == epochs[0]
 
 
+def test_real_images_weigh_on_top_as_in_the_baseline(folder, tmp_path):
+    """Where generated ones weigh nothing, the loss is the baseline's, not a part of it."""
+    losses = {}
+    for name, flags in {
+        "none": ("--num_generated", 0),
+        "top": ("--on_top", "--gan_batch", 12, "--gan_weight", 0),
+        "among": ("--gan_batch", 4, "--gan_weight", 0),
+    }.items():
+        train(folder, tmp_path, *flags, "--lr", 1e-9, "--name", name)
+        losses[name] = json.loads((tmp_path / name / "log.jsonl").read_text())["train_loss"]
+    assert losses["top"] == pytest.approx(losses["none"], rel=0.2)
+    assert losses["among"] == pytest.approx(losses["none"] / 3, rel=0.2)
+
+
 @pytest.mark.parametrize("instances", [0, 2])
 def test_generated_images_on_top_leave_the_baselines_batches(instances):
     real = [Sample(n, n % 4) for n in range(41)]
