@@ -120,8 +120,8 @@ def image_size(text: str) -> str:
     fits = min(sides) >= SMALLEST and all(map(operator.le, sides[:2], sides[-2:]))
     if text not in ("enlarged", "center", "same") and not fits:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected enlarged, center, same, a size of 32 pixels or more like 256x128, "
-            "or '256x128 of 288x144', the second no smaller"
+            f"{text!r}: expected enlarged, center, same, a size of {SMALLEST} pixels or more like "
+            "256x128, or '256x128 of 288x144', the second no smaller"
         )
     return text
 
