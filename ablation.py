@@ -50,7 +50,7 @@ from reid.dataset import (
 )
 from reid.device import choose_device, dtype_for, processors
 from reid.engine import batch_options
-from reid.errors import Interrupted, Terminated, UserError, run
+from reid.errors import Interrupted, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.losses import needs_a_run
 from reid.options import RANKINGS, SCORES, Parser, amount, at_least, run_name, seed
@@ -74,8 +74,9 @@ GRID_FLAGS = (
 ).split()
 # Options that may differ between the cells of a grid; the number of epochs may not.
 FREE = FREE_ON_RESUME - {"epochs", "lr"}
-PATHS = {"data_dir", "gen_dir", "label_run"}
+PATHS = {"data_dir", "gen_dir"}
 POLL = 0.1  # seconds between looks at running processes
+GRACE = 2  # seconds that a stopped process has to end by itself
 
 
 def get_parser():
@@ -279,7 +280,7 @@ def check_options(folder, options, free):
     if not opts:
         return
     demand(opts, folder / "opts.json", "delete the folder", options=dict)
-    if changed := changed_option(options, opts["options"], free):
+    if changed := changed_option(with_paths(options), with_paths(opts["options"]), free):
         name, before = changed
         advice = "repeat its options"
         if name == "on_top":
@@ -288,6 +289,11 @@ def check_options(folder, options, free):
             f"{folder}: was trained with --{name} {before}, not {options[name]}; {advice}, or "
             "take another --name for the grid"
         )
+
+
+def with_paths(options):
+    """Return options with absolute paths: the same, however they are spelled."""
+    return options | {name: os.path.abspath(options[name]) for name in PATHS if options.get(name)}
 
 
 def is_scored(folder):
@@ -350,7 +356,7 @@ def run_cells(args, folder, cells, missing, options, work):
             else:
                 done.append(cell)
     except BaseException as stop:
-        stop_all([process for _, process in running.values()], stop)
+        stop_all([process for _, process in running.values()])
         if isinstance(stop, KeyboardInterrupt):
             raise Interrupted("the grid is stopped; the same command goes on from here") from None
         raise
@@ -435,9 +441,9 @@ def check_ended(args, folder, cell, process):
     script = Path(next(word for word in process.args if word.endswith(".py"))).name
     if args.jobs > 1:
         log = log_of(folder, cell)
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        said = errors[-1] if errors and code == 2 else f"ended with exit code {code}"
+        output = log.read_text(encoding="utf-8", errors="replace").rpartition("\n$ ")[2]
+        errors = re.findall("^error: (.*)", output, re.MULTILINE)  # torchrun's own come after
+        said = errors[0] if errors else f"ended with exit code {code}"
         raise UserError(f"{log}: {script}: {said}; the same command goes on from here")
     if code == 2:
         sys.exit(2)
@@ -446,11 +452,13 @@ def check_ended(args, folder, cell, process):
     raise UserError(f"{script} ended with exit code {code}; the same command goes on from here")
 
 
-def stop_all(processes, stop):
-    """Have running steps save their work and end. Ctrl-C reaches them by itself."""
+def stop_all(processes):
+    """Have running steps save their work and end. Ctrl-C on a terminal has reached them already."""
+    deadline = time.monotonic() + GRACE
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(POLL)
     for process in processes:
-        if not isinstance(stop, KeyboardInterrupt) or isinstance(stop, Terminated):
-            process.terminate()
+        process.terminate()  # does nothing to one that has ended
     for process in processes:
         process.wait()
 

@@ -22,6 +22,7 @@ from reid import report
 from reid.checkpoint import Run, load_trained
 from reid.curves import draw_matrix
 from reid.dataset import check_prepared, eval_fingerprint, eval_images, prepared_folders
+from reid.device import choose_device, dtype_for, dtype_name
 from reid.errors import UserError, run
 from reid.features import made_by
 from reid.files import replacing, write_json, write_text
@@ -124,7 +125,10 @@ def test_run(args, one, made, dataset, folder):
     """
     mat = one.file(f"cross_{dataset}.mat")
     sets = load_mat(mat) if mat.exists() else None
-    if sets is None or not is_current(sets.source, made, folder):
+    wanted = None
+    if args.precision != "auto":  # which takes features of either arithmetic
+        wanted = dtype_name(dtype_for(choose_device(args.gpu_ids)[0], args.precision))
+    if sets is None or not is_current(sets.source, made, folder, wanted):
         words = ["--model_dir", one.path.parent, "--name", one.path.name, "--data_dir", folder]
         words += ["--mat", mat, "--which_epoch", args.which_epoch, "--batchsize", args.batchsize]
         words += ["--precision", args.precision, "--workers", args.workers]
@@ -142,9 +146,12 @@ def test_run(args, one, made, dataset, folder):
     return Cell(own, *by_ranking, query.identities)
 
 
-def is_current(source, made, folder):
-    """Tell whether features are those of a network and of a dataset's images as they are now."""
-    if source is None:
+def is_current(source, made, folder, arithmetic):
+    """Tell whether features are those of a network and of a dataset's images as they are now.
+
+    arithmetic: the one that they must have been computed in, None for any.
+    """
+    if source is None or (arithmetic and source.get("arithmetic") != arithmetic):
         return False
     images = [image for split in ("query", "gallery") for image in eval_images(folder / split)]
     return source.get("images") == eval_fingerprint(images) and source.items() >= made.items()

@@ -303,7 +303,9 @@ def features_of(images, args, world):
     """
     with world.together():
         trained, source = feature_space(args)
-        dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
+        dtype = None
+        if world.first:
+            dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
     dtype = world.of_first(dtype)
     source["arithmetic"] = dtype_name(dtype)
     world.say(

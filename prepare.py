@@ -23,7 +23,6 @@ Images are hard links: the same files under another name, so they take no space,
 edits the original. Where the file system has no links they are copied; see --copy and --symlink.
 """
 
-import shutil
 import sys
 from argparse import Namespace
 from collections import defaultdict
@@ -44,7 +43,7 @@ from reid.dataset import (
 from reid.datasets import cuhk03, layouts, own_photos
 from reid.datasets.layouts import LAYOUTS, RawImage
 from reid.errors import UserError, printable, run
-from reid.files import dumps, link, new_folder, read_json, symlink, write_text
+from reid.files import copy, dumps, link, new_folder, read_json, symlink, write_text
 from reid.images import is_image, read_image
 from reid.options import Parser, rate, seed
 
@@ -143,7 +142,7 @@ def main(argv=None):
             flag = "--copy" if args.copy else "--symlink"
             print(f"{flag}: changes nothing of it; delete it first", file=sys.stderr)
     else:
-        put = shutil.copyfile if args.copy else symlink if args.symlink else link
+        put = copy if args.copy else symlink if args.symlink else link
         make(target, splits, identities, put)
         print(f"{target}: made")
     zero_is_person = dataset == "folder" or LAYOUTS[dataset].zero_is_person

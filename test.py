@@ -85,7 +85,9 @@ def main(argv=None):
         trained = load_asked(args)
         transforms = eval_transforms(trained, args.ms)
         check_storable(args.mat, data_dir.resolve(), splits, trained.net.dim(trained.layer))
-        dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
+        dtype = None
+        if world.first:
+            dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
     dtype = world.of_first(dtype)
     world.say(
         f"{trained.weights}: {trained.net.backbone}, trained at {trained.height}x{trained.width}, "
@@ -95,6 +97,7 @@ def main(argv=None):
     source = locations(None if args.weights else run_folder, data_dir, args.mat)
     images = [image for entries in splits.values() for image in entries]
     source |= {"split": next(iter(splits)), "images": eval_fingerprint(images)}
+    source |= {"arithmetic": dtype_name(dtype)}
     source |= made_by(trained, args.ms)
     net = ready(trained.net, dtype, world)
 

@@ -35,8 +35,12 @@ def get_parser():
 
 def main(argv=None):
     args = parse_training(get_parser(), argv)
-    splits = training_splits(args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed)
-    engine.train(args, join_world(args.gpu_ids), splits, losses.cross_entropy)
+    world = join_world(args.gpu_ids)
+    with world.together():
+        splits = training_splits(
+            args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed
+        )
+    engine.train(args, world, splits, losses.cross_entropy)
 
 
 if __name__ == "__main__":

@@ -167,12 +167,16 @@ def parse(argv: list[str] | None = None) -> Namespace:
 
 def main(argv=None):
     args = parse(argv)
-    splits = training_splits(args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed)
-    generated = []
-    if args.num_generated != 0:
-        generated = generated_images(generated_folder(args), args.num_generated, args.seed, splits)
-    check_rule(args, generated)
     world = join_world(args.gpu_ids)
+    with world.together():
+        splits = training_splits(
+            args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed
+        )
+        generated = []
+        if args.num_generated != 0:
+            folder = generated_folder(args)
+            generated = generated_images(folder, args.num_generated, args.seed, splits)
+        check_rule(args, generated)
     world.say(f"{len(splits.train)} real and {len(generated)} generated images")
     rule = losses.label_rule(args.gan_label, args.gan_weight, args.gan_start)
     together = splits._replace(train=splits.train + generated)
@@ -180,7 +184,8 @@ def main(argv=None):
         if losses.needs_a_run(args.gan_label):
             rule.target.weights = taught_targets(args, world, splits, generated)
         if args.gan_label == "own":
-            rule.target.weights = own_targets(splits, generated).to(world.device)
+            with world.together():
+                rule.target.weights = own_targets(splits, generated).to(world.device)
         training.run()
 
 

@@ -37,7 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside the file `path`; at the end of the block it becomes `path`.
 
     If the block fails, nothing is left. Another process that writes the same file waits meanwhile.
+    Where `path` is a symbolic link, the file that it leads to is written.
     """
+    path = path.resolve()
     temporary = partial_name(path)
     with writing(path), locked(path, wait=True):
         try:

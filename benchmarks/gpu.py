@@ -426,9 +426,10 @@ class Setting:
         for name, cache in (("decoding", None), ("decoded", arrays)):
             workers = min(8, os.cpu_count() or 1)
             batches = EvalBatches(paths, transform, 64, workers, self.device, cache)
-            extract_batches(net, EvalBatches(paths[:64], transform, 64, 0, self.device), dtype, "")
+            first = EvalBatches(paths[:64], transform, 64, 0, self.device)
+            extract_batches(net, first, dtype, None)
             started = time.perf_counter()
-            extract_batches(net, batches, dtype, "")
+            extract_batches(net, batches, dtype, None)
             rates[name] = len(paths) / (time.perf_counter() - started)
         found = ", ".join(f"{rate:,.0f} images/s {name}" for name, rate in rates.items())
         return {"found": found, "flops": rates["decoded"] * counter.get_total_flops()}

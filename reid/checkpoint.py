@@ -10,6 +10,9 @@
     testing.json     with --val_ids, the layer and image size that find held-out people best
     results.json     the last word of each script that measured this run
 
+Other scripts add their own: threshold.json (evaluate.py), features_* (export.py), cross_*.mat
+(cross_test.py), tensorboard/.
+
 A `net_*.pth` is a plain state_dict without DataParallel's `module.` prefix; of a timm backbone it
 also has a tensor of bytes that names the backbone and its normalisation. state.pth is the
 truth: it is written first, and whatever else a kill kept from being written is written again from
@@ -80,7 +83,7 @@ def changed_option(options: dict, before: dict, free: set[str]) -> tuple[str, ob
 
 
 class Run:
-    """A run folder, `Run("model/ft_ResNet50")`; nothing is touched until it saves something."""
+    """A run folder, `Run("model/ft_ResNet50")`; it is not made until something is saved."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -101,16 +104,16 @@ class Run:
                 with suppress(OSError):  # not empty: the run is in it
                     parent.rmdir()
 
-    def start(self, options: dict, facts: dict) -> None:
-        """Make the folder with its opts.json: `options` from the command line, `facts` measured.
-
-        Raises UserError where the folder holds a run already.
-        """
+    def check_new(self) -> None:
+        """Raise UserError where the folder holds a run already."""
         if self.has_weights() or self.has_state():
             raise UserError(
                 f"{self.path}: holds a run already; go on with it (--resume), delete it, "
                 "or take another --name"
             )
+
+    def start(self, options: dict, facts: dict) -> None:
+        """Make the folder with its opts.json: `options` from the command line, `facts` measured."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -121,8 +124,8 @@ class Run:
         """Take back `start` where training failed before its first epoch was whole."""
         if self.has_weights() or self.has_state():
             return
-        self.file("opts.json").unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: something of the user's is in it
+        with suppress(OSError):  # it is a file, or something of the user's is in it
+            self.file("opts.json").unlink(missing_ok=True)
             self.path.rmdir()
 
     def exists(self) -> bool:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reid.device import choose_device
-from reid.errors import UserError, explanation
+from reid.errors import UserError, by_torchrun, explanation
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may read the dataset much slower than the others
 
@@ -124,7 +124,7 @@ def join_world(gpu_ids: str | None = None) -> World:
     gpu_ids: as `reid.device.choose_device`; under torchrun, each process takes the GPU of its
     number, or the one named, or "-1" the CPU.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not by_torchrun():
         device, gpus = choose_device(gpu_ids)
         return World(0, 1, device, gpus)
     local, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])

@@ -1,12 +1,14 @@
 """The training loop, one for every training script, on one process or several (torchrun)."""
 
 import copy
+import math
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -90,6 +92,8 @@ def opened(
             resuming = args.resume and run.exists()
             if resuming:
                 run.check_same(vars(args), facts)
+            else:
+                run.check_new()
             writer = tensorboard_writer(run.file("tensorboard")) if args.tensorboard else None
             torch.manual_seed(args.seed)
             net = build_network(
@@ -105,7 +109,9 @@ def opened(
                 transform = transform_for_testing(args.test_size, args.height, args.width)
                 with as_user_errors(args.backbone):
                     copy.deepcopy(net).set_size(*transform.size)
-            dtype = choose_dtype(args, world, net, run.opts() if resuming else {})
+            dtype = None
+            if world.first:  # others beside it would disturb its trial
+                dtype = choose_dtype(args, world, net, run.opts() if resuming else {})
         dtype = world.of_first(dtype)
         facts["arithmetic"] = dtype_name(dtype)
         facts["mean"], facts["std"] = net.normalisation
@@ -243,6 +249,10 @@ class Training:
             raise UserError(
                 f"{run.path}: its state is not this run's ({first_line(error)}); start anew"
             ) from error
+        if epochs > args.epochs:
+            raise UserError(
+                f"--epochs {args.epochs}: {run.path} has {epochs} already; ask for as many or more"
+            )
         if before != args.lr:
             world.say(f"--lr: {before} up to epoch {epochs}, {args.lr} from there on")
         if facts["generated"]:  # runs of older versions don't say
@@ -353,6 +363,7 @@ class Learner:
                 bar.update(self.sampler.batchsize)
                 self.show(bar, loss, started, number, images)
             self.check_losses(unchecked, number)
+        self.check_weights(number)
         loss, wrong, real = self.totals(totals)
         seconds = time.perf_counter() - started
         line = {
@@ -366,6 +377,8 @@ class Learner:
             line["with_generated"] = number > self.args.gan_start
         if self.val_images:
             line |= self.validate()
+            if not math.isfinite(line["val_loss"]):
+                raise diverged(number, "validation loss is")
         return line | {"seconds": round(time.perf_counter() - started, 2)}
 
     def step(self, batch: Batch, epoch: int = 1) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -440,11 +453,18 @@ class Learner:
         for fine, (_, numbers) in zip(finite, unchecked, strict=True):
             if not fine:
                 names = ", ".join(self.sampler.samples[n].path.name for n in numbers)
-                raise UserError(
-                    f"epoch {number}: the loss is no longer a number; lower --lr, or look at this "
-                    f"batch's images: {names}"
-                )
+                raise diverged(number, "loss is", f"lower --lr, or look at this batch: {names}")
         unchecked.clear()
+
+    def check_weights(self, number):
+        """Raise UserError where a step has left weights that are no numbers, before they are saved.
+
+        The loss of an epoch's last step is from before that step.
+        """
+        net = unwrap(self.net)
+        tensors = chain(net.parameters(), net.buffers())
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise diverged(number, "weights are")
 
     def bar(self, number, images):
         """Make an epoch's progress bar, shown on a terminal and by the first process only."""
@@ -488,6 +508,11 @@ class Learner:
         return before
 
 
+def diverged(epoch, subject, advice="lower --lr"):
+    """Return the UserError that all processes raise where something is infinite or NaN."""
+    return UserError(f"epoch {epoch}: the {subject} infinite or NaN; {advice}", agreed=True)
+
+
 def compares(args):
     """Tell whether the recipe has a loss that compares images of a batch."""
     return args.triplet > 0 or args.circle > 0
@@ -508,8 +533,9 @@ def batch_options(args: Namespace, samples: list[Sample]) -> Namespace:
     if not args.on_top:
         return args
     generated = sum(sample.generated for sample in samples)
-    proportion = generated / (len(samples) - generated)
-    gan_batch = args.gan_batch or max(1, round(args.batchsize * proportion))
+    real = len(samples) - generated
+    in_proportion = round(min(args.batchsize, real) * generated / real)
+    gan_batch = args.gan_batch or max(1, in_proportion)
     batches = {"batchsize": args.batchsize + gan_batch, "gan_batch": gan_batch}
     return Namespace(**vars(args) | batches)
 

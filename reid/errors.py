@@ -49,7 +49,7 @@ def run(main: Callable[[], None], torchrun: bool = False) -> None:
     prepare_streams()
     end_by_signals()
     try:
-        several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+        several = by_torchrun() and os.environ.get("WORLD_SIZE") != "1"
         if several and not torchrun:
             raise UserError("torchrun: this script is one process; start it with python", True)
         main()
@@ -114,7 +114,12 @@ def say(text: str) -> None:
 
 def is_first() -> bool:
     """Tell whether this is the only process, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return not by_torchrun() or os.environ["RANK"] == "0"
+
+
+def by_torchrun() -> bool:
+    """Tell whether torchrun started this process. (Other launchers may set RANK, too.)"""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def printable(text: object) -> str:

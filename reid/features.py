@@ -232,7 +232,8 @@ def extract(
         size = f", {transform}" if len(transforms) > 1 else ""
         batches = EvalBatches(world.shard(paths), transform, batchsize, workers, world.device)
         with world.together():
-            own = extract_batches(net, batches, dtype, world.first and label + size, layer)
+            bar = label + size if world.first else None
+            own = extract_batches(net, batches, dtype, bar, layer)
         scales.append(own)
     parts = world.collect(mean_direction(scales))
     return np.concatenate(parts) if world.first else None
@@ -243,16 +244,16 @@ def extract_batches(
     net: nn.Module,
     batches: EvalBatches,
     dtype: torch.dtype | None,
-    label: str | bool | None,
+    label: str | None,
     layer: str = "pool",
 ) -> np.ndarray:
     """Return the features of `reid.loading.EvalBatches`, float32 [N, D], in this process.
 
-    label: name of the progress bar; empty or False for no bar.
+    label: name of the progress bar, None for no bar.
     """
     net.eval()
     features = []
-    quiet = None if label else True
+    quiet = True if label is None else None
     with tqdm(total=len(batches.paths), desc=label, unit="image", disable=quiet) as bar:
         for images in batches:
             features.append(view_features(net, images, dtype, layer).cpu())
@@ -298,7 +299,7 @@ def inference_dtype(
 ) -> torch.dtype | None:
     """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one.
 
-    Several processes must take the first one's.
+    Of several processes the first alone finds it, so that none disturbs its trial.
     """
     dtype = dtype_for(device, precision, gpus)
     if precision == "auto" and dtype:

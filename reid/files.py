@@ -50,9 +50,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
             Path(temporary).write_text("{}")
 
     If the block fails, nothing is left. Another process that writes the same file waits meanwhile.
-    Raises UserError where `path` can't be written.
+    Where `path` is a symbolic link, the file that it leads to is written. Raises UserError where
+    `path` can't be written.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))
     temporary = partial_name(path)
     try:
         with locked(path, PATIENCE):
@@ -76,7 +77,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     If the block fails, nothing is left. Raises UserError where `path` can't be made, or another
     process is making it.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))  # a link to an empty folder stays
     temporary = partial_name(path)
     missing = []
     try:
@@ -168,11 +169,24 @@ def holder(lock):
 
 
 def link(path: str | Path, name: str | Path) -> None:
-    """Give a file another name: a hard link, or a copy where the file system has none."""
-    try:
+    """Give a file another name: a hard link, or a copy where the file system has none.
+
+    Raises UserError where the file is gone or can't be read.
+    """
+    with suppress(OSError):
         os.link(os.path.realpath(path), name)  # else of a symbolic link, the link itself
-    except OSError:
-        shutil.copyfile(path, name)
+        return
+    copy(path, name)
+
+
+def copy(path: str | Path, name: str | Path) -> None:
+    """Copy a file. Raises UserError where it is gone or can't be read."""
+    try:
+        source = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); replace it") from error
+    with source, open(name, "wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def symlink(path: str | Path, name: str | Path) -> None:
@@ -182,7 +196,7 @@ def symlink(path: str | Path, name: str | Path) -> None:
 
 def check_writable(path: str | Path) -> None:
     """Raise UserError where the file `path` can't be written: better now than after the work."""
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")

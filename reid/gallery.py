@@ -254,8 +254,10 @@ class Gallery:
 
         Takes those that are unchanged out of `listed`. Returns how many are gone.
         """
-        under = bounds(os.fsencode(root))
-        inside = "a.path >= ? AND a.path < ? AND NOT EXISTS (SELECT 1 FROM listed AS b WHERE"
+        inside, under = UNDER, [*bounds(os.fsencode(root))]
+        for part in self.passed_over(*under):
+            inside, under = f"{inside} AND NOT ({UNDER})", [*under, *bounds(part)]
+        inside += " AND NOT EXISTS (SELECT 1 FROM listed AS b WHERE"
         gone = self.base.execute(
             f"SELECT count(*) FROM images AS a WHERE {inside} a.path = b.path)", under
         ).fetchone()[0]
@@ -266,6 +268,20 @@ class Gallery:
         self.base.commit()
         self.loaded = None
         return gone
+
+    def passed_over(self, first, after):
+        """List folders between two paths that were added themselves, of which `listed` has none.
+
+        Such as prepared ones, which only a search of their own enters: their images stay.
+        """
+        found = f"SELECT 1 FROM listed WHERE {UNDER}"
+        inside = [root for root in self.roots() if first <= root[0] < after]
+        return [
+            root
+            for root, mounted in inside
+            if not self.base.execute(found, bounds(root)).fetchone()
+            and not seems_gone(root, mounted)
+        ]
 
     def extract(self, embed, threads, messages):
         """Add the features of the images in `listed`. Returns how many were extracted."""

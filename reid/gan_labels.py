@@ -3,7 +3,7 @@
 (All label rules are in `reid.losses`.) These targets are computed once, before training; several
 processes share the work and come to the same.
 Images are seen at the size that the finished run was trained on, people as large as it saw them in
-training (the middle of the enlarged image), in fp32.
+training (the middle of the enlarged image), without autocast.
 """
 
 from argparse import Namespace

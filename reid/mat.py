@@ -21,9 +21,9 @@ from reid.metrics import FeatureSet
 
 MATLAB_73 = b"MATLAB 7.3"
 NUMPY_STARTS = (b"PK\x03\x04", b"\x93NUMPY")  # first bytes of .npz and .npy
-# Keys of a source that say of which images the features are, and where things are; the others say
-# what made the features.
-LOCATIONS = ("run", "run_from_mat", "data_from_mat", "split", "images")
+# Keys of a source that say of which images the features are, where things are, and how they were
+# computed; the others say what made the features.
+CONTEXT = ("run", "run_from_mat", "data_from_mat", "split", "images", "arithmetic")
 LIMIT = 1 << 32  # bytes that a variable of MATLAB v5 can have
 UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 
@@ -31,7 +31,7 @@ UNIT = 1e-5  # how far from 1 the length of a normalised row may be
 class EvalSets(NamedTuple):
     """A file's content; `multi` is None without multi-query images, `data_dir` without paths.
 
-    source: a dict of what made the features and of LOCATIONS; None where another program wrote the
+    source: a dict of what made the features and of CONTEXT; None where another program wrote the
     file.
     """
 
@@ -46,7 +46,7 @@ class EvalSets(NamedTuple):
         """Return what made the features, as `reid.features.made_by` says it."""
         if self.source is None:
             return None
-        return {name: value for name, value in self.source.items() if name not in LOCATIONS}
+        return {name: value for name, value in self.source.items() if name not in CONTEXT}
 
 
 def feature_set(features: np.ndarray, entries: list[EvalImage], data_dir: Path) -> FeatureSet:
@@ -243,10 +243,10 @@ def text(content, key):
 def parse_source(value):
     """Return the dict that `save_mat` wrote as source; None where it is another program's."""
     try:
-        source = parse_json(value, "source", "", **dict.fromkeys(LOCATIONS, str))
+        source = parse_json(value, "source", "", **dict.fromkeys(CONTEXT, str))
     except UserError:
         return None
-    return source if "run" in source else None
+    return source if {"run", "weights_sha256"} & source.keys() else None
 
 
 def unit_length(features, what):

@@ -58,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file, flush=True)
 
     def error(self, message):
-        raise UserError(f"{message} (see {self.prog} --help)")
+        # All processes of a torchrun are called with the same flags.
+        raise UserError(f"{message} (see {self.prog} --help)", agreed=True)
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):

@@ -11,6 +11,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from reid.errors import by_torchrun
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "timm")
 
@@ -38,7 +40,7 @@ def version(package: str) -> str | None:
 def command_line() -> str:
     """Return the command that is running, as one would type it."""
     python = ["python"]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if by_torchrun():
         python = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
     return shlex.join([*python, Path(sys.argv[0]).name, *sys.argv[1:]])
 

@@ -207,14 +207,10 @@ def explainer(args, sets):
 
     if not (args.show or args.show_names):
         raise UserError("--explain: goes with pictures; add --show or --show_names")
-    if sets.source is None:
-        raise UserError(
-            f"--explain: {args.mat} doesn't say which run made it; write it with our test.py --name"
-        )
+    weights = run_weights(args.mat, sets.source)
     scales = tuple(sets.source.get("scales", [1.0]))
     if len(scales) > 1:
         raise UserError(f"--explain: {args.mat} was made with --ms of {len(scales)} scales")
-    weights = run_weights(args.mat, sets.source)
     embed = Embedder(
         weights.parent,
         weights.stem.removeprefix("net_"),

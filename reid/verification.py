@@ -32,8 +32,6 @@ def calibrate(mat: str | Path, rate: float) -> None:
     gone, or where it has too few pairs.
     """
     sets = load_mat(mat)
-    if sets.source is None:
-        raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py --name")
     path = run_weights(mat, sets.source).parent / FILE
     check_writable(path)
     steps = rates_by_step(sets.query, sets.gallery)
@@ -54,19 +52,22 @@ def possible_runs(mat, source):
 
     Stored paths are hints: the file, or the whole project, may have been moved or copied since.
     """
-    own = Path(mat).resolve().parent
-    stored = Path(source["run"])
+    if "run" not in source:  # made of a file of weights
+        return []
+    own, stored = Path(mat).resolve().parent, Path(source["run"])
     folders = [own / source["run_from_mat"]] if "run_from_mat" in source else []
     folders += [own] if own.name == stored.name else []
     return [folder for folder in [*folders, stored] if folder.is_dir()]
 
 
-def run_weights(mat: str | Path, source: dict) -> Path:
+def run_weights(mat: str | Path, source: dict | None) -> Path:
     """Return the weights file, in its run folder, that made a .mat file's features.
 
     source: the file's. Older ones don't say which weights: then the run's last.
-    Raises UserError where no folder has them.
+    Raises UserError where it names no run, or no folder has these weights.
     """
+    if not source or "run" not in source:
+        raise UserError(f"{mat}: doesn't say which run made it; write it with our test.py --name")
     wanted = source.get("weights_sha256")
     for folder in possible_runs(mat, source):
         for path in sorted(folder.glob("net_*.pth"), reverse=True):
@@ -80,7 +81,7 @@ def run_weights(mat: str | Path, source: dict) -> Path:
 
 def rates_at_stored(mat: str | Path, sets: EvalSets) -> dict | None:
     """Return `rates_at` the threshold stored in the run of a file's EvalSets; None without one."""
-    for folder in possible_runs(mat, sets.source) if sets.source else []:
+    for folder in possible_runs(mat, sets.source or {}):
         stored = stored_threshold(folder)
         if stored and stored["made_by"] == sets.made_by:
             return rates_at(stored["threshold"], sets.query, sets.gallery)

@@ -94,6 +94,10 @@ def test_features_are_kept_as_long_as_they_are_true(flags, tmp_path, monkeypatch
     call(cross_test.main, *flags)
     assert len(extracted) == 8
     assert table() != first
+    call(cross_test.main, *flags, "--precision", "bf16")
+    assert len(extracted) == 12
+    call(cross_test.main, *flags, "--precision", "auto")
+    assert len(extracted) == 12
     capsys.readouterr()
 
 

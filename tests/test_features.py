@@ -279,7 +279,7 @@ def test_script_and_embedder_give_the_same_features(run, prepared, tmp_path, mon
         where = {"run": str(run), "run_from_mat": os.path.relpath(run, tmp_path)}
         where["data_from_mat"] = os.path.relpath(prepared, tmp_path)
         assert len(source.pop("images")) == 64  # a hash
-        assert source == {**where, "split": split, **embed.made_by}
+        assert source == {**where, "split": split, "arithmetic": "float32", **embed.made_by}
         assert {file.split("/")[0] for file in content["query_files"]} == {split}
     assert source["weights_sha256"] == sha256(run / "net_last.pth")
 

@@ -10,7 +10,17 @@ import pytest
 from conftest import ROOT
 
 from reid.errors import UserError
-from reid.files import locked, new_folder, read_results, replacing, update_results
+from reid.files import (
+    copy,
+    link,
+    locked,
+    new_folder,
+    read_json,
+    read_results,
+    replacing,
+    update_results,
+    write_json,
+)
 
 HOLDER = """
 import sys, time
@@ -111,6 +121,36 @@ def test_no_section_is_lost_where_many_write_at_once(tmp_path):
     assert [process.wait() for process in processes] == [0] * 8
     assert read_results(path).keys() == {f"section{n}" for n in range(8)}
     assert tree(tmp_path) == ["results.json"]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "large_disk").mkdir()
+    name = tmp_path / "results.json"
+    name.symlink_to(tmp_path / "large_disk" / "r.json")
+    write_json(name, {"a": 1})
+    assert name.is_symlink()
+    assert read_json(tmp_path / "large_disk" / "r.json", "") == {"a": 1}
+    assert [path.name for path in (tmp_path / "large_disk").iterdir()] == ["r.json"]
+
+
+def test_a_link_to_an_empty_folder_leads_to_the_new_one(tmp_path):
+    (tmp_path / "large_disk").mkdir()
+    name = tmp_path / "pytorch"
+    name.symlink_to(tmp_path / "large_disk")
+    with new_folder(name) as folder:
+        (folder / "a.txt").touch()
+    assert name.is_symlink()
+    assert (tmp_path / "large_disk" / "a.txt").exists()
+
+
+def test_a_file_that_is_gone_is_named_in_place_of_the_output(tmp_path):
+    for put in link, copy:
+        with (
+            pytest.raises(UserError, match=r"/gone\.jpg: can't be read"),
+            new_folder(tmp_path / "new") as folder,
+        ):
+            put(tmp_path / "gone.jpg", folder / "a.jpg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_that_was_left_is_taken(tmp_path):

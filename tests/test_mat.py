@@ -40,7 +40,10 @@ def test_a_file_of_the_original():
     assert query.files is gallery.files is multi is data_dir is source is None
 
 
-@pytest.mark.parametrize("source", [None, {"run": "model/ü", "scales": [1.0, 0.9]}])
+@pytest.mark.parametrize(
+    "source",
+    [None, {"run": "model/ü", "scales": [1.0, 0.9]}, {"weights_sha256": "a", "split": "query"}],
+)
 def test_what_made_the_features(source, tmp_path):
     save_mat(tmp_path / "r.mat", random_sets()._replace(source=source))
     assert load_mat(tmp_path / "r.mat").source == source

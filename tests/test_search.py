@@ -380,6 +380,18 @@ def test_folders_side_by_side_and_within_one_another(tmp_path):
         assert len(found) == 3
 
 
+def test_a_prepared_folder_inside_keeps_its_images(tmp_path):
+    """Only an update of its own enters it; one of the folder above says nothing about it."""
+    query = crops(tmp_path / "market" / "pytorch" / "query", 3)
+    (tmp_path / "market" / "pytorch" / "train_all").mkdir()
+    crops(tmp_path / "market", 1)
+    with open_gallery(tmp_path / "all.index") as found:
+        found.update(query, FakeEmbed())
+        assert found.update(tmp_path / "market", FakeEmbed())[:2] == (1, 0)
+        assert found.update(query, FakeEmbed())[:2] == (0, 0)
+        assert len(found) == 4
+
+
 def test_what_is_no_image_of_the_gallery(tmp_path):
     folder = crops(tmp_path / "crops", 2)
     save_image(folder / "._000.png")

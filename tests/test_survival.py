@@ -17,6 +17,7 @@ from conftest import ROOT, call, exit_code, make_market, make_prepared
 
 import train_baseline
 from model import ft_net_dense
+from reid import engine
 from reid.checkpoint import Run
 from reid.errors import Interrupted, UserError
 
@@ -259,10 +260,29 @@ def test_best_weights_are_mended_after_a_kill_between_state_and_weights(
     assert_same(tmp_path / "r", unbroken)
 
 
+def test_a_diverged_epoch_is_not_saved(prepared, tmp_path, monkeypatch):
+    """Its loss is from before the step that made it diverge."""
+    words = flags(prepared, tmp_path, "r", "--epochs", 3, "--batchsize", 9)
+    with pytest.raises(UserError, match="epoch 1: the validation loss is infinite or NaN"):
+        call(train_baseline.main, *words, "--lr", "1e30")
+    step = engine.Learner.step
+
+    def overflowing(learner, *batch):
+        done = step(learner, *batch)
+        next(learner.net.parameters()).data[0] = float("inf")
+        return done
+
+    monkeypatch.setattr(engine.Learner, "step", overflowing)
+    with pytest.raises(UserError, match="epoch 1: the weights are infinite or NaN"):
+        call(train_baseline.main, *words)
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_loss_that_is_no_number_names_the_images(prepared, tmp_path):
-    with pytest.raises(UserError, match="the loss is no longer a number") as error:
-        call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 3, "--lr", "1e30"))
+    words = flags(prepared, tmp_path, "r", "--epochs", 3, "--lr", "1e30", "--train_all")
+    with pytest.raises(UserError, match="epoch 1: the loss is infinite or NaN") as error:
+        call(train_baseline.main, *words)
     named = str(error.value).split(": ")[-1].split(", ")
     assert len(named) == 4
-    there = {path.name for path in (prepared / "train_new").glob("*/*.jpg")}
+    there = {path.name for path in (prepared / "train_all_new").glob("*/*.jpg")}
     assert set(named) <= there
