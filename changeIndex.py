@@ -63,7 +63,7 @@ def renumber(folders, target, index):
         for folder in folders
         for path in list_images(folder)
     }
-    if target.exists():
+    if target.exists() and any(target.iterdir()):
         present = {
             path.relative_to(target)
             for path in target.glob("*/*")
@@ -71,6 +71,9 @@ def renumber(folders, target, index):
             and path.parent.name != GENERATED_FOLDER
             and not is_hidden(path.parent.name)  # resizeImage.py may be writing there
         }
+        generated = target / GENERATED_FOLDER
+        if not present and generated.exists():  # generated before the classes were numbered
+            raise UserError(f"{generated}: move it away, run this again, and move it back")
         if present != sources.keys():
             raise UserError(f"{target}: holds something else; delete it and run this again")
         print(f"{target}: already there and complete")

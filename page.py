@@ -34,9 +34,9 @@ MODEL_DIR = "model"
 NAME = "ft_ResNet50"
 
 HOST, PORT = "127.0.0.1", 7860
-NO_THRESHOLD = 1.0  # which no image reaches, where none is calibrated
+NO_THRESHOLD = 1.0  # where none is calibrated: only copies of the crop reach it
 DIGITS = 3  # of a similarity on the slider: more would make it long to walk with arrow keys
-KEPT = 300  # seconds that an uploaded file is kept, so that whoever has sent the same can have it
+UPLOADS_KEPT = 300  # seconds; uploads of the same file by several pages are one file
 AT_ONCE = 4  # searches; more wait for their turn
 IDLE = 3600  # seconds after which a page that was closed is forgotten
 SESSIONS = 100  # open pages whose rankings are kept in memory
@@ -162,7 +162,7 @@ def build(gradio, finder, stored, header):
         return actions.explain(view, event._data)
 
     with gradio.Blocks(
-        title=markup.TITLE, analytics_enabled=False, delete_cache=(60, KEPT)
+        title=markup.TITLE, analytics_enabled=False, delete_cache=(60, UPLOADS_KEPT)
     ) as page:
         view = gradio.State(None, time_to_live=IDLE)
         # Not in the view: maps that come after another search would bring the old one back.

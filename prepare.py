@@ -133,7 +133,7 @@ def main(argv=None):
     if dataset == "folder":
         one = splits["query"][0]
         print(f"for example, {one.source} is {one.name}: number of the person, c and the camera")
-    check(root, splits)
+    check(root, splits, args.no_camera)
     is_empty = target.is_dir() and not any(target.iterdir())
     if target.exists() and not is_empty:
         check_complete(target, splits, identities)
@@ -150,6 +150,7 @@ def main(argv=None):
     if dataset != "msmt17":  # it numbers the people of training and of testing each from 0
         warn_of_known_people(splits, zero_is_person)
     warn_of_single_images(splits)
+    warn_of_lost_queries(splits)
     say_left_out(left_out)
 
 
@@ -172,9 +173,9 @@ def find_images(
     """
     identities, left_out = None, []
     if dataset == "folder":
-        finder = own_photos.make_finder(args.id_regex, args.camera_regex, args.no_camera)
+        patterns = own_photos.make_patterns(args.id_regex, args.camera_regex, args.no_camera)
         raw, identities, left_out = own_photos.splits_of(
-            root, finder, args.test_fraction, args.seed
+            root, patterns, args.test_fraction, args.seed
         )
     elif dataset == "cuhk03-np":
         raw = cuhk03.splits_of(root, cuhk03.choose_variant(root, args.variant))
@@ -192,8 +193,11 @@ def prepared_path(split, image):
     return Path(split, image.identity, image.name)
 
 
-def check(root, splits):
-    """Raise UserError where the images and their names can't be right."""
+def check(root, splits, no_camera):
+    """Raise UserError where the images and their names can't be right.
+
+    no_camera: whether the cameras in the names are made up.
+    """
     for split, images in splits.items():
         check_spelling(f"{root}: {split}", {image.identity for image in images})
         seen = set()
@@ -211,7 +215,8 @@ def check(root, splits):
         ]
         for split, images in splits.items()
     }
-    check_cameras(root, [image for images in entries.values() for image in images])
+    if not no_camera:
+        check_cameras(root, [image for images in entries.values() for image in images])
     check_copies(entries["query"], entries["gallery"])
 
 
@@ -342,6 +347,22 @@ def warn_of_single_images(splits):
         print(
             f"warning: {alone} training identities have one image, which is in val and not in "
             "train; train with --train_all",
+            file=sys.stderr,
+        )
+
+
+def warn_of_lost_queries(splits):
+    """Say on standard error how many queries have no right answer in the gallery."""
+    cameras = defaultdict(set)
+    for image in splits["gallery"]:
+        identity, camera = parse_name(image.name)
+        cameras[identity].add(camera)
+    queries = [parse_name(image.name) for image in splits["query"]]
+    lost = sum(not cameras[identity] - {camera} for identity, camera in queries)
+    if lost:
+        print(
+            f"warning: {lost} of {len(queries)} queries have no image of another camera in the "
+            "gallery, or none but a copy: they can't be found",
             file=sys.stderr,
         )
 

@@ -143,5 +143,5 @@ run_tests() {
 case "${1:-}" in
   demo) install; demo ;;
   test) install; run_tests "${@:2}" ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' run.sh; exit 2 ;;
 esac

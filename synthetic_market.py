@@ -18,6 +18,8 @@ import multiprocessing
 import os
 import signal
 from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -318,7 +320,7 @@ def save_tracklets(seed, look, folder, tracklets):
     files, parent = 0, multiprocessing.parent_process()
     for tracklet in tracklets:
         if parent and not parent.is_alive():  # killed; the next run may write the same files
-            raise SystemExit
+            os._exit(1)
         for shot, picture in render_tracklet(tracklet, seed, look):
             for path in shot.paths:
                 save_jpeg(Path(folder, path), picture, LOOKS[look].cameras[tracklet.camera].quality)
@@ -344,15 +346,31 @@ def render(folder, scale, seed, workers, look=LOOK):
             for task in tasks:
                 bar.update(save(task))
         else:
-            # spawn is the same on every system, and workers start with one thread each
-            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-            context = multiprocessing.get_context("spawn")
-            ignore = (signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
-            with context.Pool(workers, signal.signal, ignore) as pool:
-                for files in pool.imap_unordered(save, tasks):
-                    bar.update(files)
+            for files in by_processes(save, tasks, workers):
+                bar.update(files)
     save_jpeg(Path(folder, "contact_sheet.jpg"), contact_sheet(tracklets, folder, look), 92)
     return dict(sorted(counts.items()))
+
+
+def by_processes(function, tasks, workers):
+    """Yield `function(task)` of each task, as they are done, by worker processes."""
+    # spawn is the same on every system, and workers start with one thread each
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers inherit it
+    try:
+        jobs = [pool.submit(function, task) for task in tasks]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        for job in as_completed(jobs):
+            yield job.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that renders has ended; is the memory full? lower --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def contact_sheet(tracklets, folder, look=LOOK, rows=8):

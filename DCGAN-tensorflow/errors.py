@@ -5,7 +5,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")  # as PyTorch says it
 
 
 class UserError(Exception):
@@ -26,7 +27,7 @@ def run(main: Callable[[], None]) -> None:
     SIGTERM. Either prints one line and no traceback.
     """
     prepare_streams()
-    signal.signal(signal.SIGTERM, interrupt)
+    end_by_signals()
     try:
         main()
         sys.stdout.flush()
@@ -72,7 +73,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "ResourceExhaustedError"
-        or (isinstance(error, RuntimeError) and "memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY))
     )
 
 
@@ -89,16 +90,34 @@ def prepare_streams() -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM, which schedulers and `kill` send, as Ctrl-C: the script tidies up."""
-    raise KeyboardInterrupt
+def ending_signals() -> list[int]:
+    """Return Ctrl-C, SIGTERM and a closed terminal, but for those that are ignored.
+
+    In the background and under nohup some are, and stay so.
+    """
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def end_by_signals() -> None:
+    """Have these signals end the script as Ctrl-C does: once, so that it can tidy up."""
+    received = []
+
+    def stop(number, frame):
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+
+    for number in ending_signals():
+        signal.signal(number, stop)
 
 
 @contextmanager
 def postponed_interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in a list, for a loop that ends between two steps."""
+    """Collect these signals in a list, for a loop that ends between two steps."""
     caught = []
-    signals = signal.SIGINT, signal.SIGTERM
+    signals = ending_signals()
     before = [signal.signal(s, lambda number, frame: caught.append(number)) for s in signals]
     try:
         yield caught

@@ -287,8 +287,11 @@ def train(args: argparse.Namespace, stored: dict, folder: Path) -> None:
 
 def generate(args: argparse.Namespace, stored: dict, folder: Path) -> None:
     """Do what --options asks for: generate images from the run in `folder`."""
-    path = checkpoint.find(folder, args.which)
+    checkpoint.find(folder, args.which)  # where there is none, it is said before the backend starts
     single, n = args.options == 5, args.sample_size
+    start_backend()
+    gan = build(args, "fp32")
+    path = checkpoint.find(folder, args.which)  # a training may have replaced the one from before
     what = {0: f"a grid of {n} images", 1: "grids", 2: "GIFs", 3: "GIFs", 4: "a GIF of all sweeps"}
     what = what.get(args.options, f"{n} single images")
     print(
@@ -297,8 +300,6 @@ def generate(args: argparse.Namespace, stored: dict, folder: Path) -> None:
         f"{args.output_path if single else args.sample_dir}",
         flush=True,
     )
-    start_backend()
-    gan = build(args, "fp32")
     digest = restore(gan, path, generator_only=True)
     if single:
         about = {

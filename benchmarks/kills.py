@@ -116,7 +116,12 @@ def kill_often(house, name, args):
             left = sorted(path for path, _, _ in listing(house.here) - before if is_half(path))
             wrong += [f"left {path}" for path in left]
         words_again = words + AGAIN.get(name, "").split()
-        code = house.start(words_again).ended(LIMIT)
+        server = house.start(words_again)
+        code = server.ended(LIMIT)
+        if code is None:
+            wrong.append(f"second call: still runs after {LIMIT} s")
+            server.kill(signal.SIGKILL)
+            server.ended(TIDY)
         found = list(differences(wanted, tree(house.here), varying))
         if code and (code != 2 or found):  # 2: all is there already, says resizeImage.py
             wrong.append(f"second call: exit code {code}: {house.said().strip()[-300:]}")

@@ -71,8 +71,11 @@ def main(argv=None):
 def row(folder, images, dim, where, args):
     """Measure and print a row of the table."""
     run, index = folder / f"run_{dim}", folder / f"{images}_{dim}.index"
-    if not index.exists():
-        child(["--one", "make", str(run), str(index)])
+    if not index.exists():  # under its name only when whole
+        begun = index.with_suffix(".begun")
+        begun.unlink(missing_ok=True)
+        child(["--one", "make", str(run), str(begun)])
+        begun.rename(index)
     queries = args.queries if where == "memory" else 3
     words = ["--one", where, str(run), str(index), "--queries", str(queries)]
     turns = [child(words) for _ in range(args.turns)]

@@ -28,9 +28,11 @@ GENERATED_LABEL = -1
 
 # Market-1501 0002_c1s1_000451_03.jpg, DukeMTMC-reID 0001_c2_f0046182.jpg, CUHK03-NP 0001_c1_1.png,
 # VeRi 0001_c001_00016450_0.jpg, whose identities are also written v0001
-CAMERA_AFTER_C = re.compile(r"v?(?P<id>-?\d+)_c(?P<camera>\d+)")
+CAMERA_AFTER_C = re.compile(r"v?(?P<id>-?\d+)_c(?P<camera>\d+)", re.ASCII)
 # MSMT17 0000_000_01_0303morning_0015_0.jpg: id, number of the image, camera, date, time of day
-CAMERA_THIRD = re.compile(r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_\d{4}(morning|noon|afternoon)_")
+CAMERA_THIRD = re.compile(
+    r"(?P<id>-?\d+)_\d+_(?P<camera>\d+)_\d{4}(morning|noon|afternoon)_", re.ASCII
+)
 EXAMPLES = {
     CAMERA_AFTER_C: "0002_c1s1_000451_03.jpg (id 2, camera 1)",
     CAMERA_THIRD: "0000_000_01_0303morning_0015_0.jpg (id 0, camera 1)",

@@ -122,6 +122,16 @@ def test_folders_that_are_at_work_are_not_looked_at(prepared):
     assert count_classes(labelled_images(prepared / "train_new")) == 3
 
 
+def test_images_generated_before_classes_are_numbered(prepared):
+    shutil.rmtree(prepared / "train_new")
+    save_image(prepared / "train_new" / "gen_0000" / "1.jpg")
+    with pytest.raises(UserError, match="train_new/gen_0000: move it away, run this again"):
+        call(changeIndex.main, "--data_dir", prepared)
+    (prepared / "train_new" / "gen_0000").rename(prepared / "gen_0000")  # leaves an empty folder
+    call(changeIndex.main, "--data_dir", prepared)
+    assert count_classes(labelled_images(prepared / "train_new")) == 3
+
+
 def names(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*"))
 

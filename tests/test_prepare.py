@@ -828,7 +828,9 @@ def test_only_query_and_gallery(tmp_path, capsys):
     shutil.rmtree(root / "bounding_box_train")
     call(prepare.main, "--download_path", root)
     assert sorted(path.name for path in (root / "pytorch").iterdir()) == ["gallery", "query"]
-    assert "no training images" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "duke (guessed" in out
+    assert "no training images" in err
     save_all(tmp_path / "own" / "query" / "a", ["1.jpg"])
     save_all(tmp_path / "own" / "gallery" / "a", ["2.jpg"])
     call(prepare.main, "--download_path", tmp_path / "own", "--no_camera")
@@ -890,6 +892,29 @@ def test_copies_with_cameras_are_left_out(tmp_path, capsys):
     shutil.copy(split / "query" / "a" / "cam1.jpg", split / "gallery" / "a" / "cam3.jpg")
     call(prepare.main, "--download_path", split, "--camera_regex", r"cam(\d)")
     assert good_ones(split / "pytorch") == [1, 1]
+
+
+def test_queries_that_nothing_answers(tmp_path, fails, capsys):
+    save_all(tmp_path / "query" / "a", ["cam1.jpg"])
+    save_all(tmp_path / "query" / "b", ["cam1.jpg"])
+    shutil.copytree(tmp_path / "query" / "a", tmp_path / "gallery" / "a")
+    flags = ("--download_path", tmp_path, "--dataset", "folder")
+    says = "every photo in gallery is a copy of one in query"
+    fails(*flags, "--camera_regex", r"cam(\d)", says=says)
+    call(prepare.main, *flags, "--no_camera")
+    assert "warning: 2 of 2 queries have no image of another camera" in capsys.readouterr().err
+
+
+def test_many_copies_are_not_many_cameras(tmp_path):
+    save_all(tmp_path / "gallery" / "a", [f"{n}.jpg" for n in range(12)])
+    shutil.copytree(tmp_path / "gallery" / "a", tmp_path / "query" / "a")
+    call(prepare.main, "--download_path", tmp_path, "--dataset", "folder", "--no_camera")
+    assert good_ones(tmp_path / "pytorch") == [11] * 12
+
+
+def test_digits_are_ascii(tmp_path, fails):
+    names = ["0002_c1s1_000001_00.jpg"], ["٣_c1s1_000001_00.jpg"], ["0003_c2s1_000001_00.jpg"]
+    fails("--download_path", market_like(tmp_path, names), says="٣_c1s1_000001_00.jpg")
 
 
 def test_a_picture_of_two_people(tmp_path, fails):

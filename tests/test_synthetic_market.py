@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import exit_code
 from PIL import Image
 
 import synthetic_market as market
+from reid.errors import UserError
 
 TINY = market.Scale(
     train_ids=5, train_images=24, test_ids=4, queries=11, gallery_images=30, distractors=5, junk=6
@@ -276,6 +278,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_demo, monkeypatch, cap
     assert code == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_is_killed_is_said():
+    with pytest.raises(UserError, match="a process that renders has ended"):
+        list(market.by_processes(os._exit, [1, 1, 1], 2))
 
 
 def test_as_a_process_help_shows_defaults_and_flags_are_not_abbreviated(tmp_path):

@@ -84,7 +84,7 @@ def error_line(monkeypatch, capsys):
     It checks that a process would end with exit code 2, one line and no other output.
     """
     monkeypatch.setattr(errors, "prepare_streams", lambda: None)  # the streams are pytest's
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in errors.ending_signals()}
 
     def error_line(script_main, *flags):
         capsys.readouterr()
@@ -96,7 +96,8 @@ def error_line(monkeypatch, capsys):
         return stderr
 
     yield error_line
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class StubGAN:

@@ -111,6 +111,8 @@ class ResourceExhaustedError(Exception):
         (MemoryError(), True),
         (ResourceExhaustedError("OOM when allocating tensor"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shapes differ"), False),
         (ValueError("memory"), False),
     ],

@@ -3,6 +3,7 @@
 import signal
 
 import checkpoint
+import errors
 import main
 import numpy as np
 import pytest
@@ -99,3 +100,15 @@ def test_a_loss_or_weight_that_is_no_number_ends_the_training(broken, tmp_path):
     with pytest.raises(UserError, match="is no number any more"):
         train(gan, tmp_path)
     assert {path: path.read_bytes() for path in run.glob("*.npz")} == kept
+
+
+def test_a_closed_terminal_ends_a_training_and_an_ignored_signal_does_not():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's background
+    try:
+        with errors.postponed_interrupts() as caught:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGHUP)
+        assert caught == [signal.SIGHUP]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

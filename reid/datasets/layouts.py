@@ -132,8 +132,9 @@ def guess(folder, dataset=None):
         if any((folder / sign).exists() for sign in LAYOUTS[name].signs)
     ]
     if len(names) > 1:  # datasets with Market-1501's folders: their images' names differ
-        images = sorted(p for p in (folder / MARKET_FOLDERS["train"]).glob("*") if is_image(p))
-        fitting = [n for n in names if images and re.match(LAYOUTS[n].names, images[0].name)]
+        paths = (path for split in MARKET_FOLDERS.values() for path in (folder / split).glob("*"))
+        images = sorted(path.name for path in paths if is_image(path))
+        fitting = [n for n in names if images and re.match(LAYOUTS[n].names, images[0])]
         names = fitting or names
     return names[0] if names else None
 
@@ -266,6 +267,7 @@ LAYOUTS = {
             "detected/bounding_box_train",
             "labeled/bounding_box_train",
             "bounding_box_train",
+            "bounding_box_test",
             "cuhk03_new_protocol_config_detected.mat",
             "cuhk03_new_protocol_config_labeled.mat",
         ),

@@ -45,7 +45,7 @@ class Photo(NamedTuple):
     camera: str | None
 
 
-class Finder(NamedTuple):
+class PathPatterns(NamedTuple):
     """The expressions that find identity and camera in a photo's path.
 
     identity: None where the first folder's name is the identity. camera: None without cameras.
@@ -56,7 +56,7 @@ class Finder(NamedTuple):
 
 
 def splits_of(
-    root: Path, finder: Finder, test_fraction: float, seed: int
+    root: Path, patterns: PathPatterns, test_fraction: float, seed: int
 ) -> tuple[dict[str, list[RawImage]], dict[str, dict], list[str]]:
     """Return the images, names and left-out files of the photos under a folder.
 
@@ -64,9 +64,9 @@ def splits_of(
     (no cameras with --no_camera), and a line for each file or folder that is left out.
     """
     left_out = []
-    if has_splits(root, finder):
+    if has_splits(root, patterns):
         splits = {
-            split: find_photos(root / split, finder, left_out)
+            split: find_photos(root / split, patterns, left_out)
             for split in SPLITS
             if (root / split).is_dir()
         }
@@ -77,15 +77,19 @@ def splits_of(
             if not is_hidden(folder.name) and not is_prepared(folder)
         ]
     else:
-        splits = divide(find_photos(root, finder, left_out), test_fraction, seed, left_out)
+        splits = divide(find_photos(root, patterns, left_out), test_fraction, seed, left_out)
     photos = list(itertools.chain(*splits.values()))
     warn_of_two_people(photos)
     identities = number_names({photo.identity for photo in photos})
     check_spelling(root, [name for name in identities if DIGITS.fullmatch(name)])
-    if finder.camera:
+    if patterns.camera:
         pairs = copies(splits["query"], splits["gallery"])
         pairs = [(query, photo) for query, photo in pairs if query.identity == photo.identity]
         splits["gallery"] = without_copies(splits["gallery"], pairs, left_out)
+        if not splits["gallery"]:
+            raise UserError(
+                f"{root}: every photo in gallery is a copy of one in query; put others there"
+            )
         numbers = number_names({photo.camera for photo in photos})
         cameras = {photo.path: numbers[photo.camera] for photo in photos}
     else:
@@ -105,14 +109,14 @@ def splits_of(
     return renamed, {"identities": identities, "cameras": numbers}, left_out
 
 
-def make_finder(id_regex: str | None, camera_regex: str | None, no_camera: bool) -> Finder:
-    """Return the Finder for the flags. Raises UserError where they name no camera."""
+def make_patterns(id_regex: str | None, camera_regex: str | None, no_camera: bool) -> PathPatterns:
+    """Return the PathPatterns of the flags. Raises UserError where they name no camera."""
     if camera_regex is None and not no_camera:
         raise UserError(
             "--dataset folder: give --camera_regex, which finds the camera in the photos' paths, "
             "e.g. 'cam(\\d+)', or --no_camera"
         )
-    return Finder(
+    return PathPatterns(
         id_regex and expression("--id_regex", id_regex),
         camera_regex and expression("--camera_regex", camera_regex),
     )
@@ -138,31 +142,32 @@ def match_name(pattern, group, below):
     return str(int(name)) if name and DIGITS.fullmatch(name) else name  # 01 and 1 are one
 
 
-def has_splits(root, finder):
+def has_splits(root, patterns):
     """Tell whether there are query and gallery. Raises UserError where one of them is missing.
 
     With --id_regex a single folder of these names may mean something else, as GRID's gallery does.
     """
     present = [split for split in SPLITS if (root / split).is_dir()]
     missing = [split for split in ("query", "gallery") if split not in present]
-    if len(present) > (1 if finder.identity else 0) and missing:
+    if len(present) > (1 if patterns.identity else 0) and missing:
         raise UserError(f"{root / missing[0]}: no such folder, though there is {root / present[0]}")
     return not missing
 
 
-def find_photos(folder, finder, left_out):
+def find_photos(folder, patterns, left_out):
     """Return the photos under a folder, sorted by identity, then by path.
 
     Adds a line to `left_out` for each other file. Raises UserError where there are none.
     """
     paths = map(Path, walk_images(folder, left_out, skip=is_prepared))
-    photos = [read_photo(path, path.relative_to(folder), finder, left_out) for path in paths]
+    photos = [read_photo(path, path.relative_to(folder), patterns, left_out) for path in paths]
     photos = [photo for photo in photos if photo]
-    if not photos and finder.identity:
+    if not photos and patterns.identity:
         raise UserError(
-            f"{folder}: --id_regex {finder.identity.pattern} finds no identity in any image's path"
+            f"{folder}: --id_regex {patterns.identity.pattern} finds no identity in any image's "
+            "path"
         )
-    if not finder.identity:
+    if not patterns.identity:
         check_homes(folder, {photo.identity for photo in photos})
     if not photos:
         raise UserError(
@@ -189,14 +194,14 @@ def check_homes(folder, identities):
             raise UserError(f"{home}: no images in it; take it out")
 
 
-def read_photo(path, below, finder, left_out):
+def read_photo(path, below, patterns, left_out):
     """Return the Photo of a file; None, and a line in `left_out`, where it has no identity.
 
     below: the file's path relative to the folder of photos. Raises UserError without a camera.
     """
-    if finder.identity:
+    if patterns.identity:
         below = below.as_posix()
-        identity = match_name(finder.identity, "id", below)
+        identity = match_name(patterns.identity, "id", below)
         if not identity:
             left_out.append(f"{path}: --id_regex finds no identity in {below}")
             return None
@@ -205,12 +210,12 @@ def read_photo(path, below, finder, left_out):
         return None
     else:
         identity, below = plain(below.parts[0]), Path(*below.parts[1:]).as_posix()
-    if not finder.camera:
+    if not patterns.camera:
         return Photo(path, identity, below, None)
-    camera = match_name(finder.camera, "camera", below)
+    camera = match_name(patterns.camera, "camera", below)
     if not camera:
         raise UserError(
-            f"{path}: --camera_regex {finder.camera.pattern} finds no camera in {below}"
+            f"{path}: --camera_regex {patterns.camera.pattern} finds no camera in {below}"
         )
     return Photo(path, identity, below, camera)
 

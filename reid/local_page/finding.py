@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from reid.dataset import parse_name
-from reid.errors import UserError
+from reid.errors import UserError, printable
 from reid.explain import Explanation
 from reid.features import Embedder
 from reid.files import sha256
@@ -90,7 +90,7 @@ class Finder:
         except OSError as error:
             raise UserError(f"{path.name}: can't be read ({error.strerror})") from error
         except UserError as error:  # where the upload lies is nobody's business
-            raise UserError(str(error).replace(str(path), path.name)) from error
+            raise UserError(str(error).replace(printable(path), path.name)) from error
         inputs = self.embed.to_input(image)
         feature = self.embed.of_batch([inputs])[0]
         if not np.isfinite(feature).all():
