@@ -37,11 +37,13 @@ usable_venv() (
 
 find_python() {
   for python in python3 python3.13 python3.12 python3.11 python; do
-    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
+    then
       return
     fi
   done
-  echo "error: no Python 3.11 or newer found; install one and call this again" >&2
+  echo "error: no Python 3.11 to 3.13 found (there is no TensorFlow for later ones); install one" \
+    "and call this again" >&2
   exit 2
 }
 

@@ -17,8 +17,9 @@ from model import ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import UserError
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 GAN = ROOT / "DCGAN-tensorflow"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [GAN / "README.md"]
 # Flags of tools that are not ours: torchrun's, pytest's, run.sh's.
 OTHERS = "--nproc_per_node --nnodes --rdzv_backend --rdzv_endpoint --quick".split()
 
