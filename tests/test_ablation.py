@@ -1,15 +1,19 @@
 """ablation.py: means over seeds, the table, and a grid that is stopped and goes on."""
 
 import argparse
+import importlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, call, exit_code, save_image
 from PIL import Image
 from scipy import stats
@@ -257,6 +261,26 @@ def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """A function: from its call on the grid's scripts run in this process, which saves starts."""
+
+    class Finished:
+        def __init__(self, command):
+            self.args = command
+            script = next(n for n, word in enumerate(command) if word.endswith(".py"))
+            module = importlib.import_module(Path(command[script]).stem)
+            self.returncode = exit_code(module.main, *command[script + 1 :])
+
+        def poll(self):
+            return self.returncode
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda: monkeypatch.setattr(ablation, "subprocess", SimpleNamespace(Popen=Finished))
+    torch.set_num_threads(threads)
+
+
 def stop_at(line, number, flags):
     """Start the grid, stop it at a line of its output; returns all of that and the error lines.
 
@@ -286,7 +310,9 @@ def stop_at(line, number, flags):
 
 
 @pytest.mark.slow
-def test_a_grid_is_stopped_goes_on_and_is_not_run_again(small, prepared, tmp_path, capfd):
+def test_a_grid_is_stopped_goes_on_and_is_not_run_again(
+    small, prepared, tmp_path, capfd, in_process
+):
     """SIGTERM to it alone, Ctrl-C, the rest, nothing; then a cell of which results are lost."""
     flags = [*small, "--numbers", 2, "--seeds", 0, "--", *SMALL, 4]
     folder = tmp_path / "model" / "g"
@@ -305,6 +331,7 @@ def test_a_grid_is_stopped_goes_on_and_is_not_run_again(small, prepared, tmp_pat
     assert err[-1] == stopped
     assert not (folder / "table.md").exists()
 
+    in_process()
     call(ablation.main, *flags)
     out = capfd.readouterr().out
     assert "2 cells, 1 of them done; to run:\n  densenet121_lsro_2_seed0\n" in out
@@ -339,13 +366,15 @@ def scripts(out):
 
 
 @pytest.mark.slow
-def test_two_cells_at_a_time_are_the_same(small, tmp_path, monkeypatch, capfd):
+def test_two_cells_at_a_time_are_the_same(small, tmp_path, monkeypatch, capfd, in_process):
     """A rule of a finished run waits for its baseline; output goes to a file for each cell."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     flags = [*small, "--gan_labels", "lsro", "teacher", "--numbers", 2, "--seeds", 0]
     results = {}
-    for jobs in (1, 2):
+    for jobs in (2, 1):
         name = f"jobs{jobs}"
+        if jobs == 1:
+            in_process()
         call(ablation.main, *flags, "--name", name, "--jobs", jobs, "--", *SMALL, 1)
         out = capfd.readouterr().out
         folder = tmp_path / "model" / name
@@ -360,6 +389,7 @@ def test_two_cells_at_a_time_are_the_same(small, tmp_path, monkeypatch, capfd):
         assert logs == ([] if jobs == 1 else [cell.name for cell in cells])
         assert len(scripts(out)) == (12 if jobs == 1 else 0)
     assert results[1] == results[2]
+    monkeypatch.undo()
     image = next((tmp_path / "market" / "pytorch" / "train_new" / "0001").iterdir())
     image.write_bytes(b"no image")
     assert exit_code(ablation.main, *flags, "--name", "bad", "--jobs", 2, "--", *SMALL, 1) == 2

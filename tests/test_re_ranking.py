@@ -97,7 +97,12 @@ SEEDS = [
 @pytest.mark.parametrize("seed", SEEDS)
 def test_against_the_plain_code(seed, monkeypatch):
     rng = np.random.default_rng(seed)
-    queries, gallery = (int(n) for n in rng.integers(1, (60, 200)))
+    # Blocks and chunks of every size, down to one image; the smallest take long for many images.
+    work, pairs = int(2 ** rng.integers(4, 22)), int(2 ** rng.integers(1, 12))
+    monkeypatch.setattr(ours, "WORK", work)
+    monkeypatch.setattr(ours, "PAIRS", pairs)
+    most = (60, 200) if work >= 1024 and pairs >= 16 else (15, 60)
+    queries, gallery = (int(n) for n in rng.integers(1, most))
     if seed % 10 == 0:
         queries = 1
     if seed % 10 == 1:
@@ -105,9 +110,6 @@ def test_against_the_plain_code(seed, monkeypatch):
     q, g = people(rng, queries, gallery, dim=int(rng.integers(2, 40)), noise=rng.uniform(0.1, 1.5))
     k1, k2 = int(rng.integers(1, 30)), int(rng.integers(1, 10)) if seed % 3 else 1
     settings = k1, k2, rng.uniform(0, 1)
-    # Blocks and chunks of every size, down to one image.
-    monkeypatch.setattr(ours, "WORK", int(2 ** rng.integers(4, 22)))
-    monkeypatch.setattr(ours, "PAIRS", int(2 ** rng.integers(1, 12)))
     expected = plainly(q, g, *settings)
     for block in (1, 7, 32, 1024):
         found = at_once(q, g, *settings, block=block, keep=block % 2 == 1)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import ROOT, save_image
 
-from model import ft_net_dense
 from reid.checkpoint import Run
 from reid.errors import UserError
+from reid.weights import build_network
 
 GAN = ROOT / "DCGAN-tensorflow"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -150,7 +150,7 @@ def runs(tmp_path_factory):
     run = Run(folder / "model/demo_baseline")
     run.start({"height": 64, "width": 32}, {})
     torch.manual_seed(0)
-    run.save_weights(ft_net_dense(3), "last")
+    run.save_weights(build_network("resnet18", 3, "none", (64, 32)), "last")
     trained = load_trained(run.path)
     facts = metadata(trained, run.path.name, "fp32", "inside")
     run.file("features_fp32_inside.onnx").write_bytes(onnx_file(trained, facts))
@@ -173,5 +173,5 @@ def test_snippet_runs(page, code, runs, monkeypatch):
     exec(code, names)
     features = names["features"]
     assert features.dtype == np.float32
-    assert features.shape == (1, 1024)
+    assert features.shape == (1, 512)
     assert np.linalg.norm(features[0]) == pytest.approx(1, abs=1e-4)
