@@ -831,6 +831,10 @@ def test_only_query_and_gallery(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "duke (guessed" in out
     assert "no training images" in err
+    root = cuhk03_folders(tmp_path / "cuhk03-np") / "detected"
+    shutil.rmtree(root / "bounding_box_train")
+    call(prepare.main, "--download_path", root)
+    assert "cuhk03-np (guessed" in capsys.readouterr().out
     save_all(tmp_path / "own" / "query" / "a", ["1.jpg"])
     save_all(tmp_path / "own" / "gallery" / "a", ["2.jpg"])
     call(prepare.main, "--download_path", tmp_path / "own", "--no_camera")

@@ -62,8 +62,8 @@ def choose_variant(root: Path, variant: str) -> str:
 
 
 def has_folders(root):
-    """Tell whether `root` holds the form with Market-1501's folders."""
-    return (root / MARKET_FOLDERS["train"]).is_dir()
+    """Tell whether `root` holds the form with Market-1501's folders, or some of them."""
+    return any((root / folder).is_dir() for folder in MARKET_FOLDERS.values())
 
 
 def splits_of(root: Path, variant: str) -> dict[str, list[RawImage]]:
