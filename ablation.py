@@ -48,12 +48,21 @@ from reid.dataset import (
     generated_images,
     training_splits,
 )
-from reid.device import choose_device, dtype_for, processors
+from reid.device import choose_device, dtype_for
 from reid.engine import batch_options
 from reid.errors import Interrupted, UserError, run
 from reid.files import demand, read_results, replacing, write_json, write_text
 from reid.losses import needs_a_run
-from reid.options import RANKINGS, SCORES, Parser, amount, at_least, run_name, seed
+from reid.options import (
+    RANKINGS,
+    SCORES,
+    Parser,
+    amount,
+    at_least,
+    processors,
+    run_name,
+    seed,
+)
 from reid.provenance import ROOT, provenance
 from reid.weights import check_network
 from results_table import read_run

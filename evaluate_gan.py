@@ -4,10 +4,10 @@
 
 Are the generated images like the real ones? Prints Frechet distance, precision, recall, density and
 coverage three times: of all images; of fewer; and, in that number, between two halves of the real
-images, which is what images as good as real ones would get. The distance is between L2-normalised
-features: compare it with others of the same run, not with published FIDs. Don't read precision
-alone: one real image far from all others lets everything near it pass (a weak network gives noise
-1.0); coverage sees through that.
+images. (These show the same people, so only images of these very people could score as well.) The
+distance is between L2-normalised features: compare it with others of the same run, not with
+published FIDs. Don't read precision alone: one real image far from all others lets everything near
+it pass (a weak network gives noise 1.0); coverage sees through that.
 
 Are they copies? Their distances to the nearest training image are compared with two yardsticks:
   - those of photographs of other people (`query`), which nobody can have copied (the idea of

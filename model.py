@@ -323,9 +323,9 @@ def timm_model(name, pretrained, last_stride):
 
     if not timm.is_model(name):
         base = name.partition(".")[0]
-        near = difflib.get_close_matches(base, timm.list_models(), cutoff=0.7)
-        near = near or timm.list_models(f"*{base}*")[:3]
-        hint = f"; near it are {', '.join(near)}" if near else ""
+        similar = difflib.get_close_matches(base, timm.list_models(), cutoff=0.7)
+        similar = similar or timm.list_models(f"*{base}*")[:3]
+        hint = f"; similar are {', '.join(similar)}" if similar else ""
         raise ValueError(f"{name}: not resnet50, densenet121 or a model of timm's{hint}")
     options = {"output_stride": 16} if last_stride == 1 else {}
     try:

@@ -80,7 +80,7 @@ class RandomErasing:
             for image, (top, left, tall, wide) in zip(rows, rectangles.tolist(), strict=True):
                 image[top : top + tall, 3 * left : 3 * (left + wide)] = fill[: 3 * wide]
             return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        mask = self.masks(rectangles.to(images.device, non_blocking=True), *images.shape[2:])
+        mask = self.masks(rectangles.to(images.device), *images.shape[2:])
         fill = images.new_tensor(self.mean)[:, None, None]
         return torch.where(mask[:, None], fill, images)
 

@@ -25,8 +25,8 @@ they are searched for in blocks, and descriptions are kept sparse.
         ...
     distance = re_ranking(query_f @ gallery_f.T, query_f @ query_f.T, gallery_f @ gallery_f.T)
 
-Neighbours are ordered by similarity in float64 rounded to float32, ties by the lower index, each
-image itself before all: the same on every device and with every block size.
+Which images are among the k nearest is decided by similarity in float64 rounded to float32, ties by
+the lower index, each image itself before all: the same on every device and with every block size.
 """
 
 import os

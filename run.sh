@@ -11,6 +11,12 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"  # of the file itself, where a link leads to it
 
 install() {
+  case "$(uname -s)" in
+    MINGW* | MSYS* | CYGWIN*)
+      echo "error: on Windows, run this in WSL (a Linux in Windows)" >&2
+      exit 2
+      ;;
+  esac
   if ! usable_venv; then
     find_python
     [ ! -e .venv ] || echo ".venv is of another folder, or of a Python that is gone: made anew"

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from reid.dataset import STAND_IN
 from reid.errors import UserError, run
 from reid.files import dumps, encoded, new_folder, read_json, write_text
-from reid.options import Parser, at_least, seed
+from reid.options import Parser, at_least, processors, seed
 from reid.rendering.looks import LOOKS
 from reid.rendering.people import (
     COLOURS,
@@ -63,7 +63,7 @@ OUTPUT_DIR = "data/synthetic_market"
 SCALE = "demo"
 LOOK = "summer"
 SEED = 0
-WORKERS = os.cpu_count() or 1
+WORKERS = min(processors(), 61)  # Windows allows no more
 
 VERSION = 1  # raise it when the pictures change, so that an old set isn't taken for a new one
 FOLDERS = ("bounding_box_train", "bounding_box_test", "query", "gt_bbox")

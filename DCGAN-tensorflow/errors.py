@@ -87,7 +87,8 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in sys.stdout, sys.stderr:
-        stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):  # a notebook's have no such method
+            stream.reconfigure(errors="backslashreplace")
 
 
 def ending_signals() -> list[int]:

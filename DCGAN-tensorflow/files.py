@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ try:
 except ImportError:  # Windows, where nothing is locked
     fcntl = None
 
+TRIES = 50 if os.name == "nt" else 1  # to rename, a tenth of a second apart
 BUSY = {errno.EACCES, errno.EAGAIN}
 BOMS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -47,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # a power cut could leave an empty file under the name
-            temporary.replace(path)
+            rename(temporary, path)
         finally:
             with suppress(OSError):
                 temporary.unlink()
@@ -69,7 +71,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             yield temporary
             if path.is_dir():
                 path.rmdir()  # fails if it holds files by now
-            temporary.rename(path)
+            rename(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -82,6 +84,21 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: can't be written ({reason}); name another place") from error
+
+
+def rename(path: Path, name: Path) -> None:
+    """Give a file or folder another name, which a file may have already.
+
+    On Windows, whoever has it open keeps that from happening, be it a virus scanner for a moment.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            os.replace(path, name)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.1)
 
 
 def partial_name(path: Path) -> Path:

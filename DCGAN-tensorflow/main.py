@@ -210,12 +210,15 @@ def start_backend() -> str:
                 "tensorflow or torch, whichever is there"
             )
     with utils.silence():
-        import keras  # noqa: F401
-
         if backend == "torch":
             import torch
 
-            return "GPU" if torch.cuda.is_available() else "CPU"
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            os.environ.setdefault("KERAS_TORCH_DEVICE", device)  # else an Apple GPU: never tried
+            import keras
+
+            return "GPU" if device == "cuda" else "CPU"
+        import keras  # noqa: F401
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")

@@ -15,6 +15,7 @@ import io
 import math
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +110,8 @@ def silence() -> Iterator[None]:
 
 def command_line() -> str:
     """Return the command that is running, as one would type it."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def computes_bf16(device: str) -> bool:

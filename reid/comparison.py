@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from reid.intervals import adjusted, mean_interval, paired_difference, paired_p, seeds_needed
+from reid.intervals import adjusted, mean_interval, paired_p, seeds_needed, spread_interval
 from reid.options import NETWORKS, RANKINGS, SCORES
 from reid.provenance import command_line
 
@@ -56,22 +56,20 @@ def table_rows(scores: dict[Cell, dict]) -> list[dict]:
     """Return the table's rows as dicts: means and differences to the baseline.
 
     scores: the results.json of each Cell. Scores are fractions, as there; intervals [low, high] and
-    p-values are None with one seed. p-values are adjusted for the number of rows with one ranking.
+    p-values are None with one seed. p-values are adjusted for their number in the whole table.
     """
     kinds = {}
     for cell in scores:
         kinds.setdefault(cell[:-1], []).append(cell)
-    rows = []
-    for ranking, section in RANKINGS.items():
-        own_rows = [
-            row_of(cells, scores, section) | {"ranking": ranking} for cells in kinds.values()
-        ]
-        for score in SCORES:
-            compared = [row for row in own_rows if row["rule"]]
-            values = adjusted([row[f"{score}_p"] for row in compared])
-            for row, value in zip(compared, values, strict=True):
-                row[f"{score}_p"] = value
-        rows += own_rows
+    rows = [
+        row_of(cells, scores, section) | {"ranking": ranking}
+        for ranking, section in RANKINGS.items()
+        for cells in kinds.values()
+    ]
+    compared = [(row, f"{score}_p") for row in rows if row["rule"] for score in SCORES]
+    values = adjusted([row[name] for row, name in compared])
+    for (row, name), value in zip(compared, values, strict=True):
+        row[name] = value
     return rows
 
 
@@ -85,8 +83,10 @@ def row_of(cells, scores, section):
         row[score], row[f"{score}_interval"] = mean_interval(own.values())
         if first.rule:
             zero = {cell.seed: scores[cell.baseline][section][score] for cell in cells}
+            # Runs of one seed start from the same weights and see the real images in the same
+            # order: what they have in common cancels.
             row[f"{score}_pairs"] = [own[seed] - zero[seed] for seed in own]
-            difference, bounds = paired_difference(own, zero)
+            difference, bounds = mean_interval(row[f"{score}_pairs"])
             row[f"{score}_difference"], row[f"{score}_difference_interval"] = difference, bounds
             row[f"{score}_p"] = paired_p(row[f"{score}_pairs"])
     return row
@@ -119,10 +119,7 @@ def table_lines(rows: list[dict]) -> Iterator[str]:
 
 
 def power_lines(rows: list[dict]) -> Iterator[str]:
-    """Yield a table of how many seeds would show a difference of a point in mAP or Rank@1.
-
-    In a single comparison: p-values that are adjusted for many take more.
-    """
+    """Yield a table of how many seeds would show a difference of a point in mAP or Rank@1."""
     yield "| comparison | | deviation of a pair, points | seeds for 1 point |"
     yield "|---|---|---:|---:|"
     for row in rows:
@@ -131,8 +128,17 @@ def power_lines(rows: list[dict]) -> Iterator[str]:
         kind = Cell(*(row[name] for name in Cell._fields[:-1]), seed=None).kind
         for score, title in SCORES.items():
             spread = statistics.stdev(row[f"{score}_pairs"])
-            needed = seeds_needed(spread, WANTED) or "more than 1,000"
-            yield f"| {kind} | {title} | {100 * spread:.2f} | {needed} |"
+            ends = spread_interval(spread, len(row["seeds"]))
+            needed, low, high = (
+                seeds_needed(one, WANTED) or "over 1,000" for one in (spread, *ends)
+            )
+            yield f"| {kind} | {title} | {100 * spread:.2f} | {needed} ({low} to {high}) |"
+    yield ""
+    yield (
+        "Seeds that find a true difference of 1 point in 80 % of studies with a single comparison "
+        "(adjusted for many, it takes more); in brackets for the 95 % interval of the deviation, "
+        "which few pairs hardly tell."
+    )
 
 
 def points(row, name, sign=""):
@@ -164,8 +170,8 @@ def table_notes(seeds: list[int], opts: Sequence[dict], results: Sequence[dict])
     else:
         text = (
             f"In %, means over training seeds {names}, ± 95 % intervals (Student's t); differences "
-            "are paired by seed, p by Student's t, adjusted for all comparisons of that score with "
-            "that ranking (Holm). "
+            "are paired by seed, p by Student's t, adjusted for all comparisons of the table "
+            "(Holm). "
             "The intervals are over trainings, not over people to test on."
         )
     commits = " and ".join(dict.fromkeys(map(commit, opts)))

@@ -1,8 +1,11 @@
 """Draw with matplotlib: a run's loss and error, a CMC curve, an ablation, maps and heat tables."""
 
+import os
 from pathlib import Path
 
 import numpy as np
+
+os.environ["MPLBACKEND"] = "agg"  # a notebook's may be of a package that is not installed here
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

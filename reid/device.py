@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import os
 import platform
 import sys
 import time
@@ -48,13 +47,6 @@ def choose_device(gpu_ids: str | None = None) -> tuple[torch.device, list[int]]:
     return torch.device("cuda", ids[0]), ids if len(ids) > 1 else []
 
 
-def processors() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def device_name(device: torch.device) -> str | None:
     """Return the name of a GPU, or of the processor."""
     if device.type == "cuda":
@@ -76,12 +68,18 @@ def set_up(device: torch.device) -> None:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to the device, and set the process up for it.
-
-    channels_last is the layout in which convolutions are fastest; results are the same.
-    """
+    """Move a network to the device, in its layout, and set the process up for it."""
     set_up(device)
-    return net.to(device, memory_format=torch.channels_last)
+    return net.to(device, memory_format=layout(device))
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """Return the memory layout in which the device's convolutions are fastest.
+
+    On Apple's GPUs the usual one: in channels_last, PyTorch's batch norm has wrong gradients there
+    (pytorch issue 175189).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def keep_memory():
@@ -131,9 +129,9 @@ def faster_dtype(
     as fast. size: height and width of the images. training: whether gradients are computed, too.
     Chance must not decide, so fp32 has to win clearly. The network stays as it is.
     """
-    net = copy.deepcopy(net).to(device, memory_format=torch.channels_last).train(training)
+    net = copy.deepcopy(net).to(device, memory_format=layout(device)).train(training)
     images = torch.zeros(TRIAL_IMAGES[device.type == "cuda"], 3, *size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=layout(device))
     seconds = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for dtype in (torch.bfloat16, None):

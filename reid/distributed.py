@@ -146,7 +146,8 @@ def join_world(gpu_ids: str | None = None) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" and not shared else "gloo"
+        nccl = device.type == "cuda" and not shared and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
     return World(int(os.environ["RANK"]), size, device, [])
 

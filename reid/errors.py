@@ -82,10 +82,12 @@ def explanation(error: Exception) -> str | None:
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if isinstance(error, OSError):
         return f"{error.filename or 'input or output'}: {error.strerror or text}; mend that"
-    if "OutOfMemoryError" in kind:
+    if "OutOfMemoryError" in kind or "MPS backend out of memory" in text:
         return "the GPU's memory is full; lower --batchsize"
     if isinstance(error, MemoryError) or "not enough memory" in text or "allocate memory" in text:
         return f"the memory is full ({text}); ask for less, or close other programs"
+    if "for the MPS device" in text:
+        return f"Apple's GPU can't do this ({text}); take the CPU: --gpu_ids -1"
     if "DataLoader worker (pid" in text:
         return (
             f"a process that reads images has ended ({text}); is the memory full? lower --workers"

@@ -89,8 +89,8 @@ def neighbours(features, identities, cameras):
 def caption(found):
     """Return the line that says what `Neighbours` are."""
     return (
-        f"an image's most alike is of its person in {found.same_person:.0%}, of its camera in "
-        f"{found.same_camera:.0%} (by chance {found.by_chance:.0%})"
+        f"the nearest other image shows the same person for {found.same_person:.0%}, is from the "
+        f"same camera for {found.same_camera:.0%} (by chance {found.by_chance:.0%})"
     )
 
 

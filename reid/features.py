@@ -26,7 +26,15 @@ from tqdm import tqdm
 
 from reid.cache import read_ahead
 from reid.checkpoint import Trained, load_trained, unwrap
-from reid.device import autocast, choose_device, dtype_for, faster_dtype, send, to_device
+from reid.device import (
+    autocast,
+    choose_device,
+    dtype_for,
+    faster_dtype,
+    layout,
+    send,
+    to_device,
+)
 from reid.distributed import World
 from reid.errors import UserError
 from reid.explain import Explanation, explain
@@ -149,7 +157,7 @@ class Embedder(ImageModel):
         self.transforms = eval_transforms(trained, scales)
         self.made_by = made_by(trained, scales)
         net = fold_for_inference(trained.net, self.dtype)
-        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.net = net.to(self.device, memory_format=layout(self.device))
 
     def to_input(self, image: Image.Image) -> list[np.ndarray]:
         """Resize a PIL image to each scale: list of uint8 [h, w, 3]."""

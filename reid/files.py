@@ -27,6 +27,7 @@ except ImportError:  # Windows, where nothing is locked
 from reid.errors import UserError
 
 CAN_LOCK = fcntl is not None
+TRIES = 50 if os.name == "nt" else 1  # to rename, a tenth of a second apart
 PATIENCE = 60  # seconds that a process waits for another that writes the same file
 BUSY = {errno.EACCES, errno.EAGAIN}
 BOMS = {  # of other encodings than UTF-8; UTF-32's begins with UTF-16's
@@ -62,7 +63,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 yield temporary
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())  # or a power cut could leave the new name on nothing
-                os.replace(temporary, path)
+                rename(temporary, path)
             finally:
                 with suppress(OSError):
                     temporary.unlink()
@@ -90,7 +91,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 yield temporary
                 if path.is_dir():
                     path.rmdir()  # an empty one; Windows can't rename onto it
-                temporary.rename(path)
+                rename(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -99,6 +100,21 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         for parent in missing:
             with suppress(OSError):  # not empty: the new folder is in it
                 parent.rmdir()
+
+
+def rename(path: Path, name: Path) -> None:
+    """Give a file or folder another name, which a file may have already.
+
+    On Windows, whoever has it open keeps that from happening, be it a virus scanner for a moment.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            os.replace(path, name)
+            return
+        except PermissionError:
+            if not left:
+                raise
+            time.sleep(0.1)
 
 
 def partial_name(path: Path) -> Path:

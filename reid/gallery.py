@@ -14,6 +14,7 @@ FAISS: Douze et al., "The Faiss library", 2024; an optional dependency.
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import closing, contextmanager
@@ -387,10 +388,14 @@ class Gallery:
 
 def import_faiss() -> ModuleType:
     """Return the module. Raises UserError where it is not installed."""
+    # On macOS it and PyTorch each bring an OpenMP, and the second would end the process.
+    os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
     try:
         import faiss
     except ImportError as error:
         raise missing_package("searching", "faiss-cpu") from error
+    if sys.platform == "darwin":
+        faiss.omp_set_num_threads(1)
     return faiss
 
 

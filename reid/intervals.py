@@ -5,15 +5,15 @@ people to test on, with the trained network and the gallery as they are. A perso
 or fail together, so identities are resampled, not queries (a cluster bootstrap; Davison & Hinkley,
 "Bootstrap Methods and their Application", 1997, section 3.8).
 
-Over training seeds (`mean_interval`, `paired_difference`, `paired_p`, `seeds_needed`): how a score
-varies from one training to the next, on the same people to test on.
+Over training seeds (`mean_interval`, `paired_p`, `seeds_needed`): how a score varies from one
+training to the next, on the same people to test on.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import nctdtr, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import chdtri, ndtr, ndtri, stdtr, stdtrit
 
 DRAWS = 2000  # bootstrap samples of the identities
 LEVEL = 0.95
@@ -23,6 +23,7 @@ MOST_SEEDS = 1000  # beyond which nobody plans a study
 FLIPS = 10000  # random signs of a permutation test
 BLOCK = 500  # draws or flips made at a time, to bound memory
 SEED = 0  # the same file gives the same interval
+FEW = 10  # identities: intervals of fewer are too narrow
 
 
 class Interval(NamedTuple):
@@ -62,32 +63,44 @@ def interval(
     identities: [Nq], of each query. fractions: whether the values lie in 0..1.
     BCa: percentiles of the means of resampled identities, corrected for bias and skewness (Efron,
     "Better Bootstrap Confidence Intervals", JASA 1987), with Student's t for the normal where
-    identities are few. Where every identity scores 0, or every one 1, the rule of three.
-    (NaN, NaN) with one identity only.
+    identities are few. Within half of 3 / identities of 0 or 1 the rule of three, too: that
+    fraction of other people may be such as none of these is. (NaN, NaN) with one identity only;
+    intervals of fewer than FEW are too narrow.
     """
     people = per_identity(np.column_stack([values, np.ones(len(values))]), identities)
     count = len(people)
     if count < 2:
         return (np.full(values.shape[1], np.nan),) * 2
-    means = resampled_means(people)
     mean = values.mean(axis=0)
-    below = ((means < mean).mean(axis=0) + (means <= mean).mean(axis=0)) / 2
+    others = people.sum(axis=0) - people
+    low, high = bca(resampled_means(people), mean, others[:, :-1] / others[:, -1:])
+    if fractions:
+        unseen = min(1, 3 / count)
+        low = np.where(mean > 1 - unseen / 2, np.minimum(low, mean * (1 - unseen)), low)
+        high = np.where(mean < unseen / 2, np.maximum(high, mean + (1 - mean) * unseen), high)
+    return low, high
+
+
+def bca(
+    draws: np.ndarray, values: np.ndarray, left_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends (low, high) [M] of BCa intervals of M values.
+
+    draws: [DRAWS, M], of resampled identities; values: [M], of all; left_out: [identities, M], with
+    each identity left out (the jackknife).
+    """
+    count = len(left_out)
+    below = ((draws < values).mean(axis=0) + (draws <= values).mean(axis=0)) / 2
     bias = ndtri(below.clip(1 / DRAWS, 1 - 1 / DRAWS))
-    others = people.sum(axis=0) - people  # the jackknife: each identity left out
-    influence = -(others[:, :-1] / others[:, -1:])
-    influence -= influence.mean(axis=0)
+    influence = left_out.mean(axis=0) - left_out
     spread = (influence**2).sum(axis=0).clip(1e-30) ** 1.5
     skew = (influence**3).sum(axis=0) / (6 * spread)
     reach = stdtrit(count - 1, (1 + LEVEL) / 2) * np.sqrt(count / (count - 1))
     bounds = []
     for z in (bias - reach, bias + reach):
         quantile = ndtr(bias + z / (1 - skew * z).clip(0.1))
-        bounds.append([np.quantile(column, q) for column, q in zip(means.T, quantile, strict=True)])
-    low, high = np.array(bounds)
-    if fractions:
-        low = np.where(low == 1, max(0, 1 - 3 / count), low)
-        high = np.where(high == 0, min(1, 3 / count), high)
-    return low, high
+        bounds.append([np.quantile(column, q) for column, q in zip(draws.T, quantile, strict=True)])
+    return tuple(np.array(bounds))
 
 
 def resampled_means(people):
@@ -114,12 +127,13 @@ def p_value(differences: np.ndarray, identities: np.ndarray) -> np.ndarray:
     """
     people = per_identity(differences, identities)
     observed = np.abs(people.sum(axis=0))
+    rounding = 1e-9 * np.abs(people).sum(axis=0)
     rng = np.random.default_rng(SEED)
     extreme = np.ones(differences.shape[1])  # what was seen is one of the possible signs
     for _ in range(0, FLIPS, BLOCK):
         signs = rng.integers(2, size=(BLOCK, len(people))) * 2.0 - 1
         # Sums in another order differ in their last digits: those count as equal.
-        extreme += (np.abs(signs @ people) >= observed * (1 - 1e-9)).sum(axis=0)
+        extreme += (np.abs(signs @ people) >= observed - rounding).sum(axis=0)
     return extreme / (FLIPS + 1)
 
 
@@ -144,20 +158,6 @@ def mean_interval(values: Iterable[float]) -> tuple[float, list[float] | None]:
     return mean, [float(mean - reach), float(mean + reach)]
 
 
-def paired_difference(
-    scores: dict[int, float], baseline: dict[int, float]
-) -> tuple[float, list[float] | None]:
-    """Return mean and interval of `scores - baseline`, dicts from seed to score.
-
-    Runs of one seed start from the same weights and see the real images in orders that follow
-    from it, so what they have in common cancels in each seed's difference.
-    Raises ValueError where the seeds differ.
-    """
-    if scores.keys() != baseline.keys():
-        raise ValueError(f"seeds differ: {sorted(scores)} and {sorted(baseline)}")
-    return mean_interval([scores[seed] - baseline[seed] for seed in scores])
-
-
 def paired_p(differences: Iterable[float]) -> float | None:
     """Return the two-sided p-value of the mean of paired `differences` being 0, by Student's t.
 
@@ -175,8 +175,8 @@ def adjusted(p_values: list[float | None]) -> list[float | None]:
     """Return p-values adjusted for their number, in their order; None stays None, but counts.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
-    Statistics 1979: if nothing differs, one of them is below 0.05 in 5 % of such lists, however
-    long.
+    Statistics 1979: if nothing differs, one of them is below 0.05 in at most 5 % of such lists,
+    however long.
     """
     result, smallest = list(p_values), 0.0
     known = [n for n, value in enumerate(p_values) if value is not None]
@@ -202,5 +202,15 @@ def power(spread: float, difference: float, seeds: int) -> float:
     if spread < SAME_SPREAD:
         return 1.0
     shift = difference / spread * np.sqrt(seeds)
-    limit = stdtrit(seeds - 1, (1 + LEVEL) / 2)
-    return float(1 - nctdtr(seeds - 1, shift, limit) + nctdtr(seeds - 1, shift, -limit))
+    # The mean over what the pairs' own deviation may come out as: the noncentral t distribution,
+    # which SciPy has as nctdtr, but that is NaN for some of these numbers.
+    level = (np.arange(2000) + 0.5) / 2000
+    limit = stdtrit(seeds - 1, (1 + LEVEL) / 2) * np.sqrt(chdtri(seeds - 1, level) / (seeds - 1))
+    return float((ndtr(shift - limit) + ndtr(-shift - limit)).mean())
+
+
+def spread_interval(spread: float, seeds: int) -> tuple[float, float]:
+    """Return the 95 % interval of a standard deviation that was measured on so many seeds."""
+    ends = chdtri(seeds - 1, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = spread * np.sqrt((seeds - 1) / ends)
+    return float(low), float(high)

@@ -14,8 +14,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from reid.cache import decoded, has_room, is_stored, shared_images
 from reid.dataset import Sample
-from reid.device import processors, send
+from reid.device import send
 from reid.distributed import World
+from reid.options import processors
 from reid.transforms import EvalTransform, TrainTransform
 
 CACHE_BUDGET = 2 * 1024**3  # bytes of decoded images that --cache auto keeps in memory

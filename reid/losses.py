@@ -200,7 +200,8 @@ class MetricLoss:
     """A weighted sum of losses that compare features of real images: (features, labels, generated).
 
     triplet: weight of the triplet loss with the hardest positive and negative of the batch
-        (Hermans et al. 2017), over Euclidean distances.
+        (Hermans et al. 2017), over Euclidean distances; its mean is over the triplets that still
+        violate the margin, not over all.
     circle: weight of the circle loss (Sun et al. 2020), over cosine similarities.
     Both come from pytorch-metric-learning. features: [B, D]; the others as above.
     """

@@ -25,8 +25,8 @@ def sgd(net: nn.Module, lr: float, backbone_lr: float) -> torch.optim.SGD:
 
 
 def is_head(name: str) -> bool:
-    """Tell whether a parameter belongs to the head or the classifier."""
-    return name.removeprefix("module.").startswith(("model.fc.", "classifier."))
+    """Tell whether a parameter belongs to the head or the classifier, or is GeM's exponent."""
+    return name.removeprefix("module.").startswith(("model.fc.", "classifier.", "pooling."))
 
 
 def rate_factor(epochs_done: float, args: Namespace) -> float:

@@ -6,6 +6,7 @@ constants at its top and passes them in as defaults.
 
 import argparse
 import operator
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,13 @@ STRONG = {
     "instances": 4,
     "triplet": 1.0,
 }
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Parser(argparse.ArgumentParser):

@@ -42,7 +42,8 @@ def command_line() -> str:
     python = ["python"]
     if by_torchrun():
         python = ["torchrun", "--nproc_per_node", os.environ["LOCAL_WORLD_SIZE"]]
-    return shlex.join([*python, Path(sys.argv[0]).name, *sys.argv[1:]])
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([*python, Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def git_commit() -> dict | None:
@@ -53,7 +54,11 @@ def git_commit() -> dict | None:
 
     def git(*words):
         return subprocess.run(
-            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+            # Git asks for a word of trust where another user owns the files, as in containers.
+            ["git", "-c", f"safe.directory={ROOT}", "-C", ROOT, *words],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
 
     try:

@@ -12,7 +12,7 @@ from reid import metrics
 from reid.dataset import too_many_cameras
 from reid.errors import UserError, printable
 from reid.files import check_writable, read_results, update_results
-from reid.intervals import Interval, interval, mean_intervals, p_value
+from reid.intervals import FEW, Interval, interval, mean_intervals, p_value
 from reid.mat import EvalSets, load_mat, load_multi
 from reid.options import SCORES, Parser, at_least
 from reid.pictures import draw_rankings
@@ -132,6 +132,7 @@ def score(args: Namespace, sets: EvalSets, section: str, rank: Callable, setting
         results["against"] = {"mat": args.against}
         results["against"] |= compare(scores, other_scores, sets.query.identities)
         curves.append((printable(args.against), other_scores))
+    chosen = chosen_queries(args, named, scores, sets) if rankings_path else None
     if args.json:
         source = {"mat": args.mat, "made_by": sets.made_by, **settings, **provenance()}
         update_results(args.json, section, results | source)
@@ -141,7 +142,6 @@ def score(args: Namespace, sets: EvalSets, section: str, rank: Callable, setting
         draw_cmc([(name, *curve(s, sets.query)) for name, s in curves], curve_path)
         print(f"CMC curve: {curve_path}")
     if rankings_path:
-        chosen = by_score(scores, args.show, args.show_which) if named is None else named
         explanations = explain(embed, chosen, scores, sets) if embed else None
         draw_rankings(chosen, scores, sets, rankings_path, explanations)
         print(f"rankings: {rankings_path}")
@@ -302,9 +302,11 @@ def warn_of_doubts(sets, scores):
 
 def intervals_line(interval_pair, identities):
     rank1, mean_ap = interval_pair
+    number = len(np.unique(identities))
+    few = ", few: they are too narrow" if 1 < number < FEW else ""
     return (
         f"Rank@1 {rank1}, mAP {mean_ap}: 95 % intervals over other people "
-        f"({len(np.unique(identities))} identities resampled)"
+        f"({number} identities resampled{few})"
     )
 
 
@@ -408,6 +410,20 @@ def averaged_queries(sets):
     if alone:
         print(f"multi-query: {alone} queries have no image in it and keep their own feature")
     return query._replace(features=features / np.maximum(lengths, 1e-12))
+
+
+def chosen_queries(args, named, scores, sets):
+    """Return the indices of the queries to draw. Raises UserError where an image is missing.
+
+    named: those of --show_names, or None.
+    """
+    chosen = by_score(scores, args.show, args.show_which) if named is None else named
+    for query in chosen:
+        files = [sets.query.files[query], *sets.gallery.files[scores.top[query]]]
+        for path in (sets.data_dir / file for file in files):
+            if not path.is_file():
+                raise UserError(f"{path}: no such image; name the `pytorch` folder with --data_dir")
+    return chosen
 
 
 def by_score(scores, count, which):

@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from random_erasing import RandomErasing
-from reid.device import send
+from reid.device import layout, send
 from reid.errors import UserError
 from reid.images import read_image
 from reid.options import SMALLEST
@@ -230,7 +230,7 @@ def resize_height(images, height, in_floats=False):
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalise uint8 [B, H, W, 3]: (value / 255 - mean) / std, three numbers each.
 
-    Networks have theirs in `normalisation`. Returns float32 [B, 3, H, W], channels_last in memory.
+    Networks have theirs in `normalisation`. Returns float32 [B, 3, H, W] in the device's layout.
     """
     batch, height, width, _ = images.shape
     std = images.new_tensor(std, dtype=torch.float32)
@@ -238,4 +238,5 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     # As rows of width * 3 numbers: three channels alone are too few to compute on at once.
     rows = images.reshape(batch, height, width * 3).float()
     rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))
-    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+    maps = rows.view(batch, height, width, 3).permute(0, 3, 1, 2)  # channels_last
+    return maps.contiguous(memory_format=layout(images.device))

@@ -13,7 +13,7 @@ import numpy as np
 
 from reid.errors import UserError
 from reid.files import check_types, check_writable, demand, is_a, read_json, sha256, write_json
-from reid.intervals import mean_intervals
+from reid.intervals import DRAWS, SEED, bca, mean_intervals
 from reid.mat import EvalSets, load_mat
 from reid.metrics import Relevance, similarity_blocks
 from reid.provenance import provenance
@@ -151,8 +151,8 @@ def rates_by_step(query, gallery):
     number of pairs.
     """
     fractions, queries, total = np.zeros((2, BINS)), [0, 0], [0, 0]
-    for both in pairs(query, gallery):
-        for column, similarities in enumerate(both):
+    for impostor, good, row in pairs(query, gallery):
+        for column, similarities in enumerate((row[impostor], row[good])):
             if len(similarities):
                 steps = ((similarities.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64)
                 counts = np.bincount(steps.clip(0, BINS - 1), minlength=BINS)
@@ -178,26 +178,70 @@ def rate_curves(steps):
 
 def rates_at(threshold, query, gallery):
     """Return both rates at a threshold and their 95 % intervals over other people: a dict."""
-    reaching, total = [], []  # numbers of a query's impostor and genuine pairs
-    for both in pairs(query, gallery):
-        reaching.append([np.count_nonzero(values >= threshold) for values in both])
-        total.append([len(values) for values in both])
-    reaching, total = np.array(reaching), np.array(total)
-    impostors, genuine = total.sum(axis=0).tolist()
-    rates = {"threshold": threshold, "impostors": impostors, "genuine": genuine}
-    for column, name in enumerate(("false_match", "true_match")):
-        some = total[:, column] > 0
-        fractions = reaching[some, column] / total[some, column]
-        rates |= estimate(name, fractions, query.identities[some])
+    impostors = Impostors(query.identities, gallery.identities)
+    genuine, identities, counts = [], [], [0, 0]
+    for number, (impostor, good, row) in enumerate(pairs(query, gallery)):
+        counts = np.add(counts, [np.count_nonzero(impostor), len(good)])
+        impostors.add(number, impostor, impostor & (row >= threshold))
+        if len(good):
+            genuine.append(np.mean(row[good] >= threshold))
+            identities.append(query.identities[number])
+    rates = {"threshold": threshold, "impostors": int(counts[0]), "genuine": int(counts[1])}
+    rates |= {"false_match_rate": impostors.rate(), "false_match_interval": impostors.interval()}
+    rates |= {"true_match_rate": None, "true_match_interval": None}
+    if genuine:
+        [rate] = mean_intervals(np.array(genuine)[:, None], np.array(identities))
+        rates |= {"true_match_rate": rate.value, "true_match_interval": rate.ends()}
     return rates
 
 
-def estimate(name, fractions, identities):
-    """Return the mean of queries' fractions [N] and its interval as a dict; None if unknown."""
-    if not len(fractions):
-        return {f"{name}_rate": None, f"{name}_interval": None}
-    [rate] = mean_intervals(fractions[:, None], identities)
-    return {f"{name}_rate": rate.value, f"{name}_interval": rate.ends()}
+class Impostors:
+    """The impostor pairs that reach a threshold, counted by the two people of each.
+
+    query, gallery: identities of all images. Each query weighs the same, as in the rates' mean.
+    """
+
+    def __init__(self, query: np.ndarray, gallery: np.ndarray):
+        self.people = np.union1d(query, gallery)
+        self.of_query, self.of_image = (
+            np.searchsorted(self.people, identities) for identities in (query, gallery)
+        )
+        # Distractors are of many people that nobody has told apart: they stay as they are.
+        self.fixed = (self.people == 0) & ~np.isin(self.people, query)
+        self.reaching, self.total = np.zeros((2, len(self.people), len(self.people)))
+
+    def add(self, number: int, pairs: np.ndarray, reaching: np.ndarray) -> None:
+        """Count a query's pairs with gallery images, and those that reach: [Ng] bool both."""
+        if not pairs.any():
+            return
+        for counts, some in ((self.total, pairs), (self.reaching, reaching)):
+            by_person = np.bincount(self.of_image[some], minlength=len(self.people))
+            counts[self.of_query[number]] += by_person / np.count_nonzero(pairs)
+
+    def rate(self) -> float | None:
+        """Return the mean over queries of the fraction that reaches; None without pairs."""
+        return float(self.reaching.sum() / self.total.sum()) if self.total.any() else None
+
+    def interval(self) -> list[float] | None:
+        """Return the 95 % interval of the rate over other people; None where no pair reaches.
+
+        BCa over resampled people. A pair has two, and both are drawn (Owen, "The Pigeonhole
+        Bootstrap", 2007): with the gallery's people kept it would be too narrow.
+        """
+        drawn = np.flatnonzero(~self.fixed)
+        if not self.reaching.any() or len(drawn) < 3:
+            return None
+        times = np.ones((DRAWS, len(self.people)))
+        alike = np.full(len(drawn), 1 / len(drawn))
+        times[:, drawn] = np.random.default_rng(SEED).multinomial(len(drawn), alike, DRAWS)
+        sums = [((times @ c) * times).sum(axis=1) for c in (self.reaching, self.total)]
+        left = [
+            c.sum() - (c.sum(axis=0) + c.sum(axis=1) - c.diagonal())[drawn]
+            for c in (self.reaching, self.total)
+        ]
+        draws, left_out = (reaching / total.clip(1e-12) for reaching, total in (sums, left))
+        low, high = bca(draws[:, None], np.array([self.rate()]), left_out[:, None])
+        return [float(low[0]), float(high[0])]
 
 
 def rates_line(rates: dict) -> str:
@@ -219,11 +263,11 @@ def in_percent(rates, name):
 
 
 def pairs(query, gallery):
-    """Yield the similarities of each query's impostor and genuine pairs: two float32 arrays."""
+    """Yield each query's impostor pairs [Ng] bool, genuine ones (indices) and similarities [Ng]."""
     relevance = Relevance(gallery)
     rows = (row for block in similarity_blocks(query, gallery) for row in block)
     for row, identity, camera in zip(rows, query.identities, query.cameras, strict=True):
         good, junk = relevance.of(identity, camera)
         impostor = np.ones(len(row), bool)
         impostor[good] = impostor[junk] = impostor[relevance.always_junk] = False
-        yield row[impostor], row[good]
+        yield impostor, good, row

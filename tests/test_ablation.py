@@ -21,7 +21,14 @@ from scipy import stats
 import ablation
 from reid.dataset import Sample
 from reid.files import sha256
-from reid.intervals import adjusted, mean_interval, paired_difference, paired_p, seeds_needed
+from reid.intervals import (
+    adjusted,
+    mean_interval,
+    paired_p,
+    power,
+    seeds_needed,
+    spread_interval,
+)
 
 SMALL = (
     "--gpu_ids -1 --workers 0 --pretrained none --height 64 --width 32 --batchsize 4 "
@@ -64,17 +71,14 @@ def test_interval_is_students():
     assert mean_interval([0.5]) == (0.5, None)
 
 
-def test_differences_are_paired_by_seed():
-    baseline = {0: 0.20, 1: 0.30, 2: 0.40}
-    mean, bounds = paired_difference({2: 0.42, 0: 0.21, 1: 0.33}, baseline)
-    assert mean == pytest.approx(0.02)
+def test_paired_p_is_students():
     test = stats.ttest_rel([0.21, 0.33, 0.42], [0.20, 0.30, 0.40])
+    mean, bounds = mean_interval([0.01, 0.03, 0.02])
+    assert mean == pytest.approx(0.02)
     assert bounds == pytest.approx(test.confidence_interval(0.95))
     assert paired_p([0.01, 0.03, 0.02]) == pytest.approx(test.pvalue)
     assert paired_p([0.01]) is None
     assert paired_p([0.3 - 0.2, 0.2 - 0.1]) is None  # the same but for rounding
-    with pytest.raises(ValueError, match="seeds differ"):
-        paired_difference({0: 0.2, 3: 0.3, 2: 0.4}, baseline)
 
 
 def test_p_values_are_adjusted_by_holm():
@@ -98,6 +102,29 @@ def test_seeds_needed_find_the_difference():
     assert seeds_needed(0.01, 0.01) == 10
     assert seeds_needed(0.0, 0.01) == 2
     assert seeds_needed(3.0, 0.01) is None
+
+
+def test_power_is_known_for_every_spread():
+    """SciPy's noncentral t distribution is NaN for some; where it is not, the two agree."""
+    spreads = np.geomspace(0.0002, 0.03, 60)
+    for seeds in (2, 3, 8, 40):
+        found = np.array([power(spread, 0.01, seeds) for spread in spreads])
+        assert ((found >= 0) & (found <= 1 + 1e-12)).all()
+        assert (np.diff(found) <= 1e-9).all()
+        shift, limit = 0.01 / spreads * seeds**0.5, stats.t.ppf(0.975, seeds - 1)
+        theirs = stats.nct.sf(limit, seeds - 1, shift) + stats.nct.cdf(-limit, seeds - 1, shift)
+        known = np.isfinite(theirs)
+        assert known.sum() > 20
+        np.testing.assert_allclose(found[known], theirs[known], atol=1e-4)
+    needed = [seeds_needed(spread, 0.01) for spread in spreads]
+    assert needed == sorted(needed)
+
+
+def test_interval_of_a_spread():
+    rng = np.random.default_rng(0)
+    spreads = rng.normal(scale=2.0, size=(4000, 4)).std(axis=1, ddof=1)
+    covered = [low < 2.0 < high for low, high in (spread_interval(s, 4) for s in spreads)]
+    assert 0.94 <= np.mean(covered) <= 0.965
 
 
 def test_default_grid_is_table_2():
@@ -177,11 +204,11 @@ def test_table_of_a_grid_that_is_done(tmp_path, capsys):
     none = "| ResNet-50 | – | 0 | plain | 60.00 ± 24.84 |  |  | 40.00 ± 24.84 |  |  |"
     assert rows[0] == none
     # Differences of 0.101, 0.111, 0.121: t(2) = 4.303 times 0.0101 over the root of 3. Their p of
-    # 0.00274 counts three times in a table of three comparisons.
-    lsro = "| ResNet-50 | lsro | 100 | plain | 60.11 ± 24.87 | +0.11 ± 0.03 | 0.008 |"
+    # 0.00274 counts twelve times in a table of twelve comparisons.
+    lsro = "| ResNet-50 | lsro | 100 | plain | 60.11 ± 24.87 | +0.11 ± 0.03 | 0.033 |"
     assert rows[1].startswith(lsro)
     assert [row.split(" | ")[2] for row in rows] == ["0", "100", "200", "50"] * 2
-    last = "| re-ranked | 65.06 ± 24.85 | +0.06 ± 0.01 | 0.008 | 45.06 ± 24.85 | +0.06 ± 0.01 |"
+    last = "| re-ranked | 65.06 ± 24.85 | +0.06 ± 0.01 | 0.033 | 45.06 ± 24.85 | +0.06 ± 0.01 |"
     assert last in rows[7]
     assert "not over people to test on" in table
     commits = "trained at commit 0123456 and commit 0123456 (with changes) on 1 x another GPU in"
@@ -199,7 +226,7 @@ def test_table_of_a_grid_that_is_done(tmp_path, capsys):
 
     call(ablation.main, *flags, "--power")
     text = (tmp_path / "g" / "table.md").read_text()
-    assert "| resnet50_lsro_200 | mAP | 0.02 | 2 |" in text
+    assert "| resnet50_lsro_200 | mAP | 0.02 | 2 (2 to 3) |" in text
 
     call(ablation.main, *flags, "--seeds", 1)
     text = (tmp_path / "g" / "table.md").read_text()

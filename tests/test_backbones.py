@@ -110,7 +110,7 @@ def test_options_survive_a_weights_file(tmp_path):
         (VIT, {"last_stride": 1}, "--last_stride 1: .* can't keep"),
         ("mobilenetv3_small_100", {"last_stride": 1}, "--last_stride 1: .* can't keep"),
         ("levit_128s", {}, "--backbone levit_128s: takes images of 224x224 only"),
-        ("resnet19", {}, "--backbone resnet19: not .* near it are .*resnet18"),
+        ("resnet19", {}, "--backbone resnet19: not .* similar are .*resnet18"),
         ("resnet18.no_such_tag", {}, "--backbone resnet18.no_such_tag: "),
     ],
 )

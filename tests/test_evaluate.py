@@ -313,7 +313,7 @@ def test_the_map_says_whether_people_or_cameras_group(tmp_path, capsys):
         save_mat(tmp_path / f"{name}.mat", sets)
         call(evaluate.main, tmp_path / f"{name}.mat", "--map", 4)
         out = capsys.readouterr().out
-        assert f"map: {tmp_path / name}_map.jpg: an image's most alike is of its person" in out
+        assert f"map: {tmp_path / name}_map.jpg: the nearest other image shows" in out
         found[name] = map_features(sets, 4, tmp_path / "again.jpg")
         assert caption(found[name]) in out
         pictures = [(tmp_path / file).read_bytes() for file in (f"{name}_map.jpg", "again.jpg")]

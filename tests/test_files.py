@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
+from reid import files
 from reid.errors import UserError
 from reid.files import (
     copy,
@@ -131,6 +132,27 @@ def test_what_a_link_leads_to_is_written(tmp_path):
     assert name.is_symlink()
     assert read_json(tmp_path / "large_disk" / "r.json", "") == {"a": 1}
     assert [path.name for path in (tmp_path / "large_disk").iterdir()] == ["r.json"]
+
+
+def test_a_file_that_somebody_has_open_for_a_moment(tmp_path, monkeypatch):
+    """On Windows it can't be replaced meanwhile."""
+    monkeypatch.setattr(files, "TRIES", 5)
+    refusals, replace = [1, 1], os.replace
+
+    def busy(path, name):
+        if refusals:
+            raise PermissionError(refusals.pop(), "Access is denied")
+        replace(path, name)
+
+    monkeypatch.setattr(os, "replace", busy)
+    write_json(tmp_path / "a.json", {})
+    with new_folder(tmp_path / "new"):
+        refusals.append(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "new"]
+    refusals += [1] * 5
+    with pytest.raises(UserError, match="can't be written"):
+        write_json(tmp_path / "a.json", {"b": 1})
+    assert read_json(tmp_path / "a.json", "") == {}
 
 
 def test_a_link_to_an_empty_folder_leads_to_the_new_one(tmp_path):
