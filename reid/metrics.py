@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 JUNK_IDENTITY = -1
-SAME = 1e-6  # how far from 1 the similarity of one picture with itself may be, for rounding
 QUERY_BLOCK = 256  # queries scored at a time, to bound memory
 
 
@@ -39,7 +38,6 @@ class Scores:
     inp: float [Nq], precision at the last good image (inverse negative penalty; Ye et al., "Deep
         Learning for Person Re-identification: A Survey and Outlook", TPAMI 2021).
     junk: mean number of gallery images removed for a query.
-    copies: number of queries that have a good image of similarity 1.
     top: int [Nq, n], the most similar gallery images, junk included; None unless asked for.
     """
 
@@ -48,7 +46,6 @@ class Scores:
     ap_standard: np.ndarray
     inp: np.ndarray
     junk: float
-    copies: int = 0
     top: np.ndarray | None = None
 
     @property
@@ -91,7 +88,7 @@ def evaluate(
     top: how many of each query's most similar images to keep in the Scores.
     """
     relevance = Relevance(gallery)
-    ranks, nearest, junk_count, copies, number = [], [], 0, 0, 0
+    ranks, nearest, junk_count, number = [], [], 0, 0
     for block in blocks:
         if top:
             nearest.append(most_similar(block, top))
@@ -99,7 +96,6 @@ def evaluate(
             good, junk = relevance.of(query.identities[number], query.cameras[number])
             row[junk] = row[relevance.always_junk] = -np.inf
             ranks.append(good_ranks(row, good))
-            copies += bool(len(good)) and bool(row[good].max() > 1 - SAME)
             junk_count += len(junk) + len(relevance.always_junk)
             number += 1
     return Scores(
@@ -108,7 +104,6 @@ def evaluate(
         ap_standard=np.array([average_precision_standard(r) for r in ranks]),
         inp=np.array([len(r) / (r[-1] + 1) if len(r) else 0.0 for r in ranks]),
         junk=junk_count / number,
-        copies=copies,
         top=np.concatenate(nearest) if top else None,
     )
 

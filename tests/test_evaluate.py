@@ -221,6 +221,15 @@ def test_rankings_need_names_and_images(mat, tmp_path, capsys):
     assert not list(tmp_path.glob("*.jpg"))
 
 
+def test_a_missing_image_is_found_before_anything_is_written(pictured, tmp_path, capsys):
+    gallery = random_sets(dim=16, noise=0.5).gallery
+    (tmp_path / "data" / gallery.files[-1]).unlink()
+    flags = ("--show", 12, "--plot", "--json", tmp_path / "new.json")
+    assert exit_code(evaluate.main, pictured, *flags) == 2
+    assert f"{gallery.files[-1]}: no such image" in capsys.readouterr().err
+    assert not (tmp_path / "new.json").exists() and not list(tmp_path.glob("*.jpg"))
+
+
 def test_rankings_of_a_file_with_names_alone(pictured, tmp_path, monkeypatch):
     """Another code's file, without a folder: its images are looked for from here."""
     content = {name: value for name, value in loadmat(pictured).items() if name[0] != "_"}
@@ -293,7 +302,10 @@ def test_queries_that_find_themselves_are_warned_of(tmp_path, capsys):
     query = random_sets().query
     copies = query._replace(cameras=query.cameras + 10)
     err = scored(EvalSets(query, copies), tmp_path, capsys).err
-    assert "warning: 12 queries have a good image with the very same features" in err
+    said = "warning: 12 queries have a good image with the very same features"
+    assert said in err
+    call(evaluate_rerank.main, tmp_path / "doubtful.mat")
+    assert said in capsys.readouterr().err
     assert scored(EvalSets(query, query), tmp_path, capsys).err == ""  # junk
 
 
