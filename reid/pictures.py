@@ -129,8 +129,8 @@ def heat_rows(
     similarity, and the constant of a batch norm neck. scale: what has the fullest colour.
     """
     titles = (
-        "the query: orange places make it like the image above, purple ones unlike",
-        "the image above: orange places make it like the query, purple ones unlike",
+        "the query: orange cells make it like the image above, purple ones unlike",
+        "the image above: orange cells make it like the query, purple ones unlike",
     )
     query, *others = pictures
     rows = []

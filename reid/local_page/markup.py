@@ -235,8 +235,8 @@ def pair(crop: Crop, ranking: Ranking, number: int, why: "Explanation") -> str:
     )
     return (
         f'<section class="pair"><h2>Why rank {rank} is at {why.similarity:.3f}</h2>'
-        '<p class="note">Orange places make the two alike, purple ones unlike. The cells of either '
-        "map add up to the similarity, with what is of no place.</p>"
+        '<p class="note">Orange cells make the two alike, purple ones unlike. The cells of either '
+        "map add up to the similarity, with what belongs to none of them.</p>"
         f'<div class="maps">{drawn}</div></section>'
     )
 
