@@ -121,7 +121,7 @@ demo() {
   python evaluate.py model/demo_lsro/pytorch_result.mat \
     --against model/demo_baseline/pytorch_result.mat
   echo "One training of each can't tell whether generated images help: two trainings with other" \
-    "--seeds differ, too. See docs/gan.md, \"Does it help?\""
+    "--seeds differ, too. See docs/does-it-help.md"
   # From where on two images count as one person; then search a folder for the people on two crops.
   step "[ -e model/demo_baseline/threshold.json ]" \
     "python test.py --name demo_baseline --test_dir $data --val --mat model/demo_baseline/val.mat && \
