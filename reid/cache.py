@@ -104,7 +104,8 @@ def stored_images(stem):
 def store(stem, images):
     """Write arrays [h, w, 3] into a file, whole or not at all."""
     shapes, crc32 = [], 0
-    with replacing(stem.with_suffix(".bin")) as temporary, open(temporary, "wb") as file:
+    path = stem.with_suffix(".bin")
+    with replacing(path, "take --cache ram") as temporary, open(temporary, "wb") as file:
         for image in images:
             file.write(image.data)
             crc32 = zlib.crc32(image, crc32)

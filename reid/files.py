@@ -44,15 +44,15 @@ TYPE_NAMES |= {float: "a number", bool: "true or false"}
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, advice: str = "name another place") -> Iterator[Path]:
     """Give a temporary name beside the file `path`; at the end of the block it becomes `path`.
 
         with replacing("log.json") as temporary:
             Path(temporary).write_text("{}")
 
     If the block fails, nothing is left. Another process that writes the same file waits meanwhile.
-    Where `path` is a symbolic link, the file that it leads to is written. Raises UserError where
-    `path` can't be written.
+    Where `path` is a symbolic link, the file that it leads to is written. Raises UserError, which
+    ends in `advice`, where `path` can't be written.
     """
     path = Path(os.path.realpath(path))
     temporary = partial_name(path)
@@ -68,7 +68,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 with suppress(OSError):
                     temporary.unlink()
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, advice) from error
 
 
 @contextmanager
@@ -224,9 +224,9 @@ def check_writable(path: str | Path) -> None:
         raise cannot_write(path, error) from error
 
 
-def cannot_write(path: str | Path, error: OSError) -> UserError:
+def cannot_write(path: str | Path, error: OSError, advice: str = "name another place") -> UserError:
     """Return the UserError for an OSError met while writing `path`."""
-    return UserError(f"{path}: can't be written ({error.strerror or error}); name another place")
+    return UserError(f"{path}: can't be written ({error.strerror or error}); {advice}")
 
 
 def sha256(path: str | Path) -> str:

@@ -1,5 +1,6 @@
 """The file of decoded images: the same training, shared, never stale, damaged or half-written."""
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import train_baseline
 from model import IMAGENET
 from reid import cache, loading
 from reid.cache import shared_images
+from reid.errors import UserError
 from reid.loading import read_all
 from reid.transforms import TrainTransform
 
@@ -53,6 +55,16 @@ def test_images_are_decoded_once_and_then_mapped(paths):
         assert not other.flags.owndata
         assert not other.flags.writeable
     assert len(list((paths[0].parent / "cache").iterdir())) == 2
+
+
+def test_a_quota_that_is_used_up(paths, monkeypatch):
+    def used_up(descriptor):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", used_up)
+    with pytest.raises(UserError, match=r"Disk quota exceeded\); take --cache ram"):
+        shared(paths)
+    assert not list((paths[0].parent / "cache").iterdir())
 
 
 def test_other_images_sizes_or_versions_are_decoded_anew(paths, monkeypatch):
