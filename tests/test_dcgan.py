@@ -77,9 +77,14 @@ def test_train_interrupt_resume_generate(tmp_path):
     where += ["--checkpoint_dir", tmp_path / "checkpoint", "--sample_dir", tmp_path / "samples"]
     run = tmp_path / "checkpoint/people"
     train = ["main.py", "--train", "True", "--epoch", 10000, "--batch_size", 64, *NETWORK, *where]
+
+    def listen():  # a shell's background job, as the tests may be, starts without Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with subprocess.Popen(
         [sys.executable, *map(str, train)],
         cwd=FOLDER,
+        preexec_fn=listen,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

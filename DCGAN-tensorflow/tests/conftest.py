@@ -77,6 +77,18 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def heard_signals():
+    """Signals that end a script are heard: pytest in a shell's background starts without some."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def error_line(monkeypatch, capsys):
     """A function that calls a script's main with wrong flags and returns its error line.
@@ -84,7 +96,6 @@ def error_line(monkeypatch, capsys):
     It checks that a process would end with exit code 2, one line and no other output.
     """
     monkeypatch.setattr(errors, "prepare_streams", lambda: None)  # the streams are pytest's
-    before = {number: signal.getsignal(number) for number in errors.ending_signals()}
 
     def error_line(script_main, *flags):
         capsys.readouterr()
@@ -95,9 +106,7 @@ def error_line(monkeypatch, capsys):
         assert stderr.startswith("error: ") and stderr.index("\n") == len(stderr) - 1, stderr
         return stderr
 
-    yield error_line
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return error_line
 
 
 class StubGAN:
