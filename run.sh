@@ -2,7 +2,7 @@
 # The commands of this project:
 #
 #   ./run.sh demo            the whole pipeline on a small rendered dataset, ending in a table
-#   ./run.sh test            linter and all tests, 10 to 17 minutes on two CPU cores
+#   ./run.sh test            linter and all tests, 10 to 18 minutes on two CPU cores
 #   ./run.sh test --quick    linter and the tests that are not marked slow, 1 to 4 minutes
 #   ./run.sh test tests/test_losses.py -k lsro    what else is given goes to pytest
 #
