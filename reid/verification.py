@@ -10,12 +10,13 @@ means over the queries that have such pairs.
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 
 from reid.errors import UserError
 from reid.files import check_types, check_writable, demand, is_a, read_json, sha256, write_json
 from reid.intervals import DRAWS, SEED, bca, mean_intervals
 from reid.mat import EvalSets, load_mat
-from reid.metrics import Relevance, similarity_blocks
+from reid.metrics import JUNK_IDENTITY, Relevance, similarity_blocks
 from reid.provenance import provenance
 
 FILE = "threshold.json"  # in the run folder
@@ -181,8 +182,9 @@ def rates_at(threshold, query, gallery):
     impostors = Impostors(query.identities, gallery.identities)
     genuine, identities, counts = [], [], [0, 0]
     for number, (impostor, good, row) in enumerate(pairs(query, gallery)):
-        counts = np.add(counts, [np.count_nonzero(impostor), len(good)])
-        impostors.add(number, impostor, impostor & (row >= threshold))
+        pairs_here = np.count_nonzero(impostor)
+        counts = np.add(counts, [pairs_here, len(good)])
+        impostors.add(number, pairs_here, np.flatnonzero(impostor & (row >= threshold)))
         if len(good):
             genuine.append(np.mean(row[good] >= threshold))
             identities.append(query.identities[number])
@@ -208,19 +210,34 @@ class Impostors:
         )
         # Distractors are of many people that nobody has told apart: they stay as they are.
         self.fixed = (self.people == 0) & ~np.isin(self.people, query)
-        self.reaching, self.total = np.zeros((2, len(self.people), len(self.people)))
+        self.images = np.bincount(self.of_image, minlength=len(self.people))  # of each person
+        self.images[self.people == JUNK_IDENTITY] = 0
+        self.weights = np.zeros(len(self.people))  # of a pair, summed over each person's queries
+        self.entries = []  # of `reaching`, some of each query
 
-    def add(self, number: int, pairs: np.ndarray, reaching: np.ndarray) -> None:
-        """Count a query's pairs with gallery images, and those that reach: [Ng] bool both."""
-        if not pairs.any():
+    def add(self, number: int, pairs: int, reaching: np.ndarray) -> None:
+        """Count a query's number of pairs, and the gallery images that reach: indices."""
+        if not pairs:
             return
-        for counts, some in ((self.total, pairs), (self.reaching, reaching)):
-            by_person = np.bincount(self.of_image[some], minlength=len(self.people))
-            counts[self.of_query[number]] += by_person / np.count_nonzero(pairs)
+        person = self.of_query[number]
+        self.weights[person] += 1 / pairs
+        others, counts = np.unique(self.of_image[reaching], return_counts=True)
+        self.entries.append((counts / pairs, np.full(len(others), person), others))
 
     def rate(self) -> float | None:
         """Return the mean over queries of the fraction that reaches; None without pairs."""
-        return float(self.reaching.sum() / self.total.sum()) if self.total.any() else None
+        return float(self.reaching().sum() / self.total()[0]) if self.weights.any() else None
+
+    def reaching(self) -> sparse.csr_array:
+        """Return the weight of the pairs that reach, [people, people]: of a query's and another."""
+        values, *places = map(np.concatenate, zip(*self.entries, strict=True))
+        return sparse.coo_array((values, tuple(places)), (len(self.people),) * 2).tocsr()
+
+    def total(self, times: np.ndarray | None = None) -> np.ndarray:
+        """Return the weight of all pairs, [n], where people come `times` [n, people]; or once."""
+        times = np.ones((1, len(self.people))) if times is None else times
+        own = times**2 @ (self.weights * self.images)  # no pairs of different people
+        return (times @ self.weights) * (times @ self.images) - own
 
     def interval(self) -> list[float] | None:
         """Return the 95 % interval of the rate over other people; None where no pair reaches.
@@ -229,17 +246,18 @@ class Impostors:
         Bootstrap", 2007): with the gallery's people kept it would be too narrow.
         """
         drawn = np.flatnonzero(~self.fixed)
-        if not self.reaching.any() or len(drawn) < 3:
+        reaching = self.reaching() if self.entries else None
+        if reaching is None or not reaching.nnz or len(drawn) < 3:
             return None
         times = np.ones((DRAWS, len(self.people)))
         alike = np.full(len(drawn), 1 / len(drawn))
         times[:, drawn] = np.random.default_rng(SEED).multinomial(len(drawn), alike, DRAWS)
-        sums = [((times @ c) * times).sum(axis=1) for c in (self.reaching, self.total)]
-        left = [
-            c.sum() - (c.sum(axis=0) + c.sum(axis=1) - c.diagonal())[drawn]
-            for c in (self.reaching, self.total)
-        ]
-        draws, left_out = (reaching / total.clip(1e-12) for reaching, total in (sums, left))
+        draws = ((reaching.T @ times.T).T * times).sum(axis=1) / self.total(times).clip(1e-12)
+        images, weights = self.images, self.weights
+        with_one = reaching.sum(axis=0) + reaching.sum(axis=1)
+        pairs_with_one = weights * (images.sum() - images) + images * (weights.sum() - weights)
+        left = (reaching.sum() - with_one) / (self.total() - pairs_with_one).clip(1e-12)
+        left_out = left[drawn]
         low, high = bca(draws[:, None], np.array([self.rate()]), left_out[:, None])
         return [float(low[0]), float(high[0])]
 
