@@ -121,8 +121,8 @@ def draw_ablation(rows: list[dict], path: str | Path) -> None:
         axes.set_ylim(0.4, len(compared) + 0.6)
         axes.grid(axis="x", alpha=0.3)
     seeds = len(rows[0]["seeds"])
-    what = "a dot a seed; black: mean and 95 % interval" if seeds > 1 else "one training seed"
-    figure.suptitle(what, fontsize="medium")
+    what = "dot: two trainings of one seed; black: mean and 95 % interval"
+    figure.suptitle(what if seeds > 1 else "one training seed", fontsize="medium")
     write_picture(path, lambda file: figure.savefig(file, format="jpg", dpi=120))
 
 
