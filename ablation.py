@@ -190,13 +190,7 @@ def main(argv=None):
         network = {name: asked[name] for name in ("neck", "pooling", "last_stride")}
         for backbone in {cell.backbone for cell in missing}:
             check_network(backbone, **network)
-        if args.jobs > 1 and asked["precision"] == "auto":
-            device, _ = choose_device(asked["gpu_ids"])
-            if dtype_for(device):
-                raise UserError(
-                    f"--jobs {args.jobs}: beside others a cell can't time which arithmetic is "
-                    "faster; add --precision bf16 or fp32 after --"
-                )
+        check_device(args, asked)
         work = check_images(folder, options)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
         done = len(cells) - len(missing)
@@ -308,6 +302,21 @@ def with_paths(options):
 def is_scored(folder):
     """Tell whether a cell has all results that the table needs."""
     return {"train", *RANKINGS.values()} <= read_results(folder / "results.json").keys()
+
+
+def check_device(args, options):
+    """Raise UserError where cells can't be run on the device that the flags after -- ask for."""
+    device, gpus = choose_device(options["gpu_ids"])
+    if gpus:
+        raise UserError(
+            f"--gpu_ids {options['gpu_ids']} after --: re-ranking uses one GPU; name one, or train "
+            f"on several with --nproc_per_node {len(gpus)} before --"
+        )
+    if args.jobs > 1 and options["precision"] == "auto" and dtype_for(device):
+        raise UserError(
+            f"--jobs {args.jobs}: beside others a cell can't time which arithmetic is faster; add "
+            "--precision bf16 or fp32 after --"
+        )
 
 
 def check_images(folder, options):

@@ -111,7 +111,7 @@ def _rerank(similarity, num_query, k1, k2, lambda_value, block):
     widest = (2 - 2 * least).clamp_min(FLOAT32_ERROR)  # 0 only where all images are the same one
     weights = averaged(descriptions(similarity, nearest, widest, k1), nearest[:, :k2])
     inverted = weights.rows(num_query, similarity.size).transposed()
-    with tqdm(total=num_query, desc="distances", unit="query", disable=None) as bar:
+    with tqdm(total=num_query, desc="distances", unit="query", delay=1, disable=None) as bar:
         rows = query_rows(block, similarity.size - num_query)
         for start in range(0, num_query, rows):
             stop = min(start + rows, num_query)
@@ -295,7 +295,7 @@ def neighbours(similarity: Features | Matrices, cuts: tuple, block: int) -> tupl
     keep = min(size, max(cuts) + SPARE)
     best = torch.full((size, keep), EMPTY, device=device)
     least = torch.full((size,), torch.inf, device=device)
-    with tqdm(total=size, desc="neighbours", unit="image", disable=None) as bar:
+    with tqdm(total=size, desc="neighbours", unit="image", delay=1, disable=None) as bar:
         for start in range(0, size, block):
             stop = min(start + block, size)
             scores = similarity.block(start, stop, start)
@@ -350,7 +350,8 @@ def settle(similarity, best, cuts):
     if keep == similarity.size:
         beyond[:] = False
     few, many = (close & ~beyond).nonzero()[:, 0], beyond.nonzero()[:, 0]
-    with tqdm(total=len(few) + len(many), desc="near ties", unit="image", disable=None) as bar:
+    number = len(few) + len(many)
+    with tqdm(total=number, desc="near ties", unit="image", delay=1, disable=None) as bar:
         for rows in few.split(64):
             best[rows] = exact_keys(similarity, rows, indices(best[rows])).topk(keep).values
             bar.update(len(rows))

@@ -36,6 +36,7 @@ from reid.errors import UserError, first_line, is_first
 from reid.files import (
     cannot_write,
     check_types,
+    demand,
     link,
     locked,
     read_json,
@@ -200,7 +201,8 @@ class Run:
         if not path.exists():
             return {}
         advice = "restore or delete it"
-        found = read_json(path, advice, layer=str, test_size=str)
+        found = read_json(path, advice)
+        demand(found, path, advice, layer=str, test_size=str)
         if found["layer"] not in LAYERS:
             raise UserError(f"{path}: its layer is {found['layer']!r}; {advice}")
         check_image_size(found["test_size"], path, advice)

@@ -249,6 +249,13 @@ def test_cells_with_other_options_are_not_mixed(tmp_path, capsys):
     call(ablation.main, *flags, "--", "--epochs", 5, "--gan_weight", 0.5, "--workers", 7)
 
 
+def test_a_cell_takes_one_gpu(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert exit_code(ablation.main, *small, "--", "--gpu_ids", "0,1") == 2
+    assert "--gpu_ids 0,1 after --: re-ranking uses one GPU" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.fixture
 def small(prepared, tmp_path):
     """Flags of a grid on a tiny dataset with three generated images."""

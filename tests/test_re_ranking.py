@@ -1,5 +1,6 @@
 """Re-ranking: the plain code against the formula set by set, ours against the plain code."""
 
+import io
 import subprocess
 import sys
 import textwrap
@@ -279,3 +280,11 @@ def test_the_formula_in_the_docstring_is_what_is_computed():
     exec(code, names)
     found = np.concatenate(list(rerank(query, gallery, **settings)))
     np.testing.assert_allclose(found, names["distance"], atol=1e-5)
+
+
+def test_quick_re_ranking_leaves_nothing_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    list(rerank(*people(np.random.default_rng(0), 12, 48)))
+    assert terminal.getvalue() == ""
