@@ -51,7 +51,7 @@ from reid.dataset import (
 from reid.device import choose_device, dtype_for
 from reid.engine import batch_options
 from reid.errors import Interrupted, UserError, run
-from reid.files import demand, read_results, replacing, write_json, write_text
+from reid.files import demand, read_results, write_json, write_text
 from reid.losses import needs_a_run
 from reid.options import (
     RANKINGS,
@@ -490,8 +490,7 @@ def write_table(args, folder, cells):
     lines = [*table_lines(rows), "", notes]
     lines += ["", *power_lines(rows)] if args.power else []
     text = "\n".join(lines) + "\n"
-    with replacing(folder / "table.md") as temporary:
-        write_text(temporary, text)
+    write_text(folder / "table.md", text)
     content = {"cells": [cell_scores(cell, scores[cell]) for cell in cells], "rows": rows}
     write_json(folder / "table.json", content | provenance())
     draw_ablation([row for row in rows if row["ranking"] == "plain"], folder / "ablation.jpg")

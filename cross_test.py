@@ -25,7 +25,7 @@ from reid.dataset import check_prepared, eval_fingerprint, eval_images, prepared
 from reid.device import choose_device, dtype_for, dtype_name
 from reid.errors import UserError, run
 from reid.features import made_by
-from reid.files import replacing, write_json, write_text
+from reid.files import write_json, write_text
 from reid.intervals import Interval
 from reid.mat import load_mat
 from reid.metrics import Scores, evaluate, similarity_blocks
@@ -94,8 +94,7 @@ def main(argv=None):
     }
     lines = "\n".join([*table_lines(cells), ""])
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "table.md") as temporary:
-        write_text(temporary, lines)
+    write_text(folder / "table.md", lines)
     write_json(folder / "table.json", {"cells": as_dicts(cells, datasets)} | provenance())
     draw(cells, folder / "matrix.jpg")
     print(f"\n{lines}\n{folder}: table.md, table.json, matrix.jpg")

@@ -46,10 +46,10 @@ from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
 from reid.features import eval_transforms, extract, inference_dtype, ready
 from reid.files import (
+    check_results,
     check_writable,
     link,
     new_folder,
-    read_results,
     sha256,
     update_results,
 )
@@ -60,6 +60,7 @@ from reid.options import (
     Parser,
     add_backbone_options,
     add_device_options,
+    add_results_option,
     add_run_options,
     at_least,
     seed,
@@ -159,11 +160,7 @@ def get_parser():
     group.add_argument(
         "--keep_dir", metavar="FOLDER", help="new folder for them, of hard links (default: none)"
     )
-    group.add_argument(
-        "--json",
-        metavar="FILE",
-        help="also write the numbers here, as a section of the file (model/<name>/results.json)",
-    )
+    add_results_option(group)
     add_device_options(parser)
     return parser
 
@@ -175,9 +172,7 @@ def main(argv=None):
     world = join_world(args.gpu_ids)
     with world.together():
         check_writable(args.output)
-        if args.json:
-            check_writable(args.json)
-            read_results(args.json)
+        check_results(args.json)
         images, facts = find_images(args, gan_metrics.smallest_set(args.nearest_k))
         check_keep(args, images)
     features, source = features_of(images, args, world)

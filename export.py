@@ -29,8 +29,8 @@ from reid.exporting.agreement import (
 )
 from reid.exporting.network import metadata, torch_compute, torch_file
 from reid.features import Embedder
-from reid.files import check_writable, read_results, replacing, sha256, update_results
-from reid.options import Parser, add_layer_options, add_run_options, at_least
+from reid.files import check_results, check_writable, replacing, sha256, update_results
+from reid.options import Parser, add_layer_options, add_results_option, add_run_options, at_least
 from reid.provenance import provenance
 
 DATA_DIR = "data/Market-1501-v15.09.15/pytorch"  # what prepare.py made
@@ -100,11 +100,7 @@ def get_parser():
         help="fp16 and int8: leave out Rank@1 and mAP, for which all of query and gallery is "
         "extracted twice",
     )
-    group.add_argument(
-        "--json",
-        metavar="FILE",
-        help="also write the results here, as a section of the file (model/<name>/results.json)",
-    )
+    add_results_option(group)
     return parser
 
 
@@ -118,9 +114,7 @@ def main(argv=None):
     source = Path(args.weights) if args.weights else run_folder
     output = Path(args.output or default_output(args, source))
     check_writable(output)
-    if args.json:
-        check_writable(args.json)
-        read_results(args.json)
+    check_results(args.json)
     data_dir = Path(args.data_dir)
     check_prepared(data_dir)
     query, gallery = (eval_images(data_dir / name) for name in ("query", "gallery"))

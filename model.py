@@ -465,7 +465,7 @@ def options_of(weights: dict[str, Tensor]) -> dict:
     }
 
 
-def size_of(weights: dict[str, Tensor]) -> list[int] | None:
+def fixed_size(weights: dict[str, Tensor]) -> list[int] | None:
     """Return the height and width that a network's state_dict is tied to; None where it is not."""
     return extra_facts(weights["_extra_state"])["size"] if "_extra_state" in weights else None
 

@@ -9,11 +9,9 @@ Hassle-Free Sharing and Testing of ML Models in the Wild", 2019; an optional dep
 """
 
 import os
-import shutil
 import socket
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,7 +85,9 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse_args(argv)
-    with temporary_folder() as folder:
+    # Holds uploads, and the index where none is named.
+    with tempfile.TemporaryDirectory(prefix="page-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
         gradio = import_gradio(folder / "uploads")
         device = check_searched(args)
         check_port(args.port)
@@ -98,16 +98,6 @@ def main(argv=None):
         size = fill(finder, args)
         title = args.weights or args.name
         serve(gradio, build(gradio, finder, stored, markup.header(title, size)), args.port)
-
-
-@contextmanager
-def temporary_folder():
-    """Give a folder for uploads and a temporary index, which is deleted at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="page-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def import_gradio(uploads):

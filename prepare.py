@@ -23,7 +23,6 @@ Images are hard links: the same files under another name, so they take no space,
 edits the original. Where the file system has no links they are copied; see --copy and --symlink.
 """
 
-import sys
 from argparse import Namespace
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -42,8 +41,8 @@ from reid.dataset import (
 )
 from reid.datasets import cuhk03, layouts, own_photos
 from reid.datasets.layouts import LAYOUTS, RawImage
-from reid.errors import UserError, printable, run
-from reid.files import copy, dumps, link, new_folder, read_json, symlink, write_text
+from reid.errors import UserError, printable, run, say
+from reid.files import copy, link, new_folder, read_json, symlink, write_json
 from reid.images import is_image, read_image
 from reid.options import Parser, rate, seed
 
@@ -140,7 +139,7 @@ def main(argv=None):
         print(f"{target}: already there and complete")
         if args.copy or args.symlink:
             flag = "--copy" if args.copy else "--symlink"
-            print(f"{flag}: changes nothing of it; delete it first", file=sys.stderr)
+            say(f"{flag}: changes nothing of it; delete it first")
     else:
         put = copy if args.copy else symlink if args.symlink else link
         make(target, splits, identities, put)
@@ -225,7 +224,7 @@ def say_left_out(messages):
     if messages:
         named = "; ".join(map(printable, messages[:NAMED]))
         more = f"; and {len(messages) - NAMED} more" if len(messages) > NAMED else ""
-        print(f"warning: {len(messages)} left out: {named}{more}", file=sys.stderr)
+        say(f"warning: {len(messages)} left out: {named}{more}")
 
 
 def check_complete(target, splits, identities):
@@ -260,7 +259,7 @@ def make(target, splits, identities, put):
         for parent in {path.parent for paths in targets.values() for path in paths}:
             (folder / parent).mkdir(parents=True)
         if identities is not None:
-            write_text(folder / IDENTITIES_FILE, dumps(identities))
+            write_json(folder / IDENTITIES_FILE, identities)
         with ThreadPoolExecutor() as pool:
             try:
                 jobs = [
@@ -316,10 +315,9 @@ def summarise(splits, published, name, zero_is_person):
                 different.append(split)
         print(line)
     if different:
-        print(
+        say(
             f"warning: {', '.join(different)}: not as large as {name} is published; "
-            "is it whole, and the right one?",
-            file=sys.stderr,
+            "is it whole, and the right one?"
         )
 
 
@@ -329,25 +327,23 @@ def warn_of_known_people(splits, zero_is_person):
     tested = {int(image.identity) for image in [*splits["query"], *splits["gallery"]]}
     both = sorted((trained & tested) - (set() if zero_is_person else {0}))
     if both:
-        print(
+        say(
             f"warning: {len(both)} identities are in training and in testing, {both[0]} the first: "
-            "the scores will be those of people that the network knows",
-            file=sys.stderr,
+            "the scores will be those of people that the network knows"
         )
 
 
 def warn_of_single_images(splits):
     """Say on standard error how many identities have their only image in val."""
     if "train" not in splits:
-        print("warning: no training images: for testing only", file=sys.stderr)
+        say("warning: no training images: for testing only")
         return
     known = {image.identity for image in splits["train"]}
     alone = sum(image.identity not in known for image in splits["val"])
     if alone:
-        print(
+        say(
             f"warning: {alone} training identities have one image, which is in val and not in "
-            "train; train with --train_all",
-            file=sys.stderr,
+            "train; train with --train_all"
         )
 
 
@@ -360,10 +356,9 @@ def warn_of_lost_queries(splits):
     queries = [parse_name(image.name) for image in splits["query"]]
     lost = sum(not cameras[identity] - {camera} for identity, camera in queries)
     if lost:
-        print(
+        say(
             f"warning: {lost} of {len(queries)} queries have no image of another camera in the "
-            "gallery, or none but a copy: they can't be found",
-            file=sys.stderr,
+            "gallery, or none but a copy: they can't be found"
         )
 
 

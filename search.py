@@ -12,7 +12,6 @@ image like the query; their cells add up to the similarity (`reid.explain`).
 """
 
 import os
-import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from reid.checkpoint import load_asked
 from reid.device import choose_device, set_up
-from reid.errors import UserError, printable, run
+from reid.errors import UserError, printable, run, say
 from reid.features import Embedder
 from reid.files import check_writable, write_json
 from reid.gallery import Gallery, check_folder, import_faiss
@@ -200,10 +199,9 @@ def usable_threshold(args, folder, embed):
     stored = None if args.weights else stored_threshold(folder)
     if stored is None or stored["made_by"] == embed.made_by:
         return stored
-    print(
+    say(
         f"{folder / FILE}: of other weights, another layer, size or scales, so not used; "
-        "calibrate again",
-        file=sys.stderr,
+        "calibrate again"
     )
     return None
 
@@ -219,7 +217,7 @@ def bring_up_to_date(gallery, embed, args, picture=OUTPUT):
         update = gallery.update(args.gallery, embed, args.workers, leave_out=pictures)
         say_update(update, gallery, args)
     for line in gallery.check_roots():
-        print(printable(line), file=sys.stderr)
+        say(printable(line))
     if not len(gallery):
         raise UserError(f"{args.gallery or args.index}: no image in it can be read")
 
@@ -231,9 +229,9 @@ def say_update(update, gallery, args):
     done += [f"{update.skipped:,} skipped"] if update.skipped else []
     print(f"{args.index or args.gallery}: {len(gallery):,} images ({', '.join(done)})")
     for message in update.messages:
-        print(f"skipped: {printable(message)}", file=sys.stderr)
+        say(f"skipped: {printable(message)}")
     if update.skipped > len(update.messages):
-        print(f"and {update.skipped - len(update.messages):,} more", file=sys.stderr)
+        say(f"and {update.skipped - len(update.messages):,} more")
 
 
 def rank_gallery(gallery, queries, args):
@@ -243,7 +241,7 @@ def rank_gallery(gallery, queries, args):
     rankings = gallery.search(queries, number, own)
     if not all(gallery.is_current(hit) for hits in rankings for hit in hits):
         number_gone = gallery.drop_missing()
-        print(f"{number_gone:,} images are gone or changed, and left out", file=sys.stderr)
+        say(f"{number_gone:,} images are gone or changed, and left out")
         rankings = gallery.search(queries, number, own)
     if args.rerank:
         rankings = [gallery.rerank(q, hits) for q, hits in zip(queries, rankings, strict=True)]

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from reid.dataset import STAND_IN
 from reid.errors import UserError, run
-from reid.files import dumps, encoded, new_folder, read_json, write_text
+from reid.files import encoded, new_folder, read_json, write_json
 from reid.options import Parser, at_least, processors, seed
 from reid.rendering.looks import LOOKS
 from reid.rendering.people import (
@@ -120,7 +120,7 @@ def main(argv=None):
         return
     with new_folder(folder) as partial:
         counts = render(partial, SCALES[args.scale], args.seed, args.workers, args.look)
-        write_text(partial / STAND_IN, dumps(about | {"counts": counts}))
+        write_json(partial / STAND_IN, about | {"counts": counts})
     print(f"{folder}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 

@@ -40,7 +40,8 @@ def main(argv=None):
         splits = training_splits(
             args.data_dir, args.train_all, args.val_ids, args.num_ids, args.seed
         )
-    engine.train(args, world, splits, losses.cross_entropy)
+    with engine.opened(args, world, splits, losses.cross_entropy) as training:
+        training.run()
 
 
 if __name__ == "__main__":

@@ -223,6 +223,8 @@ class House:
                 (lists / f"list_{name}.txt").write_text("\n".join(lines) + "\n")
         for step in STEPS:
             self.call(step)
+        testing = {"layer": "pool", "test_size": "same"}  # as a run with --val_ids has it
+        (self.here / "model/run/testing.json").write_text(json.dumps(testing))
         self.case.rename(self.base)
 
     def fresh(self):

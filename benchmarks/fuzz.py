@@ -68,6 +68,7 @@ CELL = f"model/grid/{[*CELLS][1]}"
 JSON_FILES = {
     "model/run/opts.json": "results_table test search resume sls evaluate_gan export cross_test",
     "model/run/results.json": "results_table evaluate evaluate_rerank resume evaluate_gan",
+    "model/run/testing.json": "test search evaluate_gan export cross_test",
     "model/run/threshold.json": "evaluate search",
     f"{CELL}/opts.json": "ablation",
     f"{CELL}/results.json": "ablation",

@@ -20,7 +20,6 @@ it when the run is resumed.
 """
 
 import json
-import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,13 +31,14 @@ import torch
 from torch import nn
 
 from model import LAYERS, ReIDNet
-from reid.errors import UserError, first_line, is_first
+from reid.errors import UserError, first_line, is_first, say
 from reid.files import (
     cannot_write,
     check_types,
     demand,
     link,
     locked,
+    parents_of,
     read_json,
     replacing,
     sha256,
@@ -92,18 +92,8 @@ class Run:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Keep other processes out of the folder. Raises UserError where one is in it."""
-        missing = [parent for parent in self.path.parents if not parent.exists()]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        try:
-            with locked(self.path):
-                yield
-        finally:
-            for parent in missing:
-                with suppress(OSError):  # not empty: the run is in it
-                    parent.rmdir()
+        with parents_of(self.path), locked(self.path):
+            yield
 
     def check_new(self) -> None:
         """Raise UserError where the folder holds a run already."""
@@ -242,23 +232,22 @@ class Run:
             except FileNotFoundError:
                 continue
             except Exception as error:  # torch raises many kinds for a damaged file
-                print(f"{path}: damaged ({first_line(error)})", file=sys.stderr)
+                say(f"{path}: damaged ({first_line(error)})")
                 continue
             if name == STATE_BEFORE:
                 # A damaged one must not become the state before the next.
                 self.file(STATE).unlink(missing_ok=True)
-                print(
+                say(
                     f"{path}: going on from this, the state before the newest; until that epoch is "
-                    "trained again, net_*.pth may be of the damaged one",
-                    file=sys.stderr,
+                    "trained again, net_*.pth may be of the damaged one"
                 )
             return state
         raise UserError(f"{self.path}: its states are damaged, can't resume; start anew")
 
     def write_log(self, history: list[dict]) -> None:
         """Write log.jsonl: a JSON line for each epoch of `history`."""
-        with replacing(self.file("log.jsonl")) as temporary:
-            write_text(temporary, "".join(json.dumps(line) + "\n" for line in history))
+        lines = "".join(json.dumps(line) + "\n" for line in history)
+        write_text(self.file("log.jsonl"), lines)
 
     def weights_file(self, which_epoch: str) -> Path:
         """Return the path of `net_<which_epoch>.pth`; the UserError lists the epochs there are."""
@@ -402,13 +391,7 @@ def plain_state(net: nn.Module) -> dict:
 
 def save(path: str | Path, content: dict) -> None:
     """Save with torch.save, whole or not at all."""
-    with replacing(path) as temporary:
-        write(temporary, content)
-
-
-def write(path: str | Path, content: dict) -> None:
-    """Save with torch.save. Raises OSError, also where torch raises others."""
-    with open(path, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # how torch says that the disk is full

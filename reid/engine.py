@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -30,10 +29,10 @@ from reid.dataset import (
 )
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
 from reid.distributed import BatchKinds, World, distribute, leave_world
-from reid.errors import Interrupted, UserError, first_line, missing_package
+from reid.errors import Interrupted, UserError, first_line, missing_package, say
 from reid.files import sha256, update_results
 from reid.gan_labels import label_weights
-from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all, size_in_memory
+from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all
 from reid.losses import MeanTargets, MetricLoss, at_least_fp32
 from reid.optimizer import ema, freeze_backbone, rate_factor, set_rate, sgd
 from reid.provenance import command_line
@@ -45,22 +44,6 @@ CHECK_EVERY = 50  # steps between looks at a GPU's loss: each look waits for the
 SHOW_EVERY = 0.5  # seconds between changes of the progress bar
 
 
-def train(
-    args: Namespace,
-    world: World,
-    splits: Splits,
-    loss_function: Callable,
-) -> None:
-    """Train a network and fill its run folder.
-
-    args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
-    `add_speed_options`. world: `reid.distributed.World`. splits: `reid.dataset.Splits`, of which
-    only the images to train on must be there. loss_function: see `reid.losses`.
-    """
-    with opened(args, world, splits, loss_function) as training:
-        training.run()
-
-
 @contextmanager
 def opened(
     args: Namespace,
@@ -70,8 +53,10 @@ def opened(
 ) -> Iterator["Training"]:
     """Check all that can be checked, claim the run folder, and give a `Training` that can `run`.
 
-    Arguments as for `train`. The block may do what the loss needs before images are read. Nothing
-    is left of a run that fails before its first epoch is saved.
+    args: options of `reid.options.add_training_options`, `add_run_options`, `add_device_options`,
+    `add_speed_options`. splits: of which only the images to train on must be there. loss_function:
+    see `reid.losses`. The block may do what the loss needs before images are read. Nothing is left
+    of a run that fails before its first epoch is saved.
     """
     run = Run(Path(args.model_dir) / args.name)
     with ExitStack() as stack:
@@ -265,7 +250,7 @@ class Training:
 class Learner:
     """A network, its loss and optimizer, and this process's shard of the images.
 
-    args, world, loss_function: as for `train`. dtype: autocast's, see `reid.device.dtype_for`.
+    args, world, loss_function: as for `opened`. dtype: autocast's, see `reid.device.dtype_for`.
     """
 
     def __init__(
@@ -316,8 +301,8 @@ class Learner:
         to_validate = EvalTransform(size)
         if images is not None:
             val_arrays = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
-            total = size_in_memory(images) + size_in_memory(val_arrays)
-            world.say(f"images decoded: {total:.2f} GB")
+            size = sum(image.nbytes for image in [*images, *val_arrays])
+            world.say(f"images decoded: {size / 1e9:.2f} GB")
         batches = batch_options(args, train_samples)
         sampler = StepSampler(
             train_samples,
@@ -360,11 +345,12 @@ class Learner:
                 unchecked.append((loss, batch.numbers))
                 if len(unchecked) == CHECK_EVERY or self.world.device.type == "cpu":
                     self.check_losses(unchecked, number)
-                bar.update(self.sampler.batchsize)
-                self.show(bar, loss, started, number, images)
+                if bar.update(self.sampler.batchsize):  # has just been drawn anew
+                    self.show(bar, loss, number)
             self.check_losses(unchecked, number)
         self.check_weights(number)
-        loss, wrong, real = self.totals(totals)
+        loss = totals[0].item()  # is over all processes already
+        wrong, real = self.world.sum(totals[1:]).tolist()
         seconds = time.perf_counter() - started
         line = {
             "epoch": number,
@@ -420,11 +406,6 @@ class Learner:
             found[batch.generated == 1] = predicted.to(found.dtype)
         return found
 
-    def totals(self, sums):
-        """Sum an epoch's loss, errors and real images over all processes, as numbers."""
-        loss = sums[0].item()  # is over all processes already
-        return loss, *self.world.sum(sums[1:]).tolist()
-
     @torch.inference_mode()
     def validate(self):
         """Return the mean cross-entropy and top-1 error over the held-out images."""
@@ -473,18 +454,15 @@ class Learner:
             desc=f"epoch {number}/{self.args.epochs}",
             unit=" images",
             unit_scale=True,
+            mininterval=SHOW_EVERY,
             disable=None if self.world.first else True,
             leave=False,
         )
 
-    def show(self, bar, loss, started, number, images):
+    def show(self, bar, loss, number):
         """Write the loss and the time left of the whole training beside the bar."""
-        now = time.perf_counter()
-        if bar.disable or now - getattr(bar, "shown", 0) < SHOW_EVERY:
-            return
-        bar.shown = now
-        epochs = (self.args.epochs - number) + 1 - bar.n / images
-        left = tqdm.format_interval(epochs * images * (now - started) / bar.n)
+        epochs = self.args.epochs - number + 1 - bar.n / bar.total
+        left = tqdm.format_interval(epochs * bar.total * bar.format_dict["elapsed"] / bar.n)
         bar.set_postfix_str(f"loss {loss.item():.3f}, all epochs in {left}")
 
     def state(self) -> dict:
@@ -561,10 +539,9 @@ def warn_of_data_parallel(world: World) -> None:
     """Say on standard error what DataParallel, where `world` has it, does to batch norm."""
     number = len(world.gpus)
     if number:
-        print(
+        say(
             f"warning: DataParallel: batch norm sees 1/{number} of each batch, which cost the 2018 "
-            f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {number} does not",
-            file=sys.stderr,
+            f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {number} does not"
         )
 
 

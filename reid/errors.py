@@ -36,10 +36,6 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM, with what the user should know."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, as schedulers and closed terminals send them: ends as Ctrl-C does."""
-
-
 def run(main: Callable[[], None], torchrun: bool = False) -> None:
     """Run a script's `main` as a process.
 
@@ -156,7 +152,7 @@ def end_by_signals():
         received.append(number)
         if len(received) > 1:
             return
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():  # no other may say what happens
         for number in numbers:

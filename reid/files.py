@@ -80,11 +80,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))  # a link to an empty folder stays
     temporary = partial_name(path)
-    missing = []
     try:
-        missing = [parent for parent in path.parents if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path):
+        with parents_of(path), locked(path):
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
@@ -96,9 +93,25 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """Make the folders that `path` lies in; those that are empty at the end go again.
+
+    Raises UserError where they can't be made.
+    """
+    missing = []
+    try:
+        try:
+            missing = [parent for parent in path.parents if not parent.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        yield
     finally:
         for parent in missing:
-            with suppress(OSError):  # not empty: the new folder is in it
+            with suppress(OSError):  # not empty
                 parent.rmdir()
 
 
@@ -274,8 +287,9 @@ def read_text(path: str | Path, advice: str = "check the path") -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file in UTF-8."""
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    """Write a file in UTF-8, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def read_json(path: str | Path, advice: str, **types) -> dict:
@@ -329,8 +343,7 @@ def dumps(content: object) -> str:
 
 def write_json(path: str | Path, content: object) -> None:
     """Write indented JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        write_text(temporary, dumps(content))
+    write_text(path, dumps(content))
 
 
 def read_results(path: str | Path) -> dict[str, dict]:
@@ -344,7 +357,14 @@ def read_results(path: str | Path) -> dict[str, dict]:
     return results
 
 
+def check_results(path: str | Path | None) -> None:
+    """Raise UserError where `update_results` could not write; None is no file."""
+    if path:
+        check_writable(path)
+        read_results(path)
+
+
 def update_results(path: str | Path, section: str, values: dict) -> None:
     """Set one section of a results.json (a dict a script), keeping the others."""
     with replacing(path) as temporary:  # no other process writes between reading and writing
-        write_text(temporary, dumps(read_results(path) | {section: values}))
+        temporary.write_bytes(dumps(read_results(path) | {section: values}).encode())

@@ -20,7 +20,6 @@ from reid.options import processors
 from reid.transforms import EvalTransform, TrainTransform
 
 CACHE_BUDGET = 2 * 1024**3  # bytes of decoded images that --cache auto keeps in memory
-GIGABYTE = 1e9
 
 
 class Batch(NamedTuple):
@@ -114,7 +113,7 @@ class TrainBatches:
     """The batches of each epoch, this process's shard of them.
 
     sampler: a `StepSampler`; transform: `reid.transforms.TrainTransform`; workers: processes that
-    read images. cache: the images, already read, or None to read them anew in each epoch.
+    read images. images: their arrays, already read, or None to read them anew in each epoch.
     two_views: whether generated images are augmented a second time.
     """
 
@@ -123,7 +122,7 @@ class TrainBatches:
         sampler: StepSampler,
         transform: TrainTransform,
         workers: int,
-        cache: list[np.ndarray] | None,
+        images: list[np.ndarray] | None,
         two_views: bool = False,
     ):
         self.sampler, self.transform, self.two_views = sampler, transform, two_views
@@ -132,8 +131,8 @@ class TrainBatches:
         labels = torch.tensor([sample.label for sample in samples])
         # Generated images get a number each, for losses that know each of them.
         self.labels = torch.where(self.generated == 1, -self.generated.cumsum(0), labels)
-        self.images = cache
-        if cache is None:
+        self.images = images
+        if images is None:
             dataset = Decoded([sample.path for sample in samples], transform.read)
             self.loader = worker_loader(dataset, sampler, workers)
 
@@ -173,7 +172,7 @@ class TrainBatches:
 class EvalBatches:
     """Batches of images in the order of `paths`, uint8 [B, H, W, 3] on the device.
 
-    cache: their arrays, already read, or None to have loader processes read them.
+    images: their arrays, already read, or None to have loader processes read them.
     """
 
     def __init__(
@@ -183,10 +182,10 @@ class EvalBatches:
         batchsize: int,
         workers: int,
         device: torch.device,
-        cache: list[np.ndarray] | None = None,
+        images: list[np.ndarray] | None = None,
     ):
-        self.paths, self.batchsize, self.device, self.images = paths, batchsize, device, cache
-        if cache is None:
+        self.paths, self.batchsize, self.device, self.images = paths, batchsize, device, images
+        if images is None:
             batches = BatchSampler(range(len(paths)), batchsize, drop_last=False)
             self.loader = worker_loader(Decoded(paths, transform.read), batches, workers)
 
@@ -271,11 +270,6 @@ def chosen_mode(paths, read, folder):
         return "file"
     own_copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return "ram" if size * own_copies <= CACHE_BUDGET else "off"
-
-
-def size_in_memory(images: list[np.ndarray]) -> float:
-    """Return how many gigabytes a list of arrays takes."""
-    return sum(image.nbytes for image in images) / GIGABYTE
 
 
 def identity_order(samples, instances, generator):

@@ -7,7 +7,6 @@ Only our files have <set>_files, each image's path under the folder named in `da
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from scipy.io import loadmat, savemat
 
 from reid.dataset import LARGEST_LABEL, EvalImage
-from reid.errors import UserError, missing_package
+from reid.errors import UserError, missing_package, say
 from reid.files import parse_json, replacing
 from reid.metrics import FeatureSet
 
@@ -217,7 +216,7 @@ def unwrapped(identities, people, what):
             f"{what} has {largest}: that is -1 kept as {identities.dtype}, or a person's number; "
             "store the labels as int32"
         )
-    print(f"{what}: {largest} in {identities.dtype} is read as -1, junk", file=sys.stderr)
+    say(f"{what}: {largest} in {identities.dtype} is read as -1, junk")
     return np.where(junk, -1, identities.astype(np.int64))
 
 

@@ -241,6 +241,15 @@ def add_layer_options(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
+def add_results_option(group: argparse._ArgumentGroup) -> None:
+    """Add `--json`, the file of `reid.files.update_results`."""
+    group.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write the results here, as a section of the file (model/<name>/results.json)",
+    )
+
+
 def add_weights_options(parser: Parser) -> None:
     """Add `--weights --backbone --last_stride --height --width`: weights without a run folder."""
     group = parser.add_argument_group("weights of other codes")

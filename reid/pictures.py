@@ -78,7 +78,7 @@ def draw_rankings(
         rows.append(ranking(query, scores, sets, relevance))
         if explanations:
             names = [sets.query.files[query], *sets.gallery.files[scores.top[query]]]
-            pictures = [scaled(load(sets.data_dir, name)) for name in names]
+            pictures = [scaled(read_image(sets.data_dir / name)) for name in names]
             rows += heat_rows(pictures, explanations[number], scale)
     draw_sheet(rows, path)
 
@@ -87,9 +87,9 @@ def ranking(query, scores, sets, relevance):
     """Return the `Row` of a query."""
     good, junk = relevance.of(sets.query.identities[query], sets.query.cameras[query])
     junk = {*junk.tolist(), *relevance.always_junk.tolist()}
-    tiles, rank = [Tile(fitted(load(sets.data_dir, sets.query.files[query])), "", PLAIN)], 0
+    tiles, rank = [Tile(fitted(read_image(sets.data_dir / sets.query.files[query])), "", PLAIN)], 0
     for image in scores.top[query].tolist():
-        picture = fitted(load(sets.data_dir, sets.gallery.files[image]))
+        picture = fitted(read_image(sets.data_dir / sets.gallery.files[image]))
         if image in junk:
             tiles.append(Tile(faded(picture), "junk", JUNK))
         else:
@@ -190,14 +190,6 @@ def shortened(text, font, width):
         kept -= 1
         short = f"{text[: (kept + 1) // 2]} … {text[len(text) - kept // 2 :]}"
     return short
-
-
-def load(data_dir, name):
-    """Read an image of a prepared dataset."""
-    path = Path(data_dir) / name
-    if not path.is_file():
-        raise UserError(f"{path}: no such image; name the `pytorch` folder with --data_dir")
-    return read_image(path)
 
 
 def fitted(picture: Image.Image) -> Image.Image:

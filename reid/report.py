@@ -1,6 +1,5 @@
 """Print, store, draw and compare scores, as the flags of evaluate.py and evaluate_rerank.py ask."""
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,11 @@ from tqdm import tqdm
 
 from reid import metrics
 from reid.dataset import too_many_cameras
-from reid.errors import UserError, printable
-from reid.files import check_writable, read_results, update_results
+from reid.errors import UserError, printable, say
+from reid.files import check_results, check_writable, update_results
 from reid.intervals import FEW, Interval, interval, mean_intervals, p_value
 from reid.mat import EvalSets, load_mat, load_multi
-from reid.options import SCORES, Parser, at_least
+from reid.options import SCORES, Parser, add_results_option, at_least
 from reid.pictures import draw_rankings
 from reid.provenance import provenance
 from reid.verification import run_weights
@@ -46,11 +45,7 @@ def add_options(parser: Parser, mat: str) -> None:
         "intervals over other people and p-values (default: no comparison)",
     )
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--json",
-        metavar="FILE",
-        help="also write the scores here, as a section of the file (model/<name>/results.json)",
-    )
+    add_results_option(group)
     group.add_argument(
         "--plot", action="store_true", help="draw the CMC curve with its band, *_cmc.jpg"
     )
@@ -153,9 +148,7 @@ def outputs(args, section):
 
     Raises UserError where these or the --json file can't be written.
     """
-    if args.json:
-        check_writable(args.json)
-        read_results(args.json)
+    check_results(args.json)
     asked = {"cmc": args.plot, "rankings": args.show or args.show_names}
     return [picture_path(args, section, name) if asked[name] else None for name in asked]
 
@@ -288,16 +281,14 @@ def warn_of_doubts(sets):
     cameras = np.concatenate([sets.query.cameras, sets.gallery.cameras])
     number = len(np.unique(cameras))
     if too_many_cameras(number, len(cameras)):
-        print(
+        say(
             f"warning: {number} cameras in {len(cameras)} images: are these numbers of frames? "
-            "Then nothing is junk, and the scores are too good",
-            file=sys.stderr,
+            "Then nothing is junk, and the scores are too good"
         )
     if same := copies(sets.query, sets.gallery):
-        print(
+        say(
             f"warning: {same} queries have a good image with the very same features: is "
-            "it the same picture, in query and in gallery? Then the scores are too good",
-            file=sys.stderr,
+            "it the same picture, in query and in gallery? Then the scores are too good"
         )
 
 

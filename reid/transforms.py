@@ -100,7 +100,7 @@ class TrainTransform:
         width, height = self.full_width, self.full_height
         whole = image.height >= height or image.height * width > height * image.width
         size = width, height if whole else image.height
-        return to_array(image.resize(size, Image.Resampling.BICUBIC))
+        return np.array(image.resize(size, Image.Resampling.BICUBIC))
 
     def crop(
         self, images: list[np.ndarray], augmentation: Augmentation, device: torch.device = CPU
@@ -178,7 +178,7 @@ class EvalTransform:
 
     def resize(self, image: Image.Image) -> np.ndarray:
         """Resize and cut a PIL image: uint8 [height, width, 3]."""
-        pixels = to_array(image.resize(self.full[::-1], Image.Resampling.BICUBIC))
+        pixels = np.array(image.resize(self.full[::-1], Image.Resampling.BICUBIC))
         return pixels[self.middle()]
 
     def middle(self) -> tuple[slice, slice]:
@@ -207,11 +207,6 @@ def transform_for_testing(kind: str, height: int, width: int) -> EvalTransform:
     if kind in kinds:
         return EvalTransform(*kinds[kind])
     return EvalTransform(*(tuple(map(int, text.split("x"))) for text in kind.split(" of ")))
-
-
-def to_array(image: Image.Image) -> np.ndarray:
-    """Return the pixels of a PIL image: uint8 [H, W, 3]."""
-    return np.asarray(image).copy()
 
 
 def resize_height(images, height, in_floats=False):

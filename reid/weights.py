@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import CLASSIC, ReIDNet, make_network, options_of, size_of
+from model import CLASSIC, ReIDNet, fixed_size, make_network, options_of
 from reid.errors import UserError, first_line, is_first, missing_package
 from reid.options import HEIGHT, NETWORKS, WIDTH
 
@@ -174,10 +174,10 @@ def check_network(backbone: str, **options) -> None:
 
 
 @contextmanager
-def without_logging():
-    """Keep other packages' loggers quiet inside."""
+def without_logging(level: int = logging.ERROR) -> Iterator[None]:
+    """Keep other packages' loggers quiet inside, up to a level."""
     before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
+    logging.disable(level)
     try:
         yield
     finally:
@@ -218,7 +218,7 @@ def load_network(path: str | Path, backbone: str | None = None) -> ReIDNet:
         device = torch.device("meta" if options["backbone"] in CLASSIC else "cpu")
         with device, as_user_errors(options["backbone"]):
             net = make_network(**options)
-            if size := size_of(weights):
+            if size := fixed_size(weights):
                 net.set_size(*size)
         net.load_state_dict(weights, assign=True)
     except (KeyError, RuntimeError, TypeError) as error:
@@ -424,7 +424,7 @@ def is_ours(path: str | Path) -> bool:
     weights = read_weights(path)
     with suppress(KeyError, TypeError, ValueError):
         options_of(weights)
-        return any(name.startswith("model.") for name in weights)
+        return True
     return False
 
 

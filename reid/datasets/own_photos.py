@@ -7,7 +7,6 @@ gallery, a fraction of the identities is for testing.
 import itertools
 import random
 import re
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from reid.dataset import (
     walk_images,
 )
 from reid.datasets.layouts import RawImage, hold_out_first
-from reid.errors import UserError, printable
+from reid.errors import UserError, printable, say
 from reid.images import is_hidden
 
 SPLITS = ("train", "query", "gallery")
@@ -235,10 +234,9 @@ def warn_of_two_people(photos):
     pairs = [(first, photo) for first, photo in repeats(photos) if first.identity != photo.identity]
     if pairs:
         first, photo = pairs[0]
-        print(
+        say(
             f"warning: {len(pairs)} pictures are of two identities: {printable(first.path)} and "
-            f"{printable(photo.path)} are the same; merge these, or delete one",
-            file=sys.stderr,
+            f"{printable(photo.path)} are the same; merge these, or delete one"
         )
 
 

@@ -14,7 +14,6 @@ from reid.exporting.network import network_input, transform_of
 from reid.features import ImageModel, view_features
 from reid.mat import feature_set
 from reid.metrics import evaluate, similarity_blocks
-from reid.transforms import to_array
 
 # Similarities closer than this have no order. Pixels that differ by 1 of 255, since another resize
 # rounds otherwise, move similarities by a few 1e-5.
@@ -53,7 +52,7 @@ class File(ImageModel):
 
     def to_input(self, image: Image.Image) -> np.ndarray:
         """Convert a PIL image to uint8 [h, w, 3]; resized, unless the network does that."""
-        return to_array(image) if self.inside else self.resize(image)
+        return np.array(image) if self.inside else self.resize(image)
 
     def of_batch(self, batch: list[np.ndarray]) -> np.ndarray:
         """Return the features float32 [B, D] of a list of inputs."""

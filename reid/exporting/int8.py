@@ -76,16 +76,12 @@ def quantised(model: onnx.ModelProto, images: list[np.ndarray], facts: dict) -> 
     images: resized training images uint8 [H, W, 3] to take the activations' ranges from. facts: the
     file's `metadata`.
     """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        quiet(),
-        Calibration(images, facts) as calibration,
-    ):
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "int8.onnx"
         quantize_static(
             model,
             path,
-            calibration,
+            Calibration(images, facts),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(OPERATORS),
             nodes_to_quantize=backbone_nodes(model),
@@ -108,19 +104,10 @@ class Calibration(CalibrationDataReader):
     """Training images in batches, as ONNX Runtime's quantisation asks for them."""
 
     def __init__(self, images, facts):
-        self.images, self.facts, self.start = images, facts, 0
-
-    def __enter__(self):
-        label = "calibration"
-        self.bar = tqdm(total=len(self.images), desc=label, unit="image", disable=None, leave=False)
-        return self
-
-    def __exit__(self, *error):
-        self.bar.close()
+        starts = range(0, len(images), BATCH)
+        bar = tqdm(starts, "calibration", unit="batch", disable=None, leave=False)
+        self.batches = ({INPUT: network_input(images[n : n + BATCH], facts)} for n in bar)
 
     def get_next(self):
         """Return the next batch; None at the end."""
-        batch = self.images[self.start : self.start + BATCH]
-        self.start += len(batch)
-        self.bar.update(len(batch))
-        return {INPUT: network_input(batch, self.facts)} if len(batch) else None
+        return next(self.batches, None)

@@ -24,6 +24,7 @@ from reid.features import fold_for_inference
 from reid.files import sha256
 from reid.provenance import provenance, version
 from reid.transforms import EvalTransform, normalise
+from reid.weights import without_logging
 
 INPUT, OUTPUT = "images", "features"  # their names in a file
 METADATA = "metadata.json"  # in a .pt2 file
@@ -219,14 +220,8 @@ def torch_file(trained: Trained, facts: dict) -> bytes:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what exporters log about their own workings."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with without_logging(logging.WARNING), warnings.catch_warnings(action="ignore"):
+        yield
 
 
 def network_input(arrays: list[np.ndarray], facts: dict) -> np.ndarray:
