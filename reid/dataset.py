@@ -41,6 +41,7 @@ LARGEST_LABEL = 2**53  # MATLAB's numbers can't tell larger identities and camer
 STAND_IN = "synthetic_market.json"  # written last into a rendered set, whose size is any
 IDENTITIES_FILE = "identities.json"  # the names and numbers of people in prepared own photos
 NO_IMAGE, BROKEN_LINK = "is no image, by its name", "is a broken link"
+NO_IMAGES = "no images in it, of any format that Pillow reads; name another folder"
 FEW_CAMERAS = 8  # a number of cameras that is credible in a dataset of any size
 
 
@@ -102,10 +103,10 @@ def list_images(folder: str | Path) -> list[Path]:
     """Return the images directly in `folder`, sorted by name. Raises UserError without any."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; check the path")
     images = sorted(p for p in folder.iterdir() if is_image(p))
     if not images:
-        raise UserError(f"{folder}: no images in it, of any format that Pillow reads")
+        raise UserError(f"{folder}: {NO_IMAGES}")
     return images
 
 
@@ -417,7 +418,7 @@ def unlabelled_images(gen_dir: str | Path, splits: Splits | None = None) -> list
         if line.endswith(BROKEN_LINK):
             raise UserError(f"{line}; replace it")
     if not images:
-        raise UserError(f"{gen_dir}: no images in it, of any format that Pillow reads")
+        raise UserError(f"{gen_dir}: {NO_IMAGES}")
     if splits is None:
         return images
     labelled = [*splits.train, *splits.validation, *splits.people]

@@ -77,7 +77,8 @@ def explanation(error: Exception) -> str | None:
     text = lines[-1] if lines[0].startswith("Caught ") else lines[0]  # by a loader's process
     kind = f"{type(error).__module__}.{type(error).__name__}"
     if isinstance(error, OSError):
-        return f"{error.filename or 'input or output'}: {error.strerror or text}; mend that"
+        where, why = error.filename or "input or output", error.strerror or text
+        return f"{where}: {why}; check the path, its permissions and the free space"
     if "OutOfMemoryError" in kind or "MPS backend out of memory" in text:
         return "the GPU's memory is full; lower --batchsize"
     if isinstance(error, MemoryError) or "not enough memory" in text or "allocate memory" in text:

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from re_ranking import rerank
-from reid.dataset import NO_IMAGE, is_prepared, walk_images
+from reid.dataset import NO_IMAGE, NO_IMAGES, is_prepared, walk_images
 from reid.errors import UserError, missing_package
 from reid.features import ImageModel
 from reid.files import parse_json
@@ -404,7 +404,7 @@ def check_folder(folder: str | Path) -> None:
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder; name one of images with --gallery")
     if next(images_under(folder, []), None) is None:
-        raise UserError(f"{folder}: no images in it, of any format that Pillow reads")
+        raise UserError(f"{folder}: {NO_IMAGES}")
 
 
 def images_under(root, messages):

@@ -226,7 +226,7 @@ def whole_numbers(array, what):
     Raises UserError where they are not whole numbers up to 2^53.
     """
     if not np.isfinite(array).all() or not np.array_equal(array, np.round(array)):
-        raise UserError(f"{what} has values that are not whole numbers")
+        raise UserError(f"{what} has values that are not whole numbers; number the labels anew")
     if array.size and max(-float(array.min()), float(array.max())) > LARGEST_LABEL:
         raise UserError(f"{what} has values beyond 2^53; number the labels anew")
     return array.reshape(-1).astype(np.int64)

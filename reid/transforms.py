@@ -50,7 +50,7 @@ class Augmentation(NamedTuple):
 
     def part(self, part: slice | Tensor) -> "Augmentation":
         """Return the choices for some of the images."""
-        return Augmentation(*(getattr(self, name)[part] for name in self._fields))
+        return Augmentation(*(choices[part] for choices in self))
 
 
 class TrainTransform:

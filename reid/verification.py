@@ -257,8 +257,7 @@ class Impostors:
         with_one = reaching.sum(axis=0) + reaching.sum(axis=1)
         pairs_with_one = weights * (images.sum() - images) + images * (weights.sum() - weights)
         left = (reaching.sum() - with_one) / (self.total() - pairs_with_one).clip(1e-12)
-        left_out = left[drawn]
-        low, high = bca(draws[:, None], np.array([self.rate()]), left_out[:, None])
+        low, high = bca(draws[:, None], np.array([self.rate()]), left[drawn, None])
         return [float(low[0]), float(high[0])]
 
 

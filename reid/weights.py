@@ -26,6 +26,7 @@ from model import CLASSIC, ReIDNet, fixed_size, make_network, options_of
 from reid.errors import UserError, first_line, is_first, missing_package
 from reid.options import HEIGHT, NETWORKS, WIDTH
 
+AGAIN = "copy it again, or name another"  # advice on a damaged file
 WRAPPERS = ("state_dict", "model")  # the keys that weights lie under, beside epoch and optimiser
 # Batch norm's counters, which nothing here reads. Files older than PyTorch 0.4.1 lack them.
 COUNTER = "num_batches_tracked"
@@ -55,14 +56,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
+        raise UserError(f"{path}: no such weights file; check the path")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     for name in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     weights = dict(flat(content))
     if not weights:
-        raise UserError(f"{path}: holds no plain state_dict")
+        raise UserError(f"{path}: holds no plain state_dict; name a file of weights")
     return {plain_name(name): value for name, value in weights.items()}
 
 
@@ -89,7 +90,7 @@ def read_torch(path):
                 f"{str(path)!r}, weights_only=False)['state_dict'], 'weights.pth'), or under what "
                 "key they lie, or the .state_dict() of a whole network"
             ) from error
-        raise UserError(f"{path}: not a readable PyTorch weights file") from error
+        raise UserError(f"{path}: not a readable PyTorch weights file; {AGAIN}") from error
 
 
 def is_script(path):
@@ -108,7 +109,7 @@ def read_safetensors(path):
     try:
         return load_file(path)
     except Exception as error:
-        raise UserError(f"{path}: not a readable safetensors file") from error
+        raise UserError(f"{path}: not a readable safetensors file; {AGAIN}") from error
 
 
 def flat(content: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -222,7 +223,9 @@ def load_network(path: str | Path, backbone: str | None = None) -> ReIDNet:
                 net.set_size(*size)
         net.load_state_dict(weights, assign=True)
     except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path}: not the weights of a {options['backbone']} network") from error
+        raise UserError(
+            f"{path}: not the weights of a {options['backbone']} network; {AGAIN}"
+        ) from error
     return net.float()
 
 

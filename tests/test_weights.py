@@ -381,7 +381,7 @@ def test_torchscript(tmp_path):
 def test_damaged_safetensors(content, tmp_path):
     path = save(tmp_path / "w.safetensors", linear("fc", 9, 9))
     path.write_bytes(path.read_bytes()[:-9] if content is None else content)
-    assert refusal(path) == f"{path}: not a readable safetensors file"
+    assert refusal(path).startswith(f"{path}: not a readable safetensors file; copy it again")
 
 
 def test_size_that_a_backbone_cannot_take(tmp_path):

@@ -95,17 +95,22 @@ def splits_of(
         numbers = {}
         cameras = made_up_cameras(*hold_out_first(splits.get("train", [])))
         cameras |= made_up_cameras(splits["query"], splits["gallery"])
-    renamed = {}
-    for split, photos in splits.items():
-        counters = defaultdict(lambda: itertools.count(1))
-        renamed[split] = []
-        for photo in photos:
-            identity = f"{identities[photo.identity]:04d}"
-            shot = next(counters[identity])
-            name = f"{identity}_c{cameras[photo.path]}_{shot:04d}{short_name(photo.path)}"
-            renamed[split].append(RawImage(photo.path, identity, name))
-        renamed[split].sort(key=lambda image: image.name)
+    renamed = {split: named(photos, identities, cameras) for split, photos in splits.items()}
     return renamed, {"identities": identities, "cameras": numbers}, left_out
+
+
+def named(photos, identities, cameras):
+    """Return the photos of a split as RawImages, sorted by their new names.
+
+    identities: numbers by name. cameras: numbers by path.
+    """
+    counters, images = defaultdict(lambda: itertools.count(1)), []
+    for photo in photos:
+        identity = f"{identities[photo.identity]:04d}"
+        shot = next(counters[identity])
+        name = f"{identity}_c{cameras[photo.path]}_{shot:04d}{short_name(photo.path)}"
+        images.append(RawImage(photo.path, identity, name))
+    return sorted(images, key=lambda image: image.name)
 
 
 def make_patterns(id_regex: str | None, camera_regex: str | None, no_camera: bool) -> PathPatterns:
