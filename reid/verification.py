@@ -208,8 +208,8 @@ class Impostors:
         self.of_query, self.of_image = (
             np.searchsorted(self.people, identities) for identities in (query, gallery)
         )
-        # Distractors are of many people that nobody has told apart: they stay as they are.
-        self.fixed = (self.people == 0) & ~np.isin(self.people, query)
+        # Junk is nobody, and distractors are many people that nobody has told apart.
+        self.fixed = np.isin(self.people, [0, JUNK_IDENTITY]) & ~np.isin(self.people, query)
         self.images = np.bincount(self.of_image, minlength=len(self.people))  # of each person
         self.images[self.people == JUNK_IDENTITY] = 0
         self.weights = np.zeros(len(self.people))  # of a pair, summed over each person's queries

@@ -15,15 +15,44 @@ from scipy.io import loadmat, savemat
 import evaluate
 import evaluate_rerank
 import reid
+from re_ranking import rerank
 from reid import metrics, pictures, report
 from reid.feature_map import caption, map_features, neighbours
-from reid.mat import EvalSets, save_mat
+from reid.mat import EvalSets, load_mat, save_mat
 
 BOTH = pytest.mark.parametrize("script", [evaluate, evaluate_rerank])
 
 
 def headline(text):
     return next(line for line in text.splitlines() if line.startswith("top1:"))
+
+
+@BOTH
+def test_the_scores_are_the_originals(script, tmp_path):
+    call(script.main, FIXTURES / "retrieval.mat", "--json", tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())[script.__name__]
+    expected = json.loads((FIXTURES / "retrieval_expected.json").read_text())
+    original = expected["original" if script is evaluate else "original_reranked"]
+    for name, theirs in {"rank1": "top1", "rank5": "top5", "rank10": "top10", "mAP": "mAP"}.items():
+        assert found[name] == pytest.approx(original[theirs], abs=1e-6)
+    if script is evaluate:
+        standard, trapezoid = (
+            expected[f"map_{kind}_over_valid_queries"] for kind in ("standard", "trapezoid")
+        )
+        assert found["mAP_standard_valid"] == pytest.approx(standard, abs=1e-6)
+        assert found["mAP_standard"] == pytest.approx(standard * 91 / 98, abs=1e-6)
+        assert found["mAP_valid"] == pytest.approx(trapezoid, abs=1e-6)
+
+
+def test_settings_reach_re_ranking(tmp_path):
+    query, gallery = load_mat(FIXTURES / "retrieval.mat")[:2]
+    flags = ("--k1", 10, "--k2", 3, "--lambda_value", 0.1, "--json", tmp_path / "r.json")
+    call(evaluate_rerank.main, FIXTURES / "retrieval.mat", *flags)
+    found = json.loads((tmp_path / "r.json").read_text())["evaluate_rerank"]
+    distances = rerank(query.features, gallery.features, 10, 3, 0.1)
+    scores = metrics.evaluate((-block for block in distances), query, gallery)
+    assert found["mAP"] == pytest.approx(scores.mean_ap())
+    assert report.curve(scores, query)[0][0] == scores.rank(1)  # of --plot
 
 
 @pytest.fixture

@@ -39,6 +39,16 @@ def lived_in(net, seed=0):
     return net.eval()
 
 
+def test_head_by_hand():
+    """Linear, batch norm, LeakyReLU 0.1; dropout, which testing leaves out, of a half."""
+    head, pooled = lived_in(ft_net(3)).model.fc, torch.randn(4, 2048)
+    linear, norm = head[:2]
+    out = linear(pooled) - norm.running_mean
+    out = out / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    assert torch.allclose(head(pooled), torch.where(out > 0, out, 0.1 * out), atol=1e-5)
+    assert [part.p for part in head if isinstance(part, nn.Dropout)] == [0.5]
+
+
 def run_folder(path, net, height=64, width=32):
     run = Run(path)
     run.path.mkdir(parents=True)

@@ -216,6 +216,8 @@ def test_erasing_statistics():
     assert (left + wide <= width).all()
     assert (top == 0).any()
     assert (top + tall == height).any()
+    assert (left == 0).any()
+    assert (left + wide == width).any()
     # Drawn naively, one at a time, for comparison: uniform area and aspect, redrawn until it fits.
     rng = np.random.default_rng(0)
     naive = []

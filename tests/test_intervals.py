@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from reid import intervals
 
@@ -33,6 +34,24 @@ def test_the_interval_covers_the_truth_95_times_in_100(identities, mean):
         clustered += low[0] <= mean <= high[0]
     assert 0.92 <= covered / trials <= 0.99
     assert clustered < covered - 0.02 * trials
+
+
+def test_bca_by_hand():
+    """Efron 1987, with Student's t; of draws whose quantile q is q."""
+    draws = (np.arange(2000)[:, None] + 0.5) / 2000
+    left_out = np.array([0.0] * 30 + [4.0])[:, None]  # one person matters most
+    ends = intervals.bca(draws, np.array([0.6]), left_out)
+    influence = left_out.mean() - left_out
+    skew = (influence**3).sum() / (6 * (influence**2).sum() ** 1.5)
+    bias, reach = stats.norm.ppf(0.6), stats.t.ppf(0.975, 30) * np.sqrt(31 / 30)
+    for end, z in zip(ends, (bias - reach, bias + reach), strict=True):
+        assert end[0] == pytest.approx(stats.norm.cdf(bias + z / (1 - skew * z)), abs=1e-3)
+
+
+def test_a_score_that_all_have_is_certain_however_many_queries_each_has():
+    person = np.repeat(np.arange(12), np.arange(1, 13))
+    low, high = intervals.interval(np.full((len(person), 1), 0.5), person)
+    assert [low[0], high[0]] == pytest.approx([0.5, 0.5])
 
 
 def test_the_interval_holds_the_score_and_is_the_same_again():

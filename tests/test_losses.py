@@ -124,6 +124,9 @@ def test_bf16_logits_are_left_alone_and_computed_in_fp32(name):
     assert torch.equal(loss, rule_of(name)(logits.float(), LABELS, GENERATED))
     assert loss.item() == pytest.approx(by_hand(name, logits, LABELS, GENERATED), abs=1e-5)
     assert torch.equal(logits, before)
+    real = GENERATED == 0
+    baseline = losses.cross_entropy(logits[real], LABELS[real], GENERATED[real])
+    assert baseline.dtype == torch.float32
 
 
 def test_weight_counts_after_the_start():

@@ -134,7 +134,7 @@ def test_batch_hard_triplet_by_hand():
     same = labels[:6, None] == labels[None, :6]
     hardest = distances.masked_fill(~same, 0).amax(1)
     nearest = distances.masked_fill(same, 1e9).amin(1)
-    terms = (hardest - nearest + losses.TRIPLET_MARGIN).clamp(min=0)
+    terms = (hardest - nearest + 0.3).clamp(min=0)
     expected = 2 * terms[terms > 0].mean()  # over the triplets that are still to learn
     found = losses.MetricLoss(triplet=2.0)(features, labels, generated)
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -150,7 +150,7 @@ def test_circle_loss_by_hand():
     torch.manual_seed(0)
     features = F.normalize(torch.randn(6, 4))
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    m, scale = losses.CIRCLE_MARGIN, losses.CIRCLE_SCALE
+    m, scale = 0.25, 128  # Sun et al. 2020
     terms = []
     for i in range(6):
         s = features @ features[i]
@@ -159,8 +159,8 @@ def test_circle_loss_by_hand():
         p = torch.stack([-scale * max(1 + m - x, 0) * (x - (1 - m)) for x in positive])
         n = torch.stack([scale * max(x + m, 0) * (x - m) for x in negative])
         terms.append(F.softplus(torch.logsumexp(p, 0) + torch.logsumexp(n, 0)))
-    found = losses.MetricLoss(circle=1.0)(features, labels, torch.zeros(6))
-    assert found.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-3)
+    found = losses.MetricLoss(circle=2.0)(features, labels, torch.zeros(6))
+    assert found.item() == pytest.approx(2 * torch.stack(terms).mean().item(), rel=1e-3)
 
 
 def test_pk_sampling():

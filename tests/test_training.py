@@ -312,11 +312,14 @@ def test_groups_of_the_optimizer():
     net = ft_net(3)
     backbone, head = optimizer.sgd(net, 0.05, 0.2).param_groups
     assert (backbone["lr"], head["lr"]) == (pytest.approx(0.01), 0.05)
-    assert backbone["weight_decay"] == 5e-4
-    assert backbone["nesterov"]
+    for group in (backbone, head):
+        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, True)
     in_head = {id(p) for p in [*net.model.fc.parameters(), *net.classifier.parameters()]}
     assert {id(p) for p in head["params"]} == in_head
     assert len(backbone["params"]) + len(in_head) == len(list(net.parameters()))
+    net = ft_net(3, pooling="gem")
+    _, head = optimizer.sgd(net, 0.05, 0.2).param_groups
+    assert any(parameter is net.pooling.p for parameter in head["params"])  # newly made, too
 
 
 def test_schedule():

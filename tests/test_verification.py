@@ -57,6 +57,35 @@ def test_threshold_against_plain_counting(rate):
         assert low <= found[f"{name}_rate"] <= high
 
 
+def test_the_interval_of_false_matches_draws_both_people(monkeypatch):
+    """Draws and jackknife against loops over all pairs; distractors stay as they are."""
+    seen, real = [], verification.bca
+    monkeypatch.setattr(verification, "bca", lambda *a: seen.append(a) or real(*a))
+    query, gallery = random_sets(noise=0.8)[:2]
+    verification.rates_at(0.5, query, gallery)
+    pairs = []  # the people of query and image, the pair's weight, whether it reaches
+    for feature, one in zip(query.features, query.identities, strict=True):
+        images = np.flatnonzero((gallery.identities != one) & (gallery.identities != -1))
+        for n in images:
+            reaches = feature @ gallery.features[n] >= 0.5
+            pairs.append((one, gallery.identities[n], 1 / len(images), reaches))
+    one, other, weight, reaches = (np.array(column) for column in zip(*pairs, strict=True))
+
+    def rate(people, number):  # where these come so many times, all others once
+        times = np.ones(7)
+        times[people] = number
+        weights = weight * times[one] * times[other]
+        return (weights * reaches).sum() / weights.sum()
+
+    people = np.arange(1, 7)  # neither junk nor distractors
+    assert {*gallery.identities} == {-1, 0, *people}
+    draws, _, left = seen[0]
+    np.testing.assert_allclose(left[:, 0], [rate(n, 0) for n in people])
+    rng = np.random.default_rng(verification.SEED)
+    times = rng.multinomial(6, np.full(6, 1 / 6), verification.DRAWS)
+    np.testing.assert_allclose(draws[:50, 0], [rate(people, row) for row in times[:50]])
+
+
 def test_pairs_that_are_all_alike():
     """Equal similarities reach a threshold together or not at all."""
     features = np.full((40, 4), 0.4, np.float32)  # as if similarities were 0.64
