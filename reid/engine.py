@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -633,6 +635,8 @@ def print_epoch(line, epochs, writer=None):
 
 def tensorboard_writer(folder):
     """Return a function that gives TensorBoard's writer and makes its file when first called."""
+    # TensorBoard imports TensorFlow where it is installed, unless it finds this.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

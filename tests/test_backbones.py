@@ -16,6 +16,7 @@ import train_baseline
 from model import IMAGENET, ft_net, make_network
 from reid import optimizer
 from reid.checkpoint import Run, as_trained, load_trained
+from reid.distributed import WholeDropPath, World
 from reid.errors import UserError
 from reid.features import Embedder, fold_for_inference
 from reid.options import parse_training
@@ -23,6 +24,7 @@ from reid.transforms import EvalTransform
 from reid.weights import build_network, load_network
 
 timm = pytest.importorskip("timm")
+DropPath = timm.layers.DropPath
 
 LITE0, VIT, SWIN = "tf_efficientnet_lite0", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"
 ATTO = "convnext_atto"
@@ -42,6 +44,12 @@ def lived_in(net):
             norm.running_mean.normal_(0, 0.1, generator=generator)
             norm.running_var.uniform_(0.5, 2, generator=generator)
     return net.eval()
+
+
+def centred(features):
+    """Features without what all of them share, normalised."""
+    features = features - features.mean(0)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -249,6 +257,20 @@ def test_exports(name, networks, tmp_path):
         load = torch_compute if kind == "torch" else onnx_compute
         found = File(*load(path)).of_batch(images)
         assert (found * expected).sum(1).min() > least[kind], kind
+        if kind == "int8":  # each is more like its own image's than like another's
+            assert (centred(found) @ centred(expected).T).argmax(1).tolist() == list(range(8))
+
+
+def test_stochastic_depth_has_the_whole_batchs_mask():
+    path, features, parts = DropPath(0.5).train(), torch.randn(6, 4), []
+    torch.manual_seed(0)
+    whole = path(features)
+    for rank in range(2):
+        torch.manual_seed(0)
+        world = World(rank, 2, torch.device("cpu"), [])
+        parts.append(WholeDropPath(path, world).train()(world.shard(features)))
+    assert torch.equal(torch.cat(parts), whole)
+    assert 0 < (whole == 0).all(1).sum() < 6
 
 
 def test_test_sizes(tmp_path):

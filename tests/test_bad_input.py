@@ -51,7 +51,7 @@ def fails(tmp_path, capsys):
 
 
 SCRIPTS = "prepare changeIndex train_baseline train_lsro evaluate evaluate_rerank results_table"
-SCRIPTS += " ablation evaluate_gan search export test synthetic_market"
+SCRIPTS += " ablation cross_test evaluate_gan search page export test synthetic_market"
 
 
 @pytest.mark.parametrize("script", SCRIPTS.split())

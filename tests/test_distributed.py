@@ -104,7 +104,7 @@ def on_two(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_like_one(case, on_two):
-    """Gradients, and weights after some steps: batch norm, dropout, generated images and all."""
+    """Gradients, losses, weights after some steps, validation: batch norm, dropout and all."""
     train_steps(*on_two[case])
     out = on_two[case][0]
     one, two = (torch.load(path, weights_only=True) for path in (out, f"{out}_of_two"))
@@ -115,6 +115,8 @@ def test_two_processes_train_like_one(case, on_two):
     for name, expected in one["weights"].items():
         error = (two["weights"][name] - expected).abs().max()
         assert error <= 1e-4 * expected.abs().max() + 1e-12, name
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["validation"] == pytest.approx(one["validation"], rel=1e-3)
 
 
 def test_two_processes_make_the_same_tables(on_two):

@@ -21,11 +21,11 @@ from reid import losses
 from reid.checkpoint import Run
 from reid.dataset import Sample, generated_images, labelled_images, training_splits
 from reid.distributed import BatchKinds, WholeBatchNorm, World, distribute
-from reid.engine import batch_options, check_batchsize, check_data_parallel
+from reid.engine import Learner, batch_options, check_batchsize, check_data_parallel
 from reid.errors import UserError
 from reid.gan_labels import Teacher, nearest_centres
-from reid.loading import StepSampler, TrainBatches
-from reid.weights import load_network
+from reid.loading import Batch, StepSampler, TrainBatches
+from reid.weights import build_network, load_network
 
 SMALL = "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32".split()
 FLAGS = (*SMALL, *"--batchsize 6 --precision fp32 --epochs 1 --name r".split())
@@ -125,6 +125,40 @@ def test_an_image_of_a_batch_finds_its_row(folder):
                 assert label == samples[number].label
 
 
+def test_other_views_are_of_the_same_images():
+    samples = [Sample(n, 0) for n in range(8)] + [Sample(n, -1, 1) for n in range(8, 12)]
+    sampler = StepSampler(samples, 6, WORLD, gan_batch=2)
+    for batch in TrainBatches(sampler, Numbered(), 0, list(range(12)), two_views=True).epoch(0):
+        made = [n for n in batch.numbers if samples[n].generated]
+        assert batch.images.tolist() == [1000 + n for n in batch.numbers]
+        assert batch.views.tolist() == [2000 + n for n in made]
+
+
+def test_the_mean_network_says_what_consistency_teaches():
+    args = train_lsro.parse(["--gan_label", "consistency", "--ema", "0.9"])
+    net = build_network("resnet18", 3, size=(64, 32))
+    learner = Learner(args, WORLD, net, None, losses.label_rule("consistency"))
+    nn.init.normal_(learner.ema.module.classifier[0].weight)  # it is another network by now
+    batch = Batch(None, None, torch.tensor([0, 1, 1]), [], torch.randn(2, 3, 64, 32))
+    found = learner.predicted_by_mean(batch, torch.zeros(3, 3))
+    with torch.no_grad():
+        expected = learner.ema.module.eval()(batch.views)
+    assert torch.allclose(found[1:], expected)
+    assert expected.any()
+    assert not found[0].any()
+
+
+def test_only_real_images_can_be_wrong():
+    net = build_network("resnet18", 3, size=(64, 32))
+    nn.init.zeros_(net.classifier[0].weight)
+    net.classifier[0].bias.data = torch.tensor([0.0, 1.0, 0.0])  # says 1 of all
+    learner = Learner(train_lsro.parse([]), WORLD, net, None, losses.label_rule("lsro"))
+    labels = torch.tensor([1, 0, -1, -2])
+    batch = Batch(torch.randn(4, 3, 64, 32), labels, (labels < 0).long(), [0, 1, 2, 3])
+    _, (wrong, real) = learner.step(batch)
+    assert (wrong.item(), real.item()) == (1, 2)
+
+
 class Plain:
     """A transform for tests of which images a batch has: images are numbers."""
 
@@ -139,6 +173,20 @@ class Plain:
 
     def finish(self, images, augmentation):
         return torch.tensor(images)
+
+
+class Numbered(Plain):
+    """Each draw has a number, of which its images have a thousand more."""
+
+    def __init__(self, number=0):
+        self.number = number
+
+    def draw(self, number, generator):
+        self.number += 1
+        return Numbered(self.number)
+
+    def finish(self, images, augmentation):
+        return torch.tensor(images) + 1000 * augmentation.number
 
 
 @pytest.mark.slow
@@ -293,11 +341,22 @@ def test_real_images_weigh_on_top_as_in_the_baseline(folder, tmp_path):
         "none": ("--num_generated", 0),
         "top": ("--on_top", "--gan_batch", 12, "--gan_weight", 0),
         "among": ("--gan_batch", 4, "--gan_weight", 0),
+        "counted": ("--gan_batch", 4),
+        "later": ("--gan_batch", 4, "--gan_start", 1, "--epochs", 2),
     }.items():
         train(folder, tmp_path, *flags, "--lr", 1e-9, "--name", name)
-        losses[name] = json.loads((tmp_path / name / "log.jsonl").read_text())["train_loss"]
-    assert losses["top"] == pytest.approx(losses["none"], rel=0.2)
-    assert losses["among"] == pytest.approx(losses["none"] / 3, rel=0.2)
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["train_loss"] for line in lines]
+    [none] = losses["none"]
+    assert losses["top"] == pytest.approx([none], rel=0.2)
+    assert losses["among"] == pytest.approx([none / 3], rel=0.2)
+    assert losses["counted"] == pytest.approx([none], rel=0.2)  # untrained, all are as uncertain
+    assert losses["later"] == pytest.approx([none / 3, none], rel=0.2)
+
+
+def test_defaults_of_the_rules():
+    found = [train_lsro.parse(["--gan_label", rule]) for rule in ("lsro", "pseudo")]
+    assert [(args.gan_weight, args.gan_start) for args in found] == [(1.0, 0), (0.1, 20)]
 
 
 @pytest.mark.parametrize("instances", [0, 2])

@@ -98,6 +98,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+def test_tensorboards_files_take_no_tensorflow(tmp_path):
+    code = "import sys; from reid.engine import tensorboard_writer as writer; writer(sys.argv[1])()"
+    code += "; sys.exit('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "log"], cwd=ROOT)
+    assert done.returncode == 0
+    assert [*(tmp_path / "log").iterdir()]
+
+
 def test_tensorboard(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

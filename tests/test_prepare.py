@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import prepare
 from reid.dataset import eval_images, identity_folders, parse_name
 from reid.datasets import cuhk03
 from reid.datasets.layouts import LAYOUTS, Counts, find
-from reid.datasets.own_photos import NAME_BYTES, number_names
+from reid.datasets.own_photos import NAME_BYTES, make_patterns, match_name, number_names
 from reid.errors import UserError
 from reid.files import new_folder
 
@@ -954,6 +955,28 @@ def test_identities_in_names(files, id_regex, camera_regex, tmp_path):
     made = tmp_path / "pytorch"
     assert len(json.loads((made / "identities.json").read_text())["identities"]) >= 2
     assert len(ids_of(made / "query")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "identity", "camera", "left_out"),
+    [
+        ("VIPeR", "0", "a", None),
+        ("PRID", "1", "a", "single_shot/cam_b/person_0201.png"),
+        ("GRID", "1", "1", "probe/0000_1_25004.jpeg"),
+        ("MARS", "2", "1", "bbox_test/0000/0000C1T0001F001.jpg"),
+    ],
+)
+def test_expressions_of_the_manual(name, identity, camera, left_out):
+    lines = (ROOT / "docs/data.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"| {name}") and "--id_regex" in line)
+    _, layout, flags, _ = line.replace(r"\|", "\0").split("|")
+    flags = shlex.split(flags.strip(" `").replace("\0", "|"))
+    args = prepare.get_parser().parse_args(["--download_path", "x", *flags])
+    patterns = make_patterns(args.id_regex, args.camera_regex, False)
+    path = layout.split("`")[1]
+    assert match_name(patterns.identity, "id", path) == identity
+    assert match_name(patterns.camera, "camera", path) == camera
+    assert left_out is None or not match_name(patterns.identity, "id", left_out)
 
 
 def test_id_regex_mistakes(tmp_path, fails, capsys):

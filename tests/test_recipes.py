@@ -1,6 +1,7 @@
 """What came after 2018, each by a flag: what it does to network, loss, order of images, weights."""
 
 import argparse
+import itertools
 import json
 import math
 
@@ -51,6 +52,35 @@ def test_trains_with_generated_images_and_loads_again(flags, prepared, tmp_path)
     assert math.isfinite(line["val_loss"])
     net = load_network(run / "net_last.pth").eval()
     assert net(torch.zeros(2, 3, 64, 32), return_features=True).shape == (2, 1024)
+
+
+VARIANTS = [
+    "",
+    "--label_smoothing 0.3",
+    "--erasing_p 0",
+    "--color_jitter",
+    "--auto_augment",
+    "--backbone_lr 1",
+    "--warm_epoch 1",
+    "--schedule cosine",
+    "--freeze_epochs 1",
+    "--instances 2",
+    "--instances 2 --triplet 1",
+    "--instances 2 --circle 1",
+]
+
+
+@pytest.mark.slow
+def test_each_flag_changes_the_training(prepared, tmp_path):
+    """An epoch of each, from the same weights: no two end alike."""
+    ends = {}
+    for number, flags in enumerate(VARIANTS):
+        flags = ["--batchsize", "4", *flags.split()]
+        run = train(train_baseline.main, prepared, tmp_path / str(number), *flags)
+        state = torch.load(run / "net_last.pth", weights_only=True)
+        ends[VARIANTS[number]] = state["model.features.conv0.weight"]
+    for one, other in itertools.combinations(VARIANTS, 2):
+        assert not torch.equal(ends[one], ends[other]), (one, other)
 
 
 def test_strong_sets_what_was_not_given():
@@ -189,12 +219,17 @@ def test_running_mean_of_weights():
 
 
 def test_running_mean_is_what_is_saved(prepared, tmp_path):
-    run = train(train_baseline.main, prepared, tmp_path, "--ema", "0.5", "--batchsize", "4")
-    state = torch.load(run / "state.pth", weights_only=True)
+    """Of one step in each of two epochs: the first is copied, the second enters by a quarter."""
+    flags = ("--ema", "0.75", "--batchsize", "9", "--train_all", "--epochs", "2")
+    run = train(train_baseline.main, prepared, tmp_path, *flags)
+    first, second = (
+        torch.load(run / f"{name}.pth", weights_only=True)["net"]
+        for name in ("state_previous", "state")
+    )
     saved = torch.load(run / "net_last.pth", weights_only=True)
     name = "classifier.0.weight"
-    assert torch.equal(saved[name], state["mean"][f"module.{name}"])
-    assert not torch.equal(saved[name], state["net"][name])
+    torch.testing.assert_close(saved[name], 0.75 * first[name] + 0.25 * second[name])
+    assert not torch.allclose(saved[name], second[name])
 
 
 def test_cosine():

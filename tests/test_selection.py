@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import call, exit_code, save_image
 
@@ -12,6 +13,8 @@ import train_lsro
 from reid.checkpoint import load_trained
 from reid.dataset import EvalImage, generated_images, training_splits
 from reid.errors import UserError
+from reid.features import Embedder
+from reid.metrics import FeatureSet, evaluate, similarity_blocks
 from reid.selection import queries_and_gallery
 
 FLAGS = (
@@ -145,6 +148,21 @@ def test_what_is_found_best_is_the_runs(main, six_people, tmp_path, capsys):
     assert [(score["layer"], score["test_size"]) for score in scores] == [
         (layer, size) for size in ("same", "center", "enlarged") for layer in ("pool", "bottleneck")
     ]
+    parts = queries_and_gallery(training_splits(six_people, False, val_ids=2).people)
+    for score in scores:
+        layer, size = score["layer"], score["test_size"]
+        how = {"device": "cpu", "precision": "fp32", "layer": layer, "test_size": size}
+        embed = Embedder(tmp_path / "r", **how)
+        sets = [
+            FeatureSet(
+                embed([image.path for image in images]),
+                np.array([image.identity for image in images]),
+                np.array([image.camera for image in images]),
+            )
+            for images in parts
+        ]
+        found = evaluate(similarity_blocks(*sets), *sets)
+        assert (score["rank1"], score["mAP"]) == pytest.approx((found.rank(1), found.mean_ap()))
     best = max(scores, key=lambda score: score["mAP"])
     assert (results["layer"], results["test_size"]) == (best["layer"], best["test_size"])
     trained = load_trained(tmp_path / "r")

@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, call, make_market, make_prepared, save_image
 from PIL import Image
 
 import train_baseline
 import train_lsro
-from model import ft_net, ft_net_dense
+from model import IMAGENET, ft_net, ft_net_dense
 from reid import engine, optimizer
 from reid.checkpoint import Run
+from reid.dataset import labelled_images
 from reid.errors import UserError
+from reid.weights import load_network
 
 FLAGS = (
     "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
@@ -104,6 +107,32 @@ def test_best_weights_are_of_the_best_epoch(finished):
     assert equal(weights(run, "best"), weights(run, best))
     others = {1, 2, 3, 4} - {best}
     assert not any(equal(weights(run, "best"), weights(run, other)) for other in others)
+
+
+def test_validation_is_that_of_the_saved_weights(finished, shared):
+    net, losses, wrong = load_network(finished / "net_1.pth").eval(), [], 0
+    samples = labelled_images(shared / "val_new")
+    for sample in samples:
+        pixels = np.asarray(Image.open(sample.path).resize((32, 64), Image.Resampling.BICUBIC))
+        pixels = (pixels / 255 - IMAGENET[0]) / IMAGENET[1]
+        with torch.no_grad():
+            logits = net(torch.tensor(pixels).float().permute(2, 0, 1)[None])
+        losses.append(F.cross_entropy(logits, torch.tensor([sample.label])).item())
+        wrong += logits.argmax().item() != sample.label
+    line = log_of(finished)[0]
+    assert len(samples) == 3  # an odd number: errors are not as many as right answers
+    assert line["val_loss"] == pytest.approx(np.mean(losses), abs=1e-3)
+    assert line["val_top1err"] == pytest.approx(wrong / 3, abs=1e-5)
+
+
+def test_rate_of_each_step(shared, tmp_path, monkeypatch):
+    """Two steps an epoch: it rises from step to step of the first, and is a tenth in the second."""
+    seen, set_rate = [], engine.set_rate
+    monkeypatch.setattr(engine, "set_rate", lambda *a: seen.append(a[1]) or set_rate(*a))
+    flags = ("--epochs", 2, "--warm_epoch", 1, "--lr_step", 1)
+    run = train(train_baseline.main, shared, tmp_path, "r", *flags)
+    assert seen == pytest.approx([0.1, 0.55, 0.1, 0.1])
+    assert [line["lr"] for line in log_of(run)] == pytest.approx([0.005, 0.005])
 
 
 @pytest.mark.slow
@@ -237,6 +266,13 @@ def test_resume_refuses_another_script_or_other_images(shared, tmp_path, begun):
     prepared = shutil.copytree(shared, tmp_path / "pytorch")
     with pytest.raises(UserError, match="was trained by another script"):
         train(train_lsro.main, prepared, tmp_path, "r", "--resume", "--num_generated", 0)
+    held_out = next((prepared / "val_new").glob("*/*.jpg"))
+    before = held_out.read_bytes()
+    held_out.unlink()  # it may be a link to the training image
+    save_image(held_out, size=(9, 9))
+    with pytest.raises(UserError, match="was trained with other images held out"):
+        train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 2)
+    held_out.write_bytes(before)
     next((prepared / "train_new").glob("*/*.jpg")).unlink()
     with pytest.raises(UserError, match="was trained on other images"):
         train(train_baseline.main, prepared, tmp_path, "r", "--resume", "--epochs", 2)

@@ -23,7 +23,7 @@ from reid.weights import build_network
 
 
 def train_steps(out, prepared, last, *flags):
-    """Train some steps and write gradients and weights.
+    """Train some steps and write gradients, losses and weights, and what validation finds.
 
     In float64, since rounding grows from step to step.
     """
@@ -40,18 +40,21 @@ def train_steps(out, prepared, last, *flags):
     if args.balance:
         real = [sample._replace(dataset=sample.label % 2) for sample in real]
     training.read(real + generated, labelled_images(Path(prepared) / "val_new"))
-    result, steps = {}, 0
+    result, steps = {"losses": []}, 0
     while steps < last:
         torch.manual_seed(steps)
         training.net.train()
         for batch in training.batches.epoch(steps):
             views = None if batch.views is None else batch.views.double()
-            training.step(batch._replace(images=batch.images.double(), views=views))
+            loss, _ = training.step(batch._replace(images=batch.images.double(), views=views))
+            result["losses"].append(loss.item())
             named = unwrap(training.net).named_parameters()
             if steps == 0:
                 result["gradients"] = {n: p.grad.clone() for n, p in named if p.requires_grad}
             steps += 1
     result["weights"] = unwrap(training.net).state_dict()
+    training.averaged().float()  # as the images to validate on are
+    result["validation"] = training.validate()
     if world.first:
         torch.save(result, out)
 
