@@ -121,6 +121,8 @@ def test_copies_are_within_both_limits_and_others_are_not():
         found = gan_metrics.copying(gan_metrics.nearest(real, images)[0][:, 0], *yardsticks)
         return [found[name]["generated_within"] for name in ("held_out", "real")]
 
+    found = gan_metrics.copying(*[np.arange(1001.0) + n for n in range(3)])
+    assert [row["closest"] for row in found.values()] == [10, 11, 12]  # one in a hundred
     assert within(real[:300] + noise) == [1, 1]
     assert within(real[:300]) == [1, 1]
     assert max(within(others)) < 0.05

@@ -1,6 +1,7 @@
 """The networks: sizes, initial weights, averaged weights, sampling."""
 
 import keras
+import main
 import numpy as np
 import pytest
 from keras import ops
@@ -35,6 +36,17 @@ def test_discriminator_of_full_width_is_that_of_the_papers():
     assert sizes == [(64, 32, 64), (32, 16, 128), (16, 8, 256), (8, 4, 512)]
     first, last = (25 * 3 + 1) * 64, 8 * 4 * 512 + 1
     assert net.count_params() == first + KERNELS + last + norm_parameters(128, 256, 512)
+
+
+def test_slope_and_adam_are_the_papers():
+    layers = build_discriminator(32, 16, 4).layers
+    leaky = [layer for layer in layers if isinstance(layer, keras.layers.LeakyReLU)]
+    assert [layer.negative_slope for layer in leaky] == [0.2] * 4
+    assert (main.TRAINING["learning_rate"], main.TRAINING["beta1"]) == (2e-4, 0.5)
+    gan = DCGAN(32, 16, **TINY)
+    for adam in (gan.d_optimizer, gan.g_optimizer):
+        assert float(adam.learning_rate) == pytest.approx(2e-4)
+        assert adam.beta_1 == 0.5
 
 
 def test_an_image_does_not_depend_on_the_others_of_its_batch():
