@@ -252,12 +252,13 @@ class Impostors:
         times = np.ones((DRAWS, len(self.people)))
         alike = np.full(len(drawn), 1 / len(drawn))
         times[:, drawn] = np.random.default_rng(SEED).multinomial(len(drawn), alike, DRAWS)
+        total = self.total()
         draws = ((reaching.T @ times.T).T * times).sum(axis=1) / self.total(times).clip(1e-12)
         images, weights = self.images, self.weights
         with_one = reaching.sum(axis=0) + reaching.sum(axis=1)
         pairs_with_one = weights * (images.sum() - images) + images * (weights.sum() - weights)
-        left = (reaching.sum() - with_one) / (self.total() - pairs_with_one).clip(1e-12)
-        low, high = bca(draws[:, None], np.array([self.rate()]), left[drawn, None])
+        left = (reaching.sum() - with_one) / (total - pairs_with_one).clip(1e-12)
+        low, high = bca(draws[:, None], reaching.sum() / total, left[drawn, None])
         return [float(low[0]), float(high[0])]
 
 
