@@ -145,7 +145,7 @@ run_tests() {
   if [ "${1:-}" = --quick ]; then set -- -m "not slow" "${@:2}"; fi
   ruff check .
   ruff format --check .
-  OMP_NUM_THREADS=1 python -m pytest "$@"
+  python -m pytest "$@"
 }
 
 case "${1:-}" in

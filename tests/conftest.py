@@ -5,15 +5,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+# A thread a process, since there is a process a core; PyTorch reads this as it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from reid.errors import run
 from reid.mat import EvalSets, FeatureSet
+from reid.weights import build_network
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
+# A training that takes a second: timm's network for tests has a hundredth of DenseNet's weights.
+TINY = (
+    "--gpu_ids -1 --pretrained none --backbone test_resnet --height 64 --width 32 --precision fp32"
+)
+
+
+def tiny_network(class_num=3):
+    """The network that `TINY` trains."""
+    return build_network("test_resnet", class_num, size=(64, 32))
 
 
 def run_script(*words, cwd=ROOT):

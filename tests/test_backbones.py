@@ -320,6 +320,7 @@ def test_the_two_old_names():
         backbone("--use_dense", "--backbone", LITE0)
 
 
+@pytest.mark.slow
 def test_the_faster_arithmetic_is_taken(monkeypatch, prepared, tmp_path, capsys):
     """By a trial of the network, which stays as it is; a resumed run keeps its own."""
     from reid import device, engine

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, exit_code, save_image
+from conftest import ROOT, TINY, call, exit_code, save_image
 
 import train_baseline
 from model import IMAGENET
@@ -21,10 +21,7 @@ from reid.errors import UserError
 from reid.loading import read_all
 from reid.transforms import TrainTransform
 
-FLAGS = (
-    "--gpu_ids -1 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
-    "--precision fp32 --epochs 1"
-).split()
+FLAGS = f"{TINY} --batchsize 4 --epochs 1".split()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import call, exit_code, make_market, run_script, save_image
+from conftest import call, exit_code, make_market, run_script, save_image, tiny_network
 from PIL import Image
 from test_features import lived_in, run_folder
 
@@ -14,7 +14,6 @@ import evaluate
 import evaluate_rerank
 import prepare
 import test as extraction
-from model import ft_net_dense
 from reid.files import write_json
 
 CPU = ("--gpu_ids", "-1", "--workers", 0, "--precision", "fp32")
@@ -29,8 +28,8 @@ def flags(tmp_path, monkeypatch):
         call(prepare.main, "--download_path", tmp_path / name)
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
-        folder = run_folder(tmp_path / "model" / name, lived_in(ft_net_dense(3), seed), 64, 32)
-        options = {"height": 64, "width": 32}
+        folder = run_folder(tmp_path / "model" / name, lived_in(tiny_network(), seed), 64, 32)
+        options = {"height": 64, "width": 32, "backbone": "test_resnet"}
         options |= {"data_dir": "x/pytorch"} if name == "a" else {}
         write_json(folder / "opts.json", {"options": options})
     return ("--runs", "a", "b", "--data_dirs", "x/pytorch", "why=y/pytorch", *CPU)
@@ -83,7 +82,7 @@ def test_features_are_kept_as_long_as_they_are_true(flags, tmp_path, monkeypatch
     (tmp_path / "model/b/net_last.pth").unlink()
     (tmp_path / "model/b/opts.json").unlink()
     (tmp_path / "model/b").rename(tmp_path / "model/older")
-    run_folder(tmp_path / "model/b", lived_in(ft_net_dense(3), 7), 64, 32)
+    run_folder(tmp_path / "model/b", lived_in(tiny_network(), 7), 64, 32)
     for mat in (tmp_path / "model/older").glob("*.mat"):
         mat.rename(tmp_path / "model/b" / mat.name)
     call(cross_test.main, *flags)
@@ -183,6 +182,7 @@ def test_bad_input(flags, tmp_path, capsys):
         assert sorted(tmp_path.rglob("*")) == before, says
 
 
+@pytest.mark.slow
 def test_as_a_process():
     code, out, err = run_script("cross_test.py", "--help")
     assert (code, err) == (0, "")

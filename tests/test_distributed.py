@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, make_market, make_prepared, save_image
+from conftest import ROOT, TINY, call, make_market, make_prepared, save_image
 from PIL import Image
 from scipy.io import loadmat
 from under_torchrun import make_tables, train_steps
@@ -22,10 +22,7 @@ from reid.weights import load_network
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    "--gpu_ids -1 --workers 1 --pretrained none --backbone resnet18 --height 64 --width 32 "
-    "--precision fp32 --batchsize 6 --lr 0.005"
-).split()
+FLAGS = f"{TINY} --workers 1 --batchsize 6 --lr 0.005".split()
 
 
 def torchrun(processes, *words, cwd):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import call, exit_code, save_image
+from conftest import TINY, call, exit_code, save_image, tiny_network
 from PIL import Image
 from scipy.io import loadmat
 from torch import nn
@@ -25,10 +25,10 @@ from reid.engine import Learner, batch_options, check_batchsize, check_data_para
 from reid.errors import UserError
 from reid.gan_labels import Teacher, nearest_centres
 from reid.loading import Batch, StepSampler, TrainBatches
-from reid.weights import build_network, load_network
+from reid.weights import load_network
 
-SMALL = "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32".split()
-FLAGS = (*SMALL, *"--batchsize 6 --precision fp32 --epochs 1 --name r".split())
+SMALL = f"{TINY} --workers 0".split()
+FLAGS = (*SMALL, *"--batchsize 6 --epochs 1 --name r".split())
 WORLD = World(0, 1, torch.device("cpu"), [])
 
 
@@ -136,7 +136,7 @@ def test_other_views_are_of_the_same_images():
 
 def test_the_mean_network_says_what_consistency_teaches():
     args = train_lsro.parse(["--gan_label", "consistency", "--ema", "0.9"])
-    net = build_network("resnet18", 3, size=(64, 32))
+    net = tiny_network()
     learner = Learner(args, WORLD, net, None, losses.label_rule("consistency"))
     nn.init.normal_(learner.ema.module.classifier[0].weight)  # it is another network by now
     batch = Batch(None, None, torch.tensor([0, 1, 1]), [], torch.randn(2, 3, 64, 32))
@@ -149,7 +149,7 @@ def test_the_mean_network_says_what_consistency_teaches():
 
 
 def test_only_real_images_can_be_wrong():
-    net = build_network("resnet18", 3, size=(64, 32))
+    net = tiny_network()
     nn.init.zeros_(net.classifier[0].weight)
     net.classifier[0].bias.data = torch.tensor([0.0, 1.0, 0.0])  # says 1 of all
     learner = Learner(train_lsro.parse([]), WORLD, net, None, losses.label_rule("lsro"))
@@ -189,7 +189,6 @@ class Numbered(Plain):
         return torch.tensor(images) + 1000 * augmentation.number
 
 
-@pytest.mark.slow
 def test_clusters_from_end_to_end(folder, tmp_path, label_run, monkeypatch):
     """Identities 0 and 1 are dark, 1 and 2 bright; so are the generated images."""
     shades = {"0000": [10, 12, 14], "0001": [11, 240, 245], "0002": [235, 238, 250]}
@@ -241,7 +240,7 @@ def test_all_in_one_from_training_to_features(folder, tmp_path):
     assert load_network(run / "net_last.pth").classifier[0].out_features == 4
     flags = ("--test_dir", folder, "--model_dir", tmp_path, "--name", "r", "--gpu_ids", -1)
     call(extraction.main, *flags, "--workers", 0, "--mat", tmp_path / "r.mat")
-    assert loadmat(tmp_path / "r.mat")["query_f"].shape == (3, 1024)
+    assert loadmat(tmp_path / "r.mat")["query_f"].shape == (3, 96)
     flags = ("--gan_label", "mprl_static", "--label_run", "r", "--name", "other")
     with pytest.raises(UserError, match="--label_run r: its network has 4 classes"):
         train(folder, tmp_path, *flags)
@@ -273,7 +272,6 @@ RESUMED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", RESUMED)
 def test_resumed_run_is_bit_identical(rule, folder, tmp_path, label_run):
     flags = ("--gan_label", rule, *RESUMED[rule])
@@ -295,7 +293,10 @@ def test_resumed_static_run_is_of_the_same_rule(folder, tmp_path, label_run):
         with pytest.raises(UserError, match="--resume"):
             train(folder, tmp_path, *flags, "--epochs", 3, "--resume")
     torch.manual_seed(9)
-    torch.save(ft_net_dense(3).state_dict(), tmp_path / label_run / "net_last.pth")
+    torch.save(
+        tiny_network().state_dict(),
+        tmp_path / label_run / "net_last.pth",
+    )
     with pytest.raises(UserError, match="r was trained by another --label_run"):
         train(folder, tmp_path, *rule, "--epochs", 3, "--resume")
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, call, save_image
+from conftest import ROOT, TINY, call, save_image
 
 import train_baseline
 from model import IMAGENET
@@ -17,10 +17,7 @@ from reid.errors import UserError
 from reid.loading import read_all
 from reid.transforms import EvalTransform, TrainTransform
 
-FLAGS = (
-    "--gpu_ids -1 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
-    "--precision fp32 --epochs 1"
-).split()
+FLAGS = f"{TINY} --batchsize 4 --epochs 1".split()
 
 
 def train(prepared, folder, name, *flags):

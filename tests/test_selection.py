@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import call, exit_code, save_image
+from conftest import TINY, call, exit_code, save_image
 
 import train_baseline
 import train_lsro
@@ -17,10 +17,7 @@ from reid.features import Embedder
 from reid.metrics import FeatureSet, evaluate, similarity_blocks
 from reid.selection import queries_and_gallery
 
-FLAGS = (
-    "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
-    "--precision fp32 --epochs 1 --name r"
-).split()
+FLAGS = f"{TINY} --workers 0 --batchsize 4 --epochs 1 --name r".split()
 
 
 @pytest.fixture

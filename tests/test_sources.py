@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import call, exit_code, make_market, make_prepared, save_image
+from conftest import TINY, call, exit_code, make_market, make_prepared, save_image
 
 import cross_test
 import test as extraction
@@ -15,10 +15,7 @@ from reid.dataset import Sample, training_splits
 from reid.distributed import World
 from reid.loading import StepSampler
 
-FLAGS = (
-    "--gpu_ids -1 --workers 0 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
-    "--precision fp32 --epochs 1 --name r"
-).split()
+FLAGS = f"{TINY} --workers 0 --batchsize 4 --epochs 1 --name r".split()
 ALONE = World(0, 1, torch.device("cpu"), [])
 
 

@@ -13,21 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call, exit_code, make_market, make_prepared
+from conftest import ROOT, TINY, call, exit_code, make_market, make_prepared, tiny_network
 
 import train_baseline
-from model import ft_net_dense
 from reid import engine
 from reid.checkpoint import Run
 from reid.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 6
-FLAGS = (
-    "--gpu_ids -1 --workers 1 --pretrained none --use_dense --height 64 --width 32 --batchsize 4 "
-    "--precision fp32 --seed 3 --save_every 2"
-).split()
+EPOCHS = 12
+FLAGS = f"{TINY} --workers 1 --batchsize 4 --seed 3 --save_every 2".split()
 
 
 def flags(prepared, folder, name, *more):
@@ -98,11 +94,11 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
     print(f"KILL_SEED={seed}")  # pytest shows it where the test fails
     rng = random.Random(seed)
     run = tmp_path / "killed"
-    for attempt in range(6):
+    for attempt in range(4):
         resume = ["--resume"] if (run / "opts.json").exists() else []
         process = start(*flags(prepared, tmp_path, "killed", "--epochs", EPOCHS, *resume))
         process.stdout.readline()  # it has begun
-        deadline = time.monotonic() + rng.uniform(0, 2)
+        deadline = time.monotonic() + rng.uniform(0, 1)
         while process.poll() is None:
             half_written = attempt % 2 and any(run.glob(".*.partial"))
             if half_written or (not attempt % 2 and time.monotonic() > deadline):
@@ -162,7 +158,7 @@ def test_interrupted_in_the_first_epoch(prepared, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    Run(tmp_path).save_weights(ft_net_dense(3), "last")
+    Run(tmp_path).save_weights(tiny_network(), "last")
     start_from = ["--epochs", 2, "--pretrained", tmp_path / "net_last.pth"]
     words = flags(prepared, tmp_path, "early", *start_from)
     with monkeypatch.context() as patch:
