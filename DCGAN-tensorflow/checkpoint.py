@@ -63,6 +63,8 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], str]:
         try:
             with np.load(file) as arrays:
                 return dict(arrays), digest  # reading an array checks its checksum
+        except MemoryError:
+            raise
         except Exception as error:  # numpy and zipfile raise many kinds
             raise UserError(
                 f"--checkpoint_dir: cannot load {path} ({error}); delete it to go on from another"

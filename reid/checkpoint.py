@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from model import LAYERS, ReIDNet
-from reid.errors import UserError, first_line, is_first, say
+from reid.errors import UserError, explanation, first_line, is_first, say
 from reid.files import (
     cannot_write,
     check_types,
@@ -232,6 +232,8 @@ class Run:
             except FileNotFoundError:
                 continue
             except Exception as error:  # torch raises many kinds for a damaged file
+                if explanation(error):  # full memory, a disk that is away: no damage
+                    raise
                 say(f"{path}: damaged ({first_line(error)})")
                 continue
             if name == STATE_BEFORE:

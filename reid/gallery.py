@@ -287,21 +287,35 @@ class Gallery:
     def extract(self, embed, threads, messages):
         """Add the features of the images in `listed`. Returns how many were extracted."""
         total = self.base.execute("SELECT count(*) FROM listed").fetchone()[0]
-        rows, again = tee(self.base.execute("SELECT * FROM listed ORDER BY path"))
+        rows, again = tee(self.listed())
         features = embed.of_files((os.fsdecode(path) for path, _, _ in again), threads)
-        extracted, committed = 0, time.monotonic()
+        extracted, found, written = 0, [], time.monotonic()
         with closing(features), tqdm(rows, "gallery", total, unit="image", disable=None) as bar:
             for row, (_, feature) in zip(bar, features, strict=True):
                 if isinstance(feature, UserError):
                     messages.append(str(feature))
                 else:
-                    self.add(row, feature)
+                    found.append((row, feature))
                     extracted += 1
-                if time.monotonic() - committed > COMMIT:
-                    self.base.commit()
-                    committed = time.monotonic()
-        self.base.commit()
+                if time.monotonic() - written > COMMIT:
+                    self.write(found)
+                    written = time.monotonic()
+        self.write(found)
         return extracted
+
+    def listed(self):
+        """Yield the rows of `listed`. Between them no query is open, which would lock the file."""
+        path, query = b"", "SELECT * FROM listed WHERE path > ? ORDER BY path LIMIT 1000"
+        while rows := self.base.execute(query, [path]).fetchall():
+            yield from rows
+            path = rows[-1][0]
+
+    def write(self, found):
+        """Add images and features, all at once: other processes wait no longer than for that."""
+        for row, feature in found:
+            self.add(row, feature)
+        self.base.commit()
+        found.clear()
 
     def add(self, row, feature):
         """Add an image, (path, size, modified), and its feature; an older one is replaced."""

@@ -538,6 +538,25 @@ def test_an_index_in_use(tmp_path, monkeypatch):
             other.update(crops(tmp_path / "crops", 3), FakeEmbed())
 
 
+@pytest.mark.parametrize("commit", [0, 9])
+def test_two_fill_one_index(commit, tmp_path, monkeypatch):
+    """One adds a folder while the other waits for its network, both after and before a commit."""
+    monkeypatch.setattr(gallery, "WAIT", 0.5)
+    monkeypatch.setattr(gallery, "COMMIT", commit)
+    with open_gallery(tmp_path / "i") as one, open_gallery(tmp_path / "i") as other:
+        embed, added = FakeEmbed(), []
+
+        def busy(batch, of_batch=embed.of_batch):
+            folder = crops(tmp_path / f"other{len(added)}", 3, seed=90 + 9 * len(added))
+            added.append(other.update(folder, FakeEmbed()).extracted)
+            return of_batch(batch)
+
+        embed.of_batch = busy
+        assert one.update(crops(tmp_path / "one", 40), embed).extracted == 40
+        assert added == [3] * 10
+        assert len(one) == len(other) == 40 + 3 * 10
+
+
 def test_an_index_that_can_only_be_read(tmp_path):
     filled(unit_vectors(5), tmp_path / "i").base.close()
     (tmp_path / "i").chmod(0o444)

@@ -212,6 +212,23 @@ def test_when_both_states_are_damaged(prepared, tmp_path, begun):
         call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", EPOCHS, "--resume"))
 
 
+@pytest.mark.parametrize("refusal", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_state_for_which_there_is_no_memory_is_not_damaged(
+    refusal, prepared, tmp_path, begun, monkeypatch
+):
+    """Such as while another process still holds the GPU: all files stay as they are."""
+
+    def full(*args, **more):
+        raise refusal
+
+    before = {path.name: path.read_bytes() for path in begun.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", full)
+        with pytest.raises(type(refusal)):
+            call(train_baseline.main, *flags(prepared, tmp_path, "r", "--epochs", 99, "--resume"))
+    assert {path.name: path.read_bytes() for path in begun.iterdir()} == before
+
+
 @pytest.mark.parametrize("content", [{}, {"net": torch.zeros(3)}, {"net": {}, "history": []}])
 def test_a_state_of_something_else(content, prepared, tmp_path, begun):
     torch.save(content, begun / "state.pth")
