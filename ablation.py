@@ -30,6 +30,8 @@ from functools import cache
 from itertools import dropwhile, product
 from pathlib import Path
 
+import torch
+
 import train_lsro
 from reid.checkpoint import FREE_ON_RESUME, Run, changed_option
 from reid.comparison import (
@@ -49,7 +51,8 @@ from reid.dataset import (
     training_splits,
 )
 from reid.device import choose_device, dtype_for
-from reid.engine import batch_options
+from reid.distributed import World
+from reid.engine import batch_options, check_batchsize
 from reid.errors import Interrupted, UserError, run
 from reid.files import demand, read_results, write_json, write_text
 from reid.losses import needs_a_run
@@ -191,7 +194,7 @@ def main(argv=None):
         for backbone in {cell.backbone for cell in missing}:
             check_network(backbone, **network)
         check_device(args, asked)
-        work = check_images(folder, options)
+        work = check_images(folder, options, args.nproc_per_node)
         names = "\n  ".join(["to run:", *(cell.name for cell in missing)])
         done = len(cells) - len(missing)
         print(f"{folder}: {len(cells)} cells, {done} of them done; {names}", flush=True)
@@ -222,8 +225,9 @@ def grid(args):
     for text in args.gan_labels:
         rule, own = label_rule(text)
         numbers.setdefault(rule, []).extend(n for n in own or args.numbers if n)
-    if not any(numbers.values()):
-        raise UserError("--numbers: nothing to compare; ask for a number of images above 0")
+    for rule, some in numbers.items():
+        if not some:
+            raise UserError(f"--numbers: no images for {rule}; ask for a number above 0")
     kinds = [("", "", 0)]
     kinds += [
         (images, rule, n)
@@ -240,6 +244,8 @@ def label_rule(text):
     """Split "pseudo:24000" into a rule and its own numbers, ("pseudo", [24000])."""
     rule, colon, numbers = text.partition(":")
     try:
+        if not rule:
+            raise ValueError
         return rule, [amount(number) for number in numbers.split(",")] if colon else []
     except (ValueError, argparse.ArgumentTypeError):
         raise UserError(
@@ -312,19 +318,21 @@ def check_device(args, options):
             f"--gpu_ids {options['gpu_ids']} after --: re-ranking uses one GPU; name one, or train "
             f"on several with --nproc_per_node {len(gpus)} before --"
         )
-    if args.jobs > 1 and options["precision"] == "auto" and dtype_for(device):
+    if options["precision"] == "auto" and dtype_for(device):
         raise UserError(
-            f"--jobs {args.jobs}: beside others a cell can't time which arithmetic is faster; add "
-            "--precision bf16 or fp32 after --"
+            "--precision: each cell would choose the faster arithmetic for itself; add --precision "
+            "bf16 or fp32 after --"
         )
 
 
-def check_images(folder, options):
+def check_images(folder, options, processes):
     """Return how many images each Cell's epoch has, a dict.
 
-    Raises UserError where images are missing, or are not those that earlier cells were trained on.
+    processes: number of them that share a cell's batches. Raises UserError where these can't be
+    shared out, where images are missing, or are not those that earlier cells were trained on.
     """
     splits, work = cache(training_splits), {}
+    world = World(0, processes, torch.device("cpu"), [])
     for cell, asked in options.items():
         names = ("data_dir", "train_all", "val_ids", "num_ids")
         seeds = {"seed": cell.seed if cell.num_ids else 0}  # else it changes nothing
@@ -335,7 +343,9 @@ def check_images(folder, options):
         train_lsro.check_rule(flags, generated)
         if cell.rule == "own":
             train_lsro.own_targets(real, generated)
-        work[cell] = images_of_an_epoch(flags, real.train, generated)
+        batches = batch_options(flags, real.train + generated)
+        check_batchsize(batches, world, len(real.train + generated))
+        work[cell] = images_of_an_epoch(batches, real.train, generated)
         opts = Run(folder / cell.name).opts()
         if opts and opts.get("dataset") != fingerprint(real.train + generated):
             raise UserError(
@@ -345,9 +355,8 @@ def check_images(folder, options):
     return work
 
 
-def images_of_an_epoch(flags, real, generated):
+def images_of_an_epoch(batches, real, generated):
     """Return the number of images that an epoch takes, about: for the estimate of time."""
-    batches = batch_options(flags, real + generated)
     if not generated or not batches.gan_batch:
         return len(real) + len(generated)
     return len(real) * batches.batchsize / (batches.batchsize - batches.gan_batch)

@@ -189,6 +189,8 @@ def read_options(path: Path) -> dict:
 def find_dataset(args: argparse.Namespace) -> Path:
     """Return the folder --dataset: the one of this name under --data_dir, or else the path."""
     named, path = Path(args.data_dir) / args.dataset, Path(args.dataset)
+    if args.dataset.startswith("."):  # ., .. and what begins with them are paths
+        return path
     is_name = path.name == args.dataset and not path.is_dir()
     return named if named.is_dir() or is_name else path
 

@@ -32,7 +32,7 @@ from reid.dataset import (
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
 from reid.distributed import BatchKinds, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package, say
-from reid.files import sha256, update_results
+from reid.files import read_results, sha256, update_results
 from reid.gan_labels import label_weights
 from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all
 from reid.losses import MeanTargets, MetricLoss, at_least_fp32
@@ -240,6 +240,9 @@ class Training:
             raise UserError(
                 f"--epochs {args.epochs}: {run.path} has {epochs} already; ask for as many or more"
             )
+        results = run.file("results.json")
+        if world.first and epochs < args.epochs and "train" in read_results(results):
+            update_results(results, "train", None)  # it is no finished run any more
         if before != args.lr:
             world.say(f"--lr: {before} up to epoch {epochs}, {args.lr} from there on")
         if facts["generated"]:  # runs of older versions don't say
@@ -528,7 +531,8 @@ def check_batchsize(args: Namespace, world: World, images: int) -> None:
     real = args.batchsize - (args.gan_batch or 0)
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:
-        raise UserError(f"--batchsize: {batchsize} images can't be shared among {parts}")
+        on_top = f", {args.gan_batch} of them generated (--gan_batch)," if args.gan_batch else ""
+        raise UserError(f"--batchsize: {batchsize} images{on_top} can't be shared among {parts}")
     if batchsize < 2 * len(world.gpus) or batchsize < 2:
         raise UserError("--batchsize: batch norm needs two images or more, on each GPU of its own")
     if args.instances and real % args.instances:

@@ -364,7 +364,10 @@ def check_results(path: str | Path | None) -> None:
         read_results(path)
 
 
-def update_results(path: str | Path, section: str, values: dict) -> None:
-    """Set one section of a results.json (a dict a script), keeping the others."""
+def update_results(path: str | Path, section: str, values: dict | None) -> None:
+    """Set one section of a results.json (a dict a script), or remove it; the others stay."""
     with replacing(path) as temporary:  # no other process writes between reading and writing
-        temporary.write_bytes(dumps(read_results(path) | {section: values}).encode())
+        results = read_results(path) | {section: values}
+        if values is None:
+            del results[section]
+        temporary.write_bytes(dumps(results).encode())

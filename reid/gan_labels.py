@@ -1,7 +1,7 @@
 """A finished run as teacher of generated images: targets of mprl_static, sls and teacher.
 
 (All label rules are in `reid.losses`.) These targets are computed once, before training; several
-processes share the work and come to the same.
+processes share the work, and come to the same but for rounding.
 Images are seen at the size that the finished run was trained on, people as large as it saw them in
 training (the middle of the enlarged image), without autocast.
 """

@@ -20,6 +20,7 @@ from scipy import stats
 
 import ablation
 from reid.dataset import Sample
+from reid.engine import batch_options
 from reid.files import sha256
 from reid.intervals import (
     adjusted,
@@ -162,15 +163,17 @@ def test_what_a_cell_is_trained_with():
 
 def test_images_of_an_epoch():
     real, made = [Sample(None, 0)] * 100, [Sample(None, -1, 1)] * 300
-    flags = argparse.Namespace(batchsize=10, gan_batch=5, on_top=True)
-    assert ablation.images_of_an_epoch(flags, real, made) == 150
-    assert ablation.images_of_an_epoch(flags, real, []) == 100
-    flags.on_top = False
-    assert ablation.images_of_an_epoch(flags, real, made) == 200  # five in ten
-    flags.gan_batch = None
-    assert ablation.images_of_an_epoch(flags, real, made) == 400
-    flags.on_top = True
-    assert ablation.images_of_an_epoch(flags, real, made) == 400
+
+    def images(gan_batch, on_top, generated=made):
+        flags = argparse.Namespace(batchsize=10, gan_batch=gan_batch, on_top=on_top)
+        batches = batch_options(flags, real + generated)
+        return ablation.images_of_an_epoch(batches, real, generated)
+
+    assert images(5, on_top=True) == 150
+    assert images(5, on_top=True, generated=[]) == 100
+    assert images(5, on_top=False) == 200  # five in ten
+    assert images(None, on_top=False) == 400
+    assert images(None, on_top=True) == 400
 
 
 def test_a_grid_of_identities_and_folders():
@@ -249,6 +252,13 @@ def test_cells_with_other_options_are_not_mixed(tmp_path, capsys):
     call(ablation.main, *flags, "--", "--epochs", 5, "--gan_weight", 0.5, "--workers", 7)
 
 
+def test_cells_compute_in_one_arithmetic(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ablation, "dtype_for", lambda device: torch.bfloat16)
+    assert exit_code(ablation.main, *small, "--numbers", 2) == 2
+    assert "add --precision bf16 or fp32 after --" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_cell_takes_one_gpu(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert exit_code(ablation.main, *small, "--", "--gpu_ids", "0,1") == 2
@@ -278,7 +288,13 @@ def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
         (["--", "--name=x"], "--name=x after --"),
         (["--gan_labels", "lsr"], "invalid choice: 'lsr'"),
         (["--gan_labels", "lsro:x"], "--gan_labels lsro:x: expected a rule"),
-        (["--numbers", 0], "--numbers: nothing to compare"),
+        (["--numbers", 0], "--numbers: no images for lsro; ask for a number above 0"),
+        (["--numbers", 2, "--gan_labels", "lsro", "pseudo:0"], "--numbers: no images for pseudo"),
+        (["--gan_labels", ":2"], "--gan_labels :2: expected a rule"),
+        (
+            ["--numbers", 2, "--nproc_per_node", 2, "--", "--batchsize", 6],
+            "--batchsize: 7 images, 1 of them generated (--gan_batch), can't be shared among 2",
+        ),
         (["--numbers", 4], "--num_generated 4: only 3 images in"),
         (["--num_ids", 9], "--num_ids 9: only 3 identities"),
         (["--gan_labels", "consistency"], "compares with mean weights; add --ema 0.999"),

@@ -311,6 +311,16 @@ def test_mistakes(flags, data, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_features_that_are_no_numbers(flags, trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(trained, tmp_path / "model")
+    net = ft_net_dense(3)
+    net.model.features.conv0.weight.data[0] = float("nan")
+    Run(folder / "random").save_weights(net, "last")
+    assert exit_code(evaluate_gan.main, *flags, "--model_dir", folder) == 2
+    assert "net_last.pth: makes features that are no numbers" in capsys.readouterr().err
+
+
 def test_imagenet_weights_that_cannot_be_downloaded(flags, monkeypatch, tmp_path, capsys):
     def refused(*args, **kwargs):
         raise OSError("no route to host")

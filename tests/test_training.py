@@ -22,6 +22,7 @@ from reid import engine, optimizer
 from reid.checkpoint import Run
 from reid.dataset import labelled_images
 from reid.errors import UserError
+from reid.files import read_results, update_results
 from reid.weights import load_network
 
 FLAGS = f"{TINY} --workers 0 --batchsize 4 --seed 3".split()
@@ -160,6 +161,19 @@ def test_resume_starts_a_run_that_is_not_there_yet(shared, tmp_path, capsys):
     assert "there is no run in" in capsys.readouterr().out
     train(*flags)
     assert len(log_of(run)) == 1
+
+
+def test_a_run_that_goes_on_is_not_finished(shared, tmp_path, begun, monkeypatch):
+    """Whoever asks, as --label_run does, sees the scores of its end alone."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    update_results(begun / "results.json", "evaluate", {"mAP": 0.5})
+    monkeypatch.setattr(engine.Learner, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(train_baseline.main, shared, tmp_path, "r", "--epochs", 2, "--resume")
+    assert read_results(begun / "results.json") == {"evaluate": {"mAP": 0.5}}
 
 
 def test_learning_rate_may_change_on_resume(shared, tmp_path, begun, capsys):

@@ -88,6 +88,15 @@ def test_one_line_names_what_is_wrong(flags, message, bad, trained, error_line):
     assert (tree(bad), tree(trained)) == before
 
 
+def test_dots_lead_from_here(tmp_path, monkeypatch):
+    """A name is one of --data_dir's first; a path that starts with dots never is."""
+    (tmp_path / "work/data/people").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    for name, folder in [("people", "data/people"), (".", "."), ("..", ".."), ("../x", "../x")]:
+        args = main.get_parser().parse_args(["--dataset", name])
+        assert str(main.find_dataset(args)) == folder
+
+
 def test_xla_needs_tensorflow(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     with pytest.raises(UserError, match="--xla: only TensorFlow has it"):
