@@ -111,6 +111,16 @@ class Run:
             raise cannot_write(self.path, error) from error
         write_json(self.file("opts.json"), {"options": options, **facts, **provenance()})
 
+    def go_on(self, epochs: int, facts: dict) -> None:
+        """Add to opts.json the command, code and machine that go on after `epochs` of them."""
+        path = self.file("opts.json")
+        if not path.exists():
+            return
+        opts = read_json(path, "restore or delete it", options=dict)
+        where = ("device", "device_name", "processes", "threads", "arithmetic")
+        entry = {"epochs": epochs, **{name: facts[name] for name in where}, **provenance()}
+        write_json(path, opts | {"resumed": [*opts.get("resumed", []), entry]})
+
     def abandon(self) -> None:
         """Take back `start` where training failed before its first epoch was whole."""
         if self.has_weights() or self.has_state():

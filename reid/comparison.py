@@ -174,8 +174,9 @@ def table_notes(seeds: list[int], opts: Sequence[dict], results: Sequence[dict])
             "(Holm). "
             "The intervals are over trainings, not over people to test on."
         )
-    commits = " and ".join(dict.fromkeys(map(commit, opts)))
-    machines = " and ".join(dict.fromkeys(map(hardware, opts)))
+    parts = [part for run in opts for part in (run, *run.get("resumed", []))]
+    commits = " and ".join(dict.fromkeys(map(commit, parts)))
+    machines = " and ".join(dict.fromkeys(map(hardware, parts)))
     tests = " and ".join(dict.fromkeys(map(testing, results)))
     return (
         f"{text} Made by `{command_line()}`; trained at {commits} on {machines}; tested by {tests}."

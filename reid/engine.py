@@ -240,9 +240,10 @@ class Training:
             raise UserError(
                 f"--epochs {args.epochs}: {run.path} has {epochs} already; ask for as many or more"
             )
-        results = run.file("results.json")
-        if world.first and epochs < args.epochs and "train" in read_results(results):
-            update_results(results, "train", None)  # it is no finished run any more
+        if world.first and epochs < args.epochs:
+            run.go_on(epochs, facts)
+            if "train" in read_results(run.file("results.json")):  # it is not finished any more
+                update_results(run.file("results.json"), "train", None)
         if before != args.lr:
             world.say(f"--lr: {before} up to epoch {epochs}, {args.lr} from there on")
         if facts["generated"]:  # runs of older versions don't say

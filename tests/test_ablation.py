@@ -60,6 +60,8 @@ def invent(folder, *flags, device="GPU"):
         opts = {"options": ablation.training_options(args, cell), "device_name": device}
         opts |= {"git": {"commit": "0123456789abc", "dirty": cell.seed == 1}}
         opts |= {"processes": 1, "arithmetic": "bfloat16", "command": " ".join(map(str, flags))}
+        if cell.seed == 2:
+            opts["resumed"] = [opts | {"git": {"commit": "7654321", "dirty": False}}]
         (folder / cell.name / "opts.json").write_text(json.dumps(opts))
         (folder / cell.name / "results.json").write_text(json.dumps(invented(cell)))
 
@@ -214,8 +216,8 @@ def test_table_of_a_grid_that_is_done(tmp_path, capsys):
     last = "| re-ranked | 65.06 ± 24.85 | +0.06 ± 0.01 | 0.033 | 45.06 ± 24.85 | +0.06 ± 0.01 |"
     assert last in rows[7]
     assert "not over people to test on" in table
-    commits = "trained at commit 0123456 and commit 0123456 (with changes) on 1 x another GPU in"
-    assert commits in table
+    commits = "commit 0123456 and commit 7654321 and commit 0123456 (with changes)"
+    assert f"trained at {commits} on 1 x another GPU in" in table
     assert "and 1 x GPU in bfloat16; tested by layer pool at 128x64 of 144x72 and" in table
     assert "and an unknown layer and size." in table
     content = json.loads((tmp_path / "g" / "table.json").read_text())

@@ -179,6 +179,12 @@ def test_a_run_that_goes_on_is_not_finished(shared, tmp_path, begun, monkeypatch
 def test_learning_rate_may_change_on_resume(shared, tmp_path, begun, capsys):
     run = train(train_baseline.main, shared, tmp_path, "r", "--epochs", 2, "--resume", "--lr", 0.01)
     assert "--lr: 0.05 up to epoch 1, 0.01 from there on" in capsys.readouterr().out
+    opts = json.loads((run / "opts.json").read_text())
+    assert opts["options"]["lr"] == 0.05
+    [part] = opts["resumed"]
+    assert part["epochs"] == 1
+    for name in ("command", "git", "versions", "device_name", "processes", "threads"):
+        assert part[name] == opts[name]
     assert [line["lr"] for line in log_of(run)] == [0.05, 0.01]
     groups = torch.load(run / "state.pth", weights_only=True)["optimizer"]["param_groups"]
     assert [group["lr"] for group in groups] == pytest.approx([0.002, 0.01])
