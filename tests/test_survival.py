@@ -98,7 +98,7 @@ def test_kill_9_at_random_moments(prepared, tmp_path, unbroken):
         resume = ["--resume"] if (run / "opts.json").exists() else []
         process = start(*flags(prepared, tmp_path, "killed", "--epochs", EPOCHS, *resume))
         process.stdout.readline()  # it has begun
-        deadline = time.monotonic() + rng.uniform(0, 1)
+        deadline = time.monotonic() + rng.uniform(0, 0.7)
         while process.poll() is None:
             half_written = attempt % 2 and any(run.glob(".*.partial"))
             if half_written or (not attempt % 2 and time.monotonic() > deadline):
