@@ -343,11 +343,12 @@ def check_images(folder, options, processes):
         train_lsro.check_rule(flags, generated)
         if cell.rule == "own":
             train_lsro.own_targets(real, generated)
-        batches = batch_options(flags, real.train + generated)
-        check_batchsize(batches, world, len(real.train + generated))
+        images = real.train + generated
+        batches = batch_options(flags, images)
+        check_batchsize(batches, world, len(images))
         work[cell] = images_of_an_epoch(batches, real.train, generated)
         opts = Run(folder / cell.name).opts()
-        if opts and opts.get("dataset") != fingerprint(real.train + generated):
+        if opts and opts.get("dataset") != fingerprint(images):
             raise UserError(
                 f"{folder / cell.name}: was trained on other images than there are now in "
                 f"{asked['data_dir']} and {gen_dir}; take another --name for the grid"

@@ -40,8 +40,10 @@ from reid.files import (
     locked,
     parents_of,
     read_json,
+    read_results,
     replacing,
     sha256,
+    update_results,
     write_json,
     write_text,
 )
@@ -112,7 +114,12 @@ class Run:
         write_json(self.file("opts.json"), {"options": options, **facts, **provenance()})
 
     def go_on(self, epochs: int, facts: dict) -> None:
-        """Add to opts.json the command, code and machine that go on after `epochs` of them."""
+        """Add to opts.json the command, code and machine that go on after `epochs` of them.
+
+        The results of its training, by which others know that a run is finished, are removed.
+        """
+        if "train" in read_results(self.file("results.json")):
+            update_results(self.file("results.json"), "train", None)
         path = self.file("opts.json")
         if not path.exists():
             return

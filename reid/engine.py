@@ -32,7 +32,7 @@ from reid.dataset import (
 from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
 from reid.distributed import BatchKinds, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package, say
-from reid.files import read_results, sha256, update_results
+from reid.files import sha256, update_results
 from reid.gan_labels import label_weights
 from reid.loading import Batch, EvalBatches, StepSampler, TrainBatches, read_all
 from reid.losses import MeanTargets, MetricLoss, at_least_fp32
@@ -242,8 +242,6 @@ class Training:
             )
         if world.first and epochs < args.epochs:
             run.go_on(epochs, facts)
-            if "train" in read_results(run.file("results.json")):  # it is not finished any more
-                update_results(run.file("results.json"), "train", None)
         if before != args.lr:
             world.say(f"--lr: {before} up to epoch {epochs}, {args.lr} from there on")
         if facts["generated"]:  # runs of older versions don't say
@@ -532,8 +530,8 @@ def check_batchsize(args: Namespace, world: World, images: int) -> None:
     real = args.batchsize - (args.gan_batch or 0)
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:
-        on_top = f", {args.gan_batch} of them generated (--gan_batch)," if args.gan_batch else ""
-        raise UserError(f"--batchsize: {batchsize} images{on_top} can't be shared among {parts}")
+        generated = f", {args.gan_batch} of them generated (--gan_batch)," if args.gan_batch else ""
+        raise UserError(f"--batchsize: {batchsize} images{generated} can't be shared among {parts}")
     if batchsize < 2 * len(world.gpus) or batchsize < 2:
         raise UserError("--batchsize: batch norm needs two images or more, on each GPU of its own")
     if args.instances and real % args.instances:

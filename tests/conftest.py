@@ -18,7 +18,7 @@ from reid.weights import build_network
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
-# A training that takes a second: timm's network for tests has a hundredth of DenseNet's weights.
+# A training that takes a second: timm's network for tests has a twentieth of DenseNet's weights.
 TINY = (
     "--gpu_ids -1 --pretrained none --backbone test_resnet --height 64 --width 32 --precision fp32"
 )

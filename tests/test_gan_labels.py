@@ -293,10 +293,7 @@ def test_resumed_static_run_is_of_the_same_rule(folder, tmp_path, label_run):
         with pytest.raises(UserError, match="--resume"):
             train(folder, tmp_path, *flags, "--epochs", 3, "--resume")
     torch.manual_seed(9)
-    torch.save(
-        tiny_network().state_dict(),
-        tmp_path / label_run / "net_last.pth",
-    )
+    torch.save(tiny_network().state_dict(), tmp_path / label_run / "net_last.pth")
     with pytest.raises(UserError, match="r was trained by another --label_run"):
         train(folder, tmp_path, *rule, "--epochs", 3, "--resume")
 
