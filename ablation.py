@@ -45,10 +45,11 @@ from reid.comparison import (
 from reid.curves import draw_ablation
 from reid.dataset import (
     GENERATED_FOLDER,
+    draw_generated,
     fingerprint,
     generated_folder,
-    generated_images,
     training_splits,
+    unlabelled_images,
 )
 from reid.device import choose_device, dtype_for
 from reid.distributed import World
@@ -331,7 +332,7 @@ def check_images(folder, options, processes):
     processes: number of them that share a cell's batches. Raises UserError where these can't be
     shared out, where images are missing, or are not those that earlier cells were trained on.
     """
-    splits, work = cache(training_splits), {}
+    splits, work, unlabelled = cache(training_splits), {}, {}
     world = World(0, processes, torch.device("cpu"), [])
     for cell, asked in options.items():
         names = ("data_dir", "train_all", "val_ids", "num_ids")
@@ -339,16 +340,20 @@ def check_images(folder, options, processes):
         real = splits(**{name: asked[name] for name in names} | seeds)
         flags = argparse.Namespace(**asked)
         gen_dir = generated_folder(flags)
-        generated = generated_images(gen_dir, asked["num_generated"], cell.seed, real)
+        there = gen_dir, cell.num_ids, seeds["seed"]
+        if asked["num_generated"] != 0 and there not in unlabelled:  # listing takes its time
+            unlabelled[there] = unlabelled_images(gen_dir, real)
+        images = unlabelled.get(there, [])
+        generated = draw_generated(gen_dir, images, asked["num_generated"], cell.seed, real)
         train_lsro.check_rule(flags, generated)
         if cell.rule == "own":
             train_lsro.own_targets(real, generated)
-        images = real.train + generated
-        batches = batch_options(flags, images)
-        check_batchsize(batches, world, len(images))
+        samples = real.train + generated
+        batches = batch_options(flags, samples)
+        check_batchsize(batches, world, samples)
         work[cell] = images_of_an_epoch(batches, real.train, generated)
         opts = Run(folder / cell.name).opts()
-        if opts and opts.get("dataset") != fingerprint(images):
+        if opts and opts.get("dataset") != fingerprint(samples):
             raise UserError(
                 f"{folder / cell.name}: was trained on other images than there are now in "
                 f"{asked['data_dir']} and {gen_dir}; take another --name for the grid"

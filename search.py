@@ -165,6 +165,7 @@ def load_embedder(args: Namespace, device: torch.device) -> Embedder:
     """Return the `Embedder` that the options name, on the device, and say what it is."""
     # Pillow's warnings about odd files help nobody; files that it can't read are named.
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+    set_up(device)
     embed = Embedder(
         load_asked(args),
         device=device,
@@ -172,7 +173,6 @@ def load_embedder(args: Namespace, device: torch.device) -> Embedder:
         scales=args.ms,
         batchsize=args.batchsize,
     )
-    set_up(embed.device)
     print(f"{embed.weights}: features of {embed.dim} numbers, on {embed.device}")
     return embed
 

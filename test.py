@@ -20,7 +20,7 @@ from reid.dataset import (
     eval_fingerprint,
     eval_images,
 )
-from reid.device import dtype_name
+from reid.device import dtype_name, set_up
 from reid.distributed import join_world, leave_world
 from reid.errors import run
 from reid.features import (
@@ -87,7 +87,10 @@ def main(argv=None):
         check_storable(args.mat, data_dir.resolve(), splits, trained.net.dim(trained.layer))
         dtype = None
         if world.first:
-            dtype = inference_dtype(trained, world.device, args.precision, world.gpus)
+            set_up(world.device)  # the trial's arithmetic is that of the work
+            dtype = inference_dtype(
+                trained, world.device, args.precision, args.batchsize, world.gpus
+            )
     dtype = world.of_first(dtype)
     world.say(
         f"{trained.weights}: {trained.net.backbone}, trained at {trained.height}x{trained.width}, "

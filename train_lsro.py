@@ -149,16 +149,16 @@ def parse(argv: list[str] | None = None) -> Namespace:
     if args.gan_start is None:
         args.gan_start = PSEUDO_START if pseudo else 0
     if args.gan_label == "own" and len(prepared_folders(args.data_dir)) > 1:
-        raise UserError("--gan_label own: of several --data_dir, a folder's number names no person")
+        parser.error("--gan_label own: of several --data_dir, a folder's number names no person")
     if args.gan_label == "consistency" and not args.ema:
-        raise UserError("--gan_label consistency: compares with mean weights; add --ema 0.999")
+        parser.error("--gan_label consistency: compares with mean weights; add --ema 0.999")
     if args.gan_batch and not args.on_top and args.gan_batch >= args.batchsize:
-        raise UserError(
+        parser.error(
             f"--gan_batch {args.gan_batch}: leaves no real images in a --batchsize of "
             f"{args.batchsize}; lower it, or add --on_top"
         )
     if args.num_generated != 0 and args.gan_start >= args.epochs:
-        raise UserError(
+        parser.error(
             f"--gan_start {args.gan_start}: with --gan_label {args.gan_label} generated images "
             f"would not count in any of the {args.epochs} epochs; lower it"
         )

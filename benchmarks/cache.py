@@ -94,7 +94,7 @@ def one(args, mode, folder):
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.perf_counter()
-    images = read_all(paths, transform.read, 2, mode, None, Path(folder), about)
+    images = read_all([paths], transform.read, 2, mode, None, Path(folder), about)
     for image in images or ():
         image.max()
     print(time.perf_counter() - started, flush=True)

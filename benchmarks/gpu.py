@@ -362,7 +362,7 @@ class Setting:
         flags = ["--batchsize", str(batchsize), "--warm_epoch", "0", *flags]
         world = self.world()
         net = build_network(backbone, CLASSES, "none", self.size)
-        dtype = faster_dtype(net, self.device, self.size, training=True)
+        dtype = faster_dtype(net, self.device, self.size, batchsize, training=True)
         learner = self.learner(world, flags, backbone, dtype=dtype)
         learner.read(self.samples(), [])
         learner.net.train()

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from reid.errors import UserError
 from reid.files import CAN_LOCK, demand, locked, read_json, replacing, write_json
 
-VERSION = 1  # raise it when images are decoded otherwise, so that older files are not taken
+VERSION = 2  # raise it when images are decoded otherwise, so that older files are not taken
 BUDGET = 8 * 1024**3  # bytes of all files in one folder; the oldest make room
 AHEAD = 256  # images that are decoded before their pixels are written
 

@@ -230,8 +230,8 @@ class Run:
                 link(path, temporary)
         save(path, state)
 
-    def load_state(self, device: torch.device) -> dict | None:
-        """Load the newest state that can be read; None where no epoch was whole.
+    def load_state(self) -> dict | None:
+        """Load the newest state that can be read, to the CPU; None where no epoch was whole.
 
         Prints a line where an older one had to be taken. Raises UserError where all are damaged.
         """
@@ -245,7 +245,7 @@ class Run:
                 with ZipFile(path) as file:  # torch's own reading would take flipped bits
                     if file.testzip():
                         raise ValueError("checksum differs")
-                state = torch.load(path, map_location=device, weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
             except FileNotFoundError:
                 continue
             except Exception as error:  # torch raises many kinds for a damaged file

@@ -246,13 +246,15 @@ def copies(images: list, others: list) -> Iterator[tuple]:
 
     All have a `path`. Only files whose size occurs on both sides are read.
     """
-    sizes = {size_of(i.path) for i in images} & {size_of(i.path) for i in others}
+    sizes = [size_of(image.path) for image in images]
+    sizes_of_others = [size_of(other.path) for other in others]
+    shared = {*sizes} & {*sizes_of_others}
     by_hash = defaultdict(list)
-    for image in images:
-        if size_of(image.path) in sizes:
+    for image, size in zip(images, sizes, strict=True):
+        if size in shared:
             by_hash[content_hash(image.path)].append(image)
-    for other in others:
-        if size_of(other.path) in sizes:
+    for other, size in zip(others, sizes_of_others, strict=True):
+        if size in shared:
             for image in by_hash.get(content_hash(other.path), ()):
                 yield image, other
 
@@ -296,6 +298,8 @@ def training_splits(
         for images, more in zip((train, validation), parts, strict=True):
             images += [s._replace(label=s.label + count, dataset=dataset) for s in more]
         count += count_classes(parts[0] + parts[1])
+    if count < 2:
+        raise UserError(f"{data_dir}: has one identity to train on; a network needs two or more")
     if not val_ids and num_ids is None:
         return Splits(train, validation, [])
     labels = range(count_classes(train + validation))
@@ -377,20 +381,32 @@ def generated_images(
     seed: int = 0,
     splits: Splits | None = None,
 ) -> list[Sample]:
-    """Return Samples of `number` images in and below `gen_dir`, drawn by the seed (None: all).
+    """Return Samples of `number` images in and below `gen_dir`, see `draw_generated`.
 
-    "3x" are three times as many as `splits` has to train on. Images of any origin will do: copies
-    of those in `splits` are left out.
+    Images of any origin will do: copies of those in `splits` are left out.
     """
     if number == 0:
         return []
-    images = unlabelled_images(gen_dir, splits)
+    return draw_generated(gen_dir, unlabelled_images(gen_dir, splits), number, seed, splits)
+
+
+def draw_generated(
+    gen_dir: str | Path,
+    images: list[Path],
+    number: int | str | None,
+    seed: int,
+    splits: Splits | None,
+) -> list[Sample]:
+    """Return Samples of `number` of the images in `gen_dir`, drawn by the seed (None: all).
+
+    "3x" are three times as many as `splits` has to train on.
+    """
     if number is not None:
         count = number
         if isinstance(number, str):
             count = round(float(number[:-1]) * len(splits.train))
-        if count == 0:
-            raise UserError(f"--num_generated {number}: that is not one image; ask for more")
+            if count == 0:
+                raise UserError(f"--num_generated {number}: that is not one image; ask for more")
         if count > len(images):
             raise UserError(
                 f"--num_generated {number}: only {len(images)} images in {gen_dir}; generate more"
@@ -409,14 +425,16 @@ def unlabelled_images(gen_dir: str | Path, splits: Splits | None = None) -> list
         raise UserError(
             f"{gen_dir}: no such folder; generate images with DCGAN-tensorflow, or name --gen_dir"
         )
-    if is_prepared(gen_dir):
+    whole = gen_dir.resolve()
+    of_prepared = is_prepared(whole.parent) and whole.name in ("query", "gallery", "multi-query")
+    if is_prepared(whole) or of_prepared:
         raise UserError(f"{gen_dir}: has images to test on; name a folder such as train_all_new")
     left_out = []
     found = walk_images(gen_dir, left_out, lambda path: Path(path).name == GENERATED_FOLDER)
     images = sorted(map(Path, found))
     for line in left_out:
-        if line.endswith(BROKEN_LINK):
-            raise UserError(f"{line}; replace it")
+        if not line.endswith(NO_IMAGE):
+            raise UserError(f"{line}; replace it, or take it away")
     if not images:
         raise UserError(f"{gen_dir}: {NO_IMAGES}")
     if splits is None:

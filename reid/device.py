@@ -121,22 +121,28 @@ def faster_dtype(
     net: nn.Module,
     device: torch.device,
     size: tuple[int, int],
+    batchsize: int,
     training: bool = False,
 ) -> torch.dtype | None:
     """Return the dtype in which a network computes faster, by a short trial: bf16, or None, fp32.
 
     Depthwise convolutions are slower in bf16 on some processors, though others are twice
-    as fast. size: height and width of the images. training: whether gradients are computed, too.
-    Chance must not decide, so fp32 has to win clearly. The network stays as it is.
+    as fast. size: height and width of the images. batchsize: of the work that follows, which the
+    trial does not exceed. training: whether gradients are computed, too. Scripts call `set_up`
+    before. Chance must not decide, so fp32 has to win clearly. The network stays as it is.
     """
     net = copy.deepcopy(net).to(device, memory_format=layout(device)).train(training)
-    images = torch.zeros(TRIAL_IMAGES[device.type == "cuda"], 3, *size, device=device)
+    number = min(TRIAL_IMAGES[device.type == "cuda"], batchsize)
+    images = torch.zeros(number, 3, *size, device=device)
     images = images.contiguous(memory_format=layout(device))
     seconds = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for dtype in (torch.bfloat16, None):
             times = [seconds_of_step(net, images, dtype, training) for _ in range(TRIAL_STEPS)]
             seconds.append(min(times))
+    if device.type == "cuda":
+        del net, images
+        torch.cuda.empty_cache()  # what fp32 took is more than bf16 will need
     bf16, fp32 = seconds
     return torch.bfloat16 if bf16 < CLEARLY * fp32 else None
 
@@ -150,7 +156,7 @@ def seconds_of_step(net, images, dtype, training):
         if training:
             features.square().sum().backward()
     if images.device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(images.device)
     return time.perf_counter() - start
 
 

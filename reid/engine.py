@@ -2,13 +2,14 @@
 
 import copy
 import math
+import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +30,16 @@ from reid.dataset import (
     manifest,
     prepared_folders,
 )
-from reid.device import autocast, device_name, dtype_for, dtype_name, faster_dtype, to_device
+from reid.device import (
+    autocast,
+    computes_bf16,
+    device_name,
+    dtype_for,
+    dtype_name,
+    faster_dtype,
+    set_up,
+    to_device,
+)
 from reid.distributed import BatchKinds, World, distribute, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package, say
 from reid.files import sha256, update_results
@@ -65,12 +75,10 @@ def opened(
         # ============ check, and build the network ============
         with world.together():
             check_data_parallel(args, world)
-            generated = sum(sample.generated for sample in splits.train)
-            real = len(splits.train) - generated
             batches = batch_options(args, splits.train)
-            check_batchsize(batches, world, real + (batches.gan_batch or generated))
+            check_batchsize(batches, world, splits.train)
             check_balance(batches, splits.train)
-            warn_of_data_parallel(world)
+            warn(args, world)
             if splits.people:
                 queries_and_gallery(splits.people)
             facts = measure(args, world, splits, loss_function)
@@ -151,9 +159,17 @@ def choose_dtype(args, world, net, opts):
     precision, kept = args.precision, opts.get("arithmetic")
     if precision == "auto" and kept:
         precision = "fp32" if kept == dtype_name(None) else "bf16"
+        if precision == "bf16" and world.gpus:
+            raise UserError(
+                "--gpu_ids: this run computes in bf16, which DataParallel can't; name one GPU"
+            )
+        if precision == "bf16" and not computes_bf16(world.device):
+            say("warning: --resume: this run computes in bf16, which is slow on this hardware")
     dtype = dtype_for(world.device, precision, world.gpus)
     if precision == "auto" and dtype:
-        dtype = faster_dtype(net, world.device, (args.height, args.width), training=True)
+        set_up(world.device)  # the trial's arithmetic is that of training
+        size, batchsize = (args.height, args.width), max(1, args.batchsize // world.size)
+        dtype = faster_dtype(net, world.device, size, batchsize, training=True)
         world.say(f"{dtype_name(dtype)} is the faster arithmetic for {net.backbone} here")
     return dtype
 
@@ -226,7 +242,7 @@ class Training:
             world.say(
                 f"--resume: with {facts['threads']} threads, not {threads}: the last bits differ"
             )
-        state = run.load_state(world.device)
+        state = run.load_state()
         if state is None:  # stopped in its first epoch
             return
         try:
@@ -290,9 +306,13 @@ class Learner:
         transform = TrainTransform(
             *size, self.normalisation, args.erasing_p, args.color_jitter, args.auto_augment
         )
-        paths = [sample.path for sample in train_samples]
+        # Runs with other generated images, or without, share the file of the real ones.
+        parts = [
+            [sample.path for sample in part]
+            for _, part in groupby(train_samples, lambda sample: sample.generated)
+        ]
         images = read_all(
-            paths,
+            parts,
             transform.read,
             args.workers,
             args.cache,
@@ -304,7 +324,7 @@ class Learner:
         val_paths, val_arrays = [sample.path for sample in held_out], None
         to_validate = EvalTransform(size)
         if images is not None:
-            val_arrays = read_all(val_paths, to_validate.read, args.workers, "ram", "held out")
+            val_arrays = read_all([val_paths], to_validate.read, args.workers, "ram", "held out")
             size = sum(image.nbytes for image in [*images, *val_arrays])
             world.say(f"images decoded: {size / 1e9:.2f} GB")
         batches = batch_options(args, train_samples)
@@ -522,11 +542,13 @@ def batch_options(args: Namespace, samples: list[Sample]) -> Namespace:
     return Namespace(**vars(args) | batches)
 
 
-def check_batchsize(args: Namespace, world: World, images: int) -> None:
+def check_batchsize(args: Namespace, world: World, samples: list[Sample]) -> None:
     """Raise UserError where batches can't be shared out, or hold too few images for batch norm.
 
-    images: number of training images to fill batches from.
+    args: as `batch_options` returns them. samples: to train on.
     """
+    generated = sum(sample.generated for sample in samples)
+    images = len(samples) - generated + (args.gan_batch or generated)
     real = args.batchsize - (args.gan_batch or 0)
     parts, batchsize = max(world.size, len(world.gpus)), min(args.batchsize, images)
     if batchsize % parts:
@@ -540,8 +562,13 @@ def check_batchsize(args: Namespace, world: World, images: int) -> None:
         raise UserError("--triplet and --circle compare images of an identity: add --instances 4")
 
 
-def warn_of_data_parallel(world: World) -> None:
-    """Say on standard error what DataParallel, where `world` has it, does to batch norm."""
+def warn(args: Namespace, world: World) -> None:
+    """Say on standard error what is allowed, but hardly meant: DataParallel, an endless warm-up."""
+    if world.first and args.warm_epoch >= args.epochs:
+        say(
+            f"warning: --warm_epoch {args.warm_epoch}: the learning rate still rises in the last "
+            f"of {args.epochs} epochs; lower it"
+        )
     number = len(world.gpus)
     if number:
         say(
@@ -585,6 +612,8 @@ def leaving_clean(run, world):
     except KeyboardInterrupt:
         command = command_line()
         command += "" if "--resume" in command.split() else " --resume"
+        if world.size > int(os.environ.get("LOCAL_WORLD_SIZE", 1)):  # where the others are unknown
+            command = "the same command and --resume, on each machine"
         raise Interrupted(
             f"stopped; all whole epochs are saved in {run.path}; go on with: {command}"
         ) from None

@@ -79,8 +79,9 @@ def explanation(error: Exception) -> str | None:
     if isinstance(error, OSError):
         where, why = error.filename or "input or output", error.strerror or text
         return f"{where}: {why}; check the path, its permissions and the free space"
-    if "OutOfMemoryError" in kind or "MPS backend out of memory" in text:
-        return "the GPU's memory is full; lower --batchsize"
+    full = "MPS backend out of memory", "CUDA error: out of memory", "_ALLOC_FAILED"
+    if "OutOfMemoryError" in kind or any(words in text for words in full):
+        return "the GPU's memory is full; lower --batchsize, or end what else uses it"
     if isinstance(error, MemoryError) or "not enough memory" in text or "allocate memory" in text:
         return f"the memory is full ({text}); ask for less, or close other programs"
     if "for the MPS device" in text:
@@ -92,7 +93,7 @@ def explanation(error: Exception) -> str | None:
     if kind.startswith(("torch._dynamo", "torch._inductor")):
         return f"--compile: {text}; leave it out"
     if kind.startswith("torch.distributed") or "Connection closed by peer" in text:
-        return "another process has ended; its own line says why"
+        return f"another process has ended, and its own line says why; or else: {text}"
     return None
 
 

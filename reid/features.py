@@ -151,7 +151,7 @@ class Embedder(ImageModel):
                 raise ValueError("which_epoch, layer and test_size are those of the loaded network")
         else:
             trained = load_trained(run, which_epoch, layer=layer, test_size=test_size)
-        self.dtype = inference_dtype(trained, self.device, precision)
+        self.dtype = inference_dtype(trained, self.device, precision, batchsize)
         self.dim, self.layer = trained.net.dim(trained.layer), trained.layer
         self.weights, self.batchsize = trained.weights, batchsize
         self.transforms = eval_transforms(trained, scales)
@@ -303,7 +303,11 @@ def eval_transforms(trained: Trained, scales: tuple[float, ...] = (1.0,)) -> lis
 
 
 def inference_dtype(
-    trained: Trained, device: torch.device, precision: str, gpus: Sequence[int] = ()
+    trained: Trained,
+    device: torch.device,
+    precision: str,
+    batchsize: int,
+    gpus: Sequence[int] = (),
 ) -> torch.dtype | None:
     """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one.
 
@@ -311,7 +315,7 @@ def inference_dtype(
     """
     dtype = dtype_for(device, precision, gpus)
     if precision == "auto" and dtype:
-        dtype = faster_dtype(trained.net, device, trained.transform.size)
+        dtype = faster_dtype(trained.net, device, trained.transform.size, batchsize)
     return dtype
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -235,7 +236,7 @@ def leave_interrupts(worker):
 
 
 def read_all(
-    paths: list[Path],
+    parts: list[list[Path]],
     read: Callable,
     threads: int,
     mode: str,
@@ -245,21 +246,25 @@ def read_all(
 ) -> list[np.ndarray] | None:
     """Read all images into a list of arrays; None where they are to be read anew each epoch.
 
-    mode: "file": of a file in `folder`, see `reid.cache`; "ram"; "off"; or "auto": a file where
-    there is room for it, else memory where the images take no more than CACHE_BUDGET, for all of
-    this machine's processes together, judged by a hundred of them. about: what `read` does.
-    Raises UserError that names a file which can't be read.
+    parts: lists of files, which go into one cache file each. mode: "file": of files in `folder`,
+    see `reid.cache`; "ram"; "off"; or "auto": files where there is room for them, else memory where
+    the images take no more than CACHE_BUDGET, for all of this machine's processes together, judged
+    by a hundred of them. about: what `read` does. Raises UserError that names a file which can't be
+    read.
     """
-    if not paths:
+    parts = [paths for paths in parts if paths]
+    if not parts:
         return []
+    if mode == "auto":
+        stored = folder and all(is_stored(paths, about, folder) for paths in parts)
+        mode = "file" if stored else chosen_mode([*chain(*parts)], read, folder)
     if mode == "off":
         return None
-    if mode == "auto":
-        stored = folder and is_stored(paths, about, folder)
-        mode = "file" if stored else chosen_mode(paths, read, folder)
     if mode == "file":
-        return shared_images(paths, read, about, folder, threads, label)
-    return list(decoded(paths, read, threads, label)) if mode == "ram" else None
+        files = [shared_images(paths, read, about, folder, threads, label) for paths in parts]
+    else:
+        files = [decoded(paths, read, threads, label) for paths in parts]
+    return [*chain(*files)]
 
 
 def chosen_mode(paths, read, folder):

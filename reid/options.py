@@ -527,7 +527,7 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
     if len(args.data_dir) == 1:  # as opts.json has it
         [args.data_dir] = args.data_dir
     elif len(args.data_dir) != len({Path(folder).resolve() for folder in args.data_dir}):
-        raise UserError("--data_dir: names a folder twice; leave one out")
+        parser.error("--data_dir: names a folder twice; leave one out")
     return args
 
 

@@ -8,14 +8,12 @@ Training is the classic chain: bicubic resize, random crop, flip, normalise, era
 split in two, so that nothing is done twice and the training device does what it can for a whole
 batch at once:
 
-    reading, on the CPU    decode the file, resize the width as Pillow does (`read`)
-    a batch                crop the width, flip, resize and crop the height (`crop`), colours,
-                           normalise, erase (`finish`) on the training device
+    reading, on the CPU    decode the file, resize it with Pillow (`read`)
+    a batch                crop and flip (`crop`), then colours, normalise, erase (`finish`) on the
+                           training device
 
-Pillow resizes the width first and rounds in between (from its version 13 on the height first where
-images get lower and that is less work), so this is its resize, within 1/255. What is random is
-drawn beforehand, for a whole epoch at once (`draw`): the same on every device and for any number of
-processes.
+What is random is drawn beforehand, for a whole epoch at once (`draw`): the same on every device and
+for any number of processes.
 """
 
 from collections.abc import Sequence
@@ -24,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -92,42 +89,22 @@ class TrainTransform:
         )
 
     def read(self, path: str | Path) -> np.ndarray:
-        """Decode an image and resize its width: uint8 [h, 9/8 width, 3].
-
-        h is as in the file; an image that gets lower, or is narrow, is resized whole here.
-        """
-        image = read_image(path)
-        width, height = self.full_width, self.full_height
-        whole = image.height >= height or image.height * width > height * image.width
-        size = width, height if whole else image.height
-        return np.array(image.resize(size, Image.Resampling.BICUBIC))
+        """Decode and resize an image: uint8 [9/8 height, 9/8 width, 3]."""
+        size = self.full_width, self.full_height
+        return np.array(read_image(path).resize(size, Image.Resampling.BICUBIC))
 
     def crop(
         self, images: list[np.ndarray], augmentation: Augmentation, device: torch.device = CPU
     ) -> Tensor:
-        """Crop, flip and resize what `read` returned: uint8 [B, height, width, 3] on the device.
-
-        Columns are cropped as the images are put together. The height is resized on a GPU, or by
-        the CPU's kernel for bytes.
-        """
-        heights = {len(image) for image in images}
-        if len(heights) > 1:  # images of many sizes: one at a time
-            alone = [augmentation.part(slice(n, n + 1)) for n in range(len(images))]
-            parts = [self.crop([i], c, device) for i, c in zip(images, alone, strict=True)]
-            return torch.cat(parts)
-        batch = np.empty((len(images), heights.pop(), self.width, 3), np.uint8)
-        for row, image, left in zip(batch, images, augmentation.left.tolist(), strict=True):
-            row[:] = image[:, left : left + self.width]
+        """Crop and flip what `read` returned: uint8 [B, height, width, 3] on the device."""
+        batch = np.empty((len(images), self.height, self.width, 3), np.uint8)
+        corners = zip(augmentation.top.tolist(), augmentation.left.tolist(), strict=True)
+        for cropped, image, (top, left) in zip(batch, images, corners, strict=True):
+            cropped[:] = image[top : top + self.height, left : left + self.width]
         batch = torch.from_numpy(batch)
         for number in augmentation.flip.nonzero()[:, 0].tolist():
             batch[number] = batch[number].flip(1)
-        on_gpu = device.type == "cuda"
-        batch = send(batch, device) if on_gpu else batch
-        if batch.shape[1] != self.full_height:
-            batch = resize_height(batch, self.full_height, in_floats=on_gpu)
-        tops = augmentation.top.tolist()
-        rows = [image[top : top + self.height] for image, top in zip(batch, tops, strict=True)]
-        return torch.stack(rows).to(device)
+        return send(batch, device)
 
     def finish(self, images: Tensor, augmentation: Augmentation) -> Tensor:
         """Make cropped images on the device the network's input: float32 [B, 3, height, width]."""
@@ -138,7 +115,8 @@ class TrainTransform:
                     for i, s in zip(images, augmentation.seed.tolist(), strict=True)
                 ]
             )
-        return self.erasing.erase(normalise(images, *self.normalisation), augmentation.erased)
+        erased = send(augmentation.erased, images.device)
+        return self.erasing.erase(normalise(images, *self.normalisation), erased)
 
     def recolour(self, image, seed):
         """Return an image, uint8 [H, W, 3], with the random colours that belong to the seed."""
@@ -209,27 +187,13 @@ def transform_for_testing(kind: str, height: int, width: int) -> EvalTransform:
     return EvalTransform(*(tuple(map(int, text.split("x"))) for text in kind.split(" of ")))
 
 
-def resize_height(images, height, in_floats=False):
-    """Resize uint8 [B, h, W, 3] to [B, height, W, 3], bicubic, within 1/255 of Pillow's result.
-
-    in_floats: for devices that have no kernel for bytes.
-    """
-    maps = images.permute(0, 3, 1, 2)  # in memory still pixel by pixel, which is fastest
-    maps = maps.float() if in_floats else maps
-    maps = F.interpolate(maps, (height, images.shape[2]), mode="bicubic", antialias=True)
-    if in_floats:
-        maps = (maps + 0.5).floor_().clamp_(0, 255).byte()
-    return maps.permute(0, 2, 3, 1)
-
-
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Normalise uint8 [B, H, W, 3]: (value / 255 - mean) / std, three numbers each.
 
     Networks have theirs in `normalisation`. Returns float32 [B, 3, H, W] in the device's layout.
     """
     batch, height, width, _ = images.shape
-    std = images.new_tensor(std, dtype=torch.float32)
-    mean = images.new_tensor(mean, dtype=torch.float32)
+    mean, std = (send(torch.tensor([*three]), images.device) for three in (mean, std))
     # As rows of width * 3 numbers: three channels alone are too few to compute on at once.
     rows = images.reshape(batch, height, width * 3).float()
     rows.mul_((1 / (255 * std)).repeat(width)).sub_((mean / std).repeat(width))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from model import CLASSIC, ReIDNet, fixed_size, make_network, options_of
-from reid.errors import UserError, first_line, is_first, missing_package
+from reid.errors import UserError, explanation, first_line, is_first, missing_package
 from reid.options import HEIGHT, NETWORKS, WIDTH
 
 AGAIN = "copy it again, or name another"  # advice on a damaged file
@@ -90,6 +90,8 @@ def read_torch(path):
                 f"{str(path)!r}, weights_only=False)['state_dict'], 'weights.pth'), or under what "
                 "key they lie, or the .state_dict() of a whole network"
             ) from error
+        if explanation(error):  # full memory, a file that may not be read: no damage
+            raise
         raise UserError(f"{path}: not a readable PyTorch weights file; {AGAIN}") from error
 
 
@@ -109,6 +111,8 @@ def read_safetensors(path):
     try:
         return load_file(path)
     except Exception as error:
+        if explanation(error):
+            raise
         raise UserError(f"{path}: not a readable safetensors file; {AGAIN}") from error
 
 

@@ -297,6 +297,10 @@ def test_mistakes_before_anything_is_trained(small, prepared, tmp_path, capsys):
             ["--numbers", 2, "--nproc_per_node", 2, "--", "--batchsize", 6],
             "--batchsize: 7 images, 1 of them generated (--gan_batch), can't be shared among 2",
         ),
+        (
+            ["--numbers", 2, "--nproc_per_node", 3, "--", "--gan_batch", 4, "--batchsize", 12],
+            "--batchsize: 13 images, 4 of them generated (--gan_batch), can't be shared among 3",
+        ),
         (["--numbers", 4], "--num_generated 4: only 3 images in"),
         (["--num_ids", 9], "--num_ids 9: only 3 identities"),
         (["--gan_labels", "consistency"], "compares with mean weights; add --ema 0.999"),

@@ -331,11 +331,11 @@ def test_the_faster_arithmetic_is_taken(monkeypatch, prepared, tmp_path, capsys)
     seconds = {torch.bfloat16: 2.0, None: 1.0}
     monkeypatch.setattr(device, "seconds_of_step", lambda n, i, dtype, t: seconds[dtype])
     cpu = torch.device("cpu")
-    assert device.faster_dtype(net, cpu, SIZE) is None
+    assert device.faster_dtype(net, cpu, SIZE, 2) is None
     seconds[None] = 3.0
-    assert device.faster_dtype(net, cpu, SIZE) == torch.bfloat16
+    assert device.faster_dtype(net, cpu, SIZE, 2) == torch.bfloat16
     monkeypatch.undo()
-    assert device.faster_dtype(net, cpu, SIZE, training=True) in (torch.bfloat16, None)
+    assert device.faster_dtype(net, cpu, SIZE, 2, training=True) in (torch.bfloat16, None)
     after = net.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -4,6 +4,7 @@ import importlib
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ import train_baseline
 import train_lsro
 from model import ft_net, ft_net_dense
 from reid.checkpoint import Run
+from reid.dataset import Sample
 from reid.device import choose_device, dtype_for
 from reid.distributed import World, join_world
-from reid.engine import check_batchsize, warn_of_data_parallel
+from reid.engine import check_batchsize, choose_dtype, warn
 from reid.errors import UserError
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
@@ -176,16 +178,36 @@ def test_two_gpus(monkeypatch):
 def test_data_parallel_warns_what_it_costs(capsys):
     args = train_baseline.get_parser().parse_args([])
     two = World(0, 1, torch.device("cuda", 0), [0, 1])
-    check_batchsize(args, two, 100)
-    warn_of_data_parallel(two)
+    images = [Sample(Path("a.jpg"), 0)] * 100
+    check_batchsize(args, two, images)
+    warn(args, two)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "batch norm sees 1/2 of each batch" in lines[0]
     assert "torchrun --nproc_per_node 2" in lines[0]
     with pytest.raises(UserError, match="two images or more, on each GPU"):
-        check_batchsize(args, two, 2)
-    warn_of_data_parallel(two._replace(gpus=[]))
+        check_batchsize(args, two, images[:2])
+    warn(args, two._replace(gpus=[]))
     assert capsys.readouterr().err == ""
+
+
+def test_a_warm_up_without_an_end_is_warned_of(capsys):
+    args = train_baseline.get_parser().parse_args(["--epochs", "5", "--warm_epoch", "5"])
+    warn(args, World(0, 1, torch.device("cpu"), []))
+    assert capsys.readouterr().err.startswith("warning: --warm_epoch 5: the learning rate still")
+
+
+def test_a_run_in_bf16_goes_on_elsewhere(capsys):
+    """DataParallel can't, whatever the user asked for; other hardware can, slowly."""
+    args = train_baseline.get_parser().parse_args([])
+    opts, card = {"arithmetic": "bfloat16"}, torch.device("cuda", 0)
+    with pytest.raises(UserError, match="--gpu_ids: this run computes in bf16, which DataParallel"):
+        choose_dtype(args, World(0, 1, card, [0, 1]), None, opts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reid.engine.computes_bf16", lambda device: False)
+        dtype = choose_dtype(args, World(0, 1, torch.device("cpu"), []), None, opts)
+    assert dtype == torch.bfloat16
+    assert "bf16, which is slow on this hardware" in capsys.readouterr().err
 
 
 def test_gpus_are_torchruns_to_give(monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, TINY, call, exit_code, save_image
 
 import train_baseline
+import train_lsro
 from model import IMAGENET
 from reid import cache, loading
 from reid.cache import shared_images
@@ -144,7 +145,7 @@ def test_auto_takes_the_first_that_has_room(paths, monkeypatch, tmp_path):
     size = sum(read(path).nbytes for path in paths)
 
     def auto():
-        return read_all(paths, read, 1, "auto", "", folder, "about")
+        return read_all([paths], read, 1, "auto", "", folder, "about")
 
     assert auto()[0].base is not None
     assert folder.is_dir()
@@ -225,6 +226,17 @@ def test_all_modes_train_alike(prepared, tmp_path, monkeypatch):
         monkeypatch.undo()
         assert all(torch.equal(weights[key], other[key]) for key in weights), name
     assert len(list((prepared / "cache").iterdir())) == 2
+
+
+def test_runs_with_and_without_generated_images_share_the_real_ones(prepared, tmp_path):
+    places = ("--data_dir", prepared, "--model_dir", tmp_path, *FLAGS, "--cache", "file")
+    call(train_baseline.main, *places, "--name", "baseline")
+    [real] = (prepared / "cache").glob("*.bin")
+    made = real.stat().st_mtime_ns
+    save_image(prepared / "train_new" / "gen_0000" / "a.png")
+    call(train_lsro.main, *places, "--name", "lsro")
+    assert len(list((prepared / "cache").glob("*.bin"))) == 2
+    assert real.stat().st_mtime_ns == made
 
 
 def test_a_folder_that_cannot_be_written(prepared, tmp_path, capsys):

@@ -132,3 +132,13 @@ def test_damaged_weights(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"net_last\.pth: not a readable"):
         load_network(path)
+
+
+def test_weights_that_the_system_refuses_are_not_called_damaged(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", "net_last.pth")
+
+    (tmp_path / "net_last.pth").touch()
+    monkeypatch.setattr(torch, "load", refused)
+    with pytest.raises(PermissionError):
+        load_network(tmp_path / "net_last.pth")

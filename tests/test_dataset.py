@@ -211,6 +211,14 @@ def test_generated_images_are_chosen_by_the_seed(tmp_path):
         generated_images(tmp_path, 21)
 
 
+def test_one_identity_is_too_few(prepared):
+    for folder in (prepared / "train_all_new").iterdir():
+        if folder.name != "0000":
+            shutil.rmtree(folder)
+    with pytest.raises(UserError, match="has one identity to train on"):
+        training_splits(prepared, train_all=True)
+
+
 def test_count_classes_names_a_gap(prepared):
     samples = labelled_images(prepared / "train_new")
     assert count_classes(samples) == 3

@@ -456,10 +456,11 @@ def test_flags_of_data_parallel_and_batches():
     with pytest.raises(UserError, match=r"--split_bn: DataParallel can't.*--nproc_per_node 2"):
         check_data_parallel(args, two)
     args.batchsize, args.gan_batch, args.instances = 8, 3, 4
+    images = [Sample(Path("a.jpg"), 0)] * 100
     with pytest.raises(UserError, match="--instances: 5 images a batch are no multiple"):
-        check_batchsize(args, WORLD, 100)
+        check_batchsize(args, WORLD, images)
     args.gan_batch = 4
-    check_batchsize(args, WORLD, 100)
+    check_batchsize(args, WORLD, images)
 
 
 def test_mistakes(folder, tmp_path, capsys):

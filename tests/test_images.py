@@ -64,19 +64,7 @@ def test_a_batch_is_what_the_plain_chain_makes_of_each_image(rendered):
     assert found.is_contiguous(memory_format=torch.channels_last)
     for number, path in enumerate(rendered):
         expected = plain(path, choices.part(slice(number, number + 1)), 256, 128)
-        # Within 1/255 of Pillow's resize; the smallest deviation divided by is 0.224.
-        assert (found[number] - expected).abs().max() <= 1 / 255 / 0.224 + 1e-4, path.name
-
-
-def test_resize_of_the_height_is_pillows_within_one_level(rendered):
-    for device_like_a_gpu in (False, True):
-        for path in rendered:
-            image = np.array(pil(np.asarray(Image.open(path))).resize((144, 128)))
-            expected = np.asarray(pil(image).resize((144, 288), Image.Resampling.BICUBIC))
-            found = transforms.resize_height(
-                torch.from_numpy(image)[None], 288, in_floats=device_like_a_gpu
-            )
-            assert np.abs(found[0].numpy().astype(int) - expected).max() <= 1
+        assert (found[number] - expected).abs().max() < 1e-5, path.name
 
 
 def test_choices_cover_what_may_be_drawn():

@@ -12,7 +12,7 @@ from conftest import ROOT, TINY, call, save_image
 
 import train_baseline
 from model import IMAGENET
-from reid import loading
+from reid import cache, loading
 from reid.errors import UserError
 from reid.loading import read_all
 from reid.transforms import EvalTransform, TrainTransform
@@ -51,19 +51,20 @@ def test_budget(tmp_path, monkeypatch):
     paths = [save_image(tmp_path / f"{n}.png", seed=n) for n in range(5)]
     read = TrainTransform(256, 128, IMAGENET, 0).read
     one = read(paths[0]).nbytes
-    assert one == 128 * 144 * 3
+    assert one == 288 * 144 * 3
     monkeypatch.setattr(loading, "CACHE_BUDGET", 5 * one)
-    images = read_all(paths, read, 2, "auto", "")
+    images = read_all([paths[:2], paths[2:]], read, 2, "auto", "")
     assert [i.tobytes() for i in images] == [read(path).tobytes() for path in paths]
     monkeypatch.setattr(loading, "CACHE_BUDGET", 5 * one - 1)
-    assert read_all(paths, read, 2, "auto", "") is None
-    assert len(read_all(paths, read, 0, "ram", "")) == 5
-    assert read_all(paths, read, 2, "off", "") is None
+    assert read_all([paths], read, 2, "auto", "") is None
+    assert len(read_all([paths, []], read, 0, "ram", "")) == 5
+    assert read_all([paths], read, 2, "off", "") is None
 
 
-def test_market_fits_the_budget_with_24000_generated_images():
-    one = np.zeros((128, 64 * 9 // 4, 3), np.uint8).nbytes
-    assert (12_936 + 24_000) * one <= loading.CACHE_BUDGET
+def test_market_fits_into_memory_and_with_24000_generated_images_into_the_file_budget():
+    one = 288 * 144 * 3
+    assert 12_936 * one <= loading.CACHE_BUDGET
+    assert (12_936 + 24_000) * one <= cache.BUDGET
 
 
 def test_a_damaged_image_is_named(tmp_path):
@@ -71,7 +72,7 @@ def test_a_damaged_image_is_named(tmp_path):
     paths[3].write_bytes(paths[3].read_bytes()[:300])
     for read in (TrainTransform(64, 32, IMAGENET, 0).read, EvalTransform((64, 32)).read):
         with pytest.raises(UserError, match=r"3\.jpg: can't be read as an image"):
-            read_all(paths, read, 2, "ram", "")
+            read_all([paths], read, 2, "ram", "")
 
 
 @pytest.mark.slow

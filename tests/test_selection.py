@@ -98,8 +98,13 @@ def test_unlabelled_images_are_those_of_others(six_people, tmp_path):
         save_image(again / hidden / "x.jpg", seed=7)
     assert len(generated_images(again)) == 3
     (tmp_path / "pytorch" / "train_all").mkdir()
-    with pytest.raises(UserError, match="pytorch: has images to test on"):
-        generated_images(six_people)
+    (six_people / "gallery").mkdir(exist_ok=True)
+    for folder in (six_people, six_people / "gallery"):
+        with pytest.raises(UserError, match=r"pytorch.*: has images to test on"):
+            generated_images(folder)
+    (again / "more").symlink_to(six_people / "train_all_new")
+    with pytest.raises(UserError, match="more: is a linked folder; replace it, or take it away"):
+        generated_images(again)
 
 
 def test_a_run_on_some_identities(six_people, tmp_path):

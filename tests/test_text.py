@@ -127,6 +127,8 @@ def test_what_the_system_refuses_is_one_line_and_what_is_ours_a_traceback():
     for failure, says in [
         ("MemoryError()", "error: the memory is full"),
         ("OSError(36, 'File name too long', 'x' * 300)", "x: File name too long"),
+        ("RuntimeError('CUDA error: out of memory')", "error: the GPU's memory is full"),
+        ("__import__('torch').distributed.DistBackendError('NCCL: no space')", "NCCL: no space"),
         ("RuntimeError('DataLoader worker (pid 5) is killed by signal: Killed.')", "--workers"),
     ]:
         done = run_code(SCRIPT.replace('UserError("数 \\udcff: no such folder")', failure))
