@@ -31,7 +31,7 @@ from reid.dataset import (
     prepared_folders,
     training_splits,
 )
-from reid.device import choose_device, dtype_for, dtype_name
+from reid.device import GPUMemoryError, choose_device, dtype_for, dtype_name
 from reid.errors import UserError, run
 from reid.features import made_by
 from reid.files import write_json, write_text
@@ -144,13 +144,26 @@ def test_run(args, one, made, dataset, folder):
         extraction.main([str(word) for word in words])
         sets = load_mat(mat)
     query, gallery = sets.query, sets.gallery
-    reranked = (-distance for distance in rerank(query.features, gallery.features))
-    blocks = similarity_blocks(query, gallery), reranked
-    scores = [evaluate(some, query, gallery) for some in blocks]
+    scores = scores_by_ranking(query, gallery, choose_device(args.gpu_ids)[0])
     own = trained_on(one.opts(), folder)
-    intervals = [report.score_intervals(some, query.identities) for some in scores]
-    by_ranking = (dict(zip(RANKINGS, values, strict=True)) for values in (scores, intervals))
-    return Cell(own, *by_ranking, query.identities)
+    intervals = {
+        ranking: report.score_intervals(some, query.identities) for ranking, some in scores.items()
+    }
+    return Cell(own, scores, intervals, query.identities)
+
+
+def scores_by_ranking(query, gallery, device):
+    """Return the Scores of each ranking. device: to re-rank on, where it is an NVIDIA GPU."""
+    device = device if device.type == "cuda" else "cpu"
+    try:
+        distances = rerank(query.features, gallery.features, device=device)
+        blocks = similarity_blocks(query, gallery), (-distance for distance in distances)
+        scores = [evaluate(some, query, gallery) for some in blocks]
+    except GPUMemoryError as error:
+        raise UserError(
+            "the GPU's memory is full in re-ranking; take the CPU with --gpu_ids -1"
+        ) from error
+    return dict(zip(RANKINGS, scores, strict=True))
 
 
 def trained_on(opts: dict, folder: Path) -> bool:

@@ -25,6 +25,7 @@ import evaluate_rerank
 import prepare
 import test as extraction
 from reid.dataset import GENERATED_LABEL, Sample, training_splits
+from reid.device import GPUMemoryError
 from reid.distributed import World
 from reid.engine import measure
 from reid.files import write_json
@@ -194,6 +195,22 @@ def test_a_stop_loses_no_whole_extraction(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "main", lambda words: (done.append(words), extract(words)))
     call(cross_test.main, *flags)
     assert len(done) == 4
+
+
+def test_the_gpu_reranks(flags, monkeypatch, capsys):
+    card, rerank, devices = torch.device("cuda", 1), cross_test.rerank, []
+
+    def on_card(query_f, gallery_f, device):
+        devices.append(device)
+        if len(devices) == 3:
+            raise GPUMemoryError
+        return rerank(query_f, gallery_f)
+
+    monkeypatch.setattr(cross_test, "choose_device", lambda gpu_ids: (card, [1, 2]))
+    monkeypatch.setattr(cross_test, "rerank", on_card)
+    assert exit_code(cross_test.main, *flags) == 2
+    assert "re-ranking; take the CPU with --gpu_ids -1" in capsys.readouterr().err
+    assert devices == [card] * 3
 
 
 def test_differences_are_paired_by_query():
