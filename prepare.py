@@ -38,6 +38,7 @@ from reid.dataset import (
     check_copies,
     check_spelling,
     parse_name,
+    size_of,
 )
 from reid.datasets import cuhk03, layouts, own_photos
 from reid.datasets.layouts import LAYOUTS, RawImage
@@ -228,8 +229,12 @@ def say_left_out(messages):
 
 
 def check_complete(target, splits, identities):
-    """Raise UserError unless `target` holds exactly the files to prepare."""
-    wanted = {prepared_path(split, image) for split, images in splits.items() for image in images}
+    """Raise UserError unless `target` holds exactly the files to prepare, as large as these are."""
+    wanted = {
+        prepared_path(split, image): image.source
+        for split, images in splits.items()
+        for image in images
+    }
     present = {
         path.relative_to(target)
         for split in splits
@@ -238,11 +243,18 @@ def check_complete(target, splits, identities):
     }
     path = target / IDENTITIES_FILE
     stored = read_json(path, f"delete {target}") if path.exists() else None
-    if present != wanted or stored != identities:
+    if present != wanted.keys() or stored != identities:
         raise UserError(
             f"{target}: holds something else, or was made of other images or with other flags; "
             "delete it or name another --save_path"
         )
+    for path, source in wanted.items():
+        # A hard link shows the picture from before the raw file was replaced by another.
+        if isinstance(source, Path) and size_of(target / path) != size_of(source):
+            raise UserError(
+                f"{target / path}: is another picture than {source} is now; delete {target} or "
+                "name another --save_path"
+            )
 
 
 def make(target, splits, identities, put):
