@@ -84,9 +84,8 @@ def get_parser():
     parser.add_argument(
         "--variant",
         choices=cuhk03.VARIANTS,
-        default="detected",
         help="cuhk03-np's boxes: found by a detector, or drawn by hand; a --download_path that "
-        "ends in one of these words decides instead",
+        f"ends in one of these words decides instead (default: {cuhk03.VARIANTS[0]})",
     )
 
     own = parser.add_argument_group("your own photos (--dataset folder)")
@@ -112,10 +111,14 @@ def get_parser():
     own.add_argument(
         "--test_fraction",
         type=rate,
-        default=0.5,
-        help="fraction of the identities for testing, where there are no folders query and gallery",
+        help="fraction of the identities for testing, where there are no folders query and gallery "
+        f"(default: {own_photos.TEST_FRACTION})",
     )
-    own.add_argument("--seed", type=seed, default=0, help="seed that draws these identities")
+    own.add_argument(
+        "--seed",
+        type=seed,
+        help=f"seed that draws these identities (default: {own_photos.SEED})",
+    )
     return parser
 
 
@@ -155,11 +158,13 @@ def main(argv=None):
 
 
 def check_flags(dataset, args):
-    """Raise UserError for flags that only own photos have, where the dataset is another."""
-    for name in ("id_regex", "camera_regex", "no_camera"):
-        if dataset != "folder" and getattr(args, name):
+    """Raise UserError for flags that only another dataset has."""
+    owners = dict.fromkeys("id_regex camera_regex no_camera test_fraction seed".split(), "folder")
+    for name, owner in (owners | {"variant": "cuhk03-np"}).items():
+        value = getattr(args, name)
+        if dataset != owner and value is not None and value is not False:
             raise UserError(
-                f"--{name}: only for --dataset folder, and this is {dataset}; leave it out"
+                f"--{name}: only for --dataset {owner}, and this is {dataset}; leave it out"
             )
 
 

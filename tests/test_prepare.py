@@ -512,6 +512,8 @@ def test_own_photos_already_split(tmp_path, fails):
     fails(*flags, says="gallery: no such folder, though there is")
     save_all(tmp_path / "gallery" / "bob", ["cam_2.jpg"])
     save_all(tmp_path / "gallery" / "zoe", ["sub/cam_10.jpg"])
+    for drawing in (["--seed", 0], ["--test_fraction", 0.5]):
+        fails(*flags, *drawing, says=[drawing[0], "has query and gallery", "leave it out"])
     call(prepare.main, *flags)
     made = tmp_path / "pytorch"
     who = json.loads((made / "identities.json").read_text())
@@ -565,8 +567,11 @@ def test_own_photos_that_are_wrong(fails, tmp_path):
 
 def test_flags_of_another_dataset(fails, tmp_path):
     market(tmp_path)
-    for flag in (["--no_camera"], ["--camera_regex", "(x)"]):
+    own_only = ["--no_camera"], ["--camera_regex", "(x)"], ["--test_fraction", 0.3], ["--seed", 0]
+    for flag in own_only:
         fails("--download_path", tmp_path, *flag, says=[flag[0], "only for --dataset folder"])
+    says = "--variant: only for --dataset cuhk03-np, and this is market1501; leave it out"
+    fails("--download_path", tmp_path, "--variant", "detected", says=says)
     fails(
         "--download_path", tmp_path, "--copy", "--symlink", says=["--symlink", "not allowed with"]
     )
@@ -915,6 +920,25 @@ def test_copies_without_cameras_are_junk(tmp_path):
         for image in eval_images(tmp_path / "pytorch" / "gallery"):
             if content[query.path] == content[image.path]:
                 assert query[1:] == image[1:]  # junk
+
+
+def test_copies_of_a_training_photo_without_cameras_are_left_out(tmp_path, capsys):
+    """Else a photo and its copies would have a camera of their own, and another be held out."""
+    save_all(tmp_path / "train" / "a", ["1.jpg", "3.jpg", "4.jpg"])
+    save_all(tmp_path / "train" / "b", ["2.jpg"])
+    shutil.copy(tmp_path / "train/a/1.jpg", tmp_path / "train/a/2.jpg")
+    shutil.copy(tmp_path / "train/a/1.jpg", tmp_path / "train/b/1.jpg")  # another person, by name
+    save_all(tmp_path / "query" / "c", ["1.jpg"])
+    save_all(tmp_path / "gallery" / "c", ["2.jpg"])
+    call(prepare.main, "--download_path", tmp_path, "--dataset", "folder", "--no_camera")
+    made = tmp_path / "pytorch"
+    assert names(made / "val") == ["0001_c1_0001_1.jpg", "0002_c1_0001_1.jpg"]
+    assert names(made / "train") == [
+        "0001_c2_0002_3.jpg",
+        "0001_c2_0003_4.jpg",
+        "0002_c2_0002_2.jpg",
+    ]
+    assert "train/a/2.jpg: is the same picture as" in capsys.readouterr().err
 
 
 def test_copies_with_cameras_are_left_out(tmp_path, capsys):
