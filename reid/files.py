@@ -298,9 +298,9 @@ def read_text(path: str | Path, advice: str = "check the path") -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all."""
+    """Write a file in UTF-8, whole or not at all; bytes of a path that are no text are escaped."""
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def read_json(path: str | Path, advice: str, **types) -> dict:

@@ -1,6 +1,7 @@
 """cross_test.py: the table against single evaluations, what is kept and what is made anew."""
 
 import json
+import os
 import shutil
 from argparse import Namespace
 
@@ -24,6 +25,7 @@ import evaluate
 import evaluate_rerank
 import prepare
 import test as extraction
+from reid.curves import draw_matrix
 from reid.dataset import GENERATED_LABEL, Sample, training_splits
 from reid.device import GPUMemoryError
 from reid.distributed import World
@@ -223,6 +225,12 @@ def test_differences_are_paired_by_query():
     assert mean_ap.value == pytest.approx((ranks[0] - ranks[1]).mean())
     assert mean_ap.low < mean_ap.value < mean_ap.high
     assert cross_test.difference(cells[0], cells[0], "plain") == [(0, 0, 0)] * 2
+
+
+def test_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"\xff")
+    draw_matrix({"mAP, %": [[50.0]]}, [name], [name], [[False]], tmp_path / "matrix.jpg")
+    assert (tmp_path / "matrix.jpg").stat().st_size
 
 
 class Fixed:
