@@ -22,7 +22,7 @@ from reid.dataset import (
 )
 from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
-from reid.errors import run
+from reid.errors import UserError, run
 from reid.features import (
     eval_transforms,
     extract,
@@ -131,6 +131,16 @@ def find_images(data_dir, args):
     Raises UserError where their names, or their pictures, would make the scores untrue.
     """
     check_prepared(data_dir)
+    if args.multi and not (data_dir / "multi-query").is_dir():
+        raise UserError(
+            f"--multi: {data_dir} has no multi-query images, which only Market-1501 brings along "
+            "(gt_bbox); leave it out"
+        )
+    if args.val and (data_dir / "val").is_dir() and not (data_dir / "train").is_dir():
+        raise UserError(
+            f"--val: {data_dir} has no train, since each training identity has one image, in val; "
+            "leave it out"
+        )
     names = ["val", "train"] if args.val else ["query", "gallery"]
     names += ["multi-query"] if args.multi else []
     splits = {name: eval_images(data_dir / name) for name in names}
