@@ -14,6 +14,7 @@ from pathlib import Path
 from reid.dataset import (
     GENERATED_FOLDER,
     check_prepared,
+    has_no_train,
     identity_folders,
     list_images,
     size_of,
@@ -56,17 +57,6 @@ def main(argv=None):
         renumber(folders[split], data_dir / f"{split}_new", index)
     write_json(data_dir / INDEX_FILE, index)
     print(f"{data_dir / INDEX_FILE}: {len(index)} classes")
-
-
-def has_no_train(data_dir):
-    """Tell whether prepare.py has made no train, since each identity has one image, in val."""
-    if (data_dir / "train").exists():
-        return False
-    train_all, val = (
-        [path.name for folder in identity_folders(data_dir / split) for path in list_images(folder)]
-        for split in ("train_all", "val")
-    )
-    return train_all == val
 
 
 def class_index(identities):

@@ -19,6 +19,7 @@ from reid.dataset import (
     check_prepared,
     eval_fingerprint,
     eval_images,
+    has_no_train,
 )
 from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
@@ -136,10 +137,10 @@ def find_images(data_dir, args):
             f"--multi: {data_dir} has no multi-query images, which only Market-1501 brings along "
             "(gt_bbox); leave it out"
         )
-    if args.val and (data_dir / "val").is_dir() and not (data_dir / "train").is_dir():
+    if args.val and has_no_train(data_dir):
         raise UserError(
-            f"--val: {data_dir} has no train, since each training identity has one image, in val; "
-            "leave it out"
+            f"--val: {data_dir} has one image of each training identity, and so no train; leave it "
+            "out"
         )
     names = ["val", "train"] if args.val else ["query", "gallery"]
     names += ["multi-query"] if args.multi else []

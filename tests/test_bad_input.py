@@ -121,7 +121,10 @@ def test_images_that_a_dataset_has_none_of(fails, prepared, tmp_path):
     shutil.rmtree(prepared / "multi-query")
     fails(extraction.main, *flags, "--multi", says=["--multi: ", "has no multi-query"])
     shutil.rmtree(prepared / "train")
-    fails(extraction.main, *flags, "--val", says=["--val: ", "has no train, since"])
+    fails(extraction.main, *flags, "--val", says="train: no such folder; make it with prepare.py")
+    shutil.rmtree(prepared / "train_all")
+    shutil.copytree(prepared / "val", prepared / "train_all")
+    fails(extraction.main, *flags, "--val", says=["--val: ", "one image of each", "leave it out"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
