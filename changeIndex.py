@@ -11,8 +11,15 @@ Images become hard links, or copies where the file system has none; symbolic lin
 
 from pathlib import Path
 
-from reid.dataset import GENERATED_FOLDER, check_prepared, identity_folders, list_images
-from reid.errors import UserError, run
+from reid.dataset import (
+    GENERATED_FOLDER,
+    check_prepared,
+    has_no_train,
+    identity_folders,
+    list_images,
+    size_of,
+)
+from reid.errors import UserError, run, say
 from reid.files import link, new_folder, symlink, write_json
 from reid.images import is_hidden, is_image
 from reid.options import Parser
@@ -34,15 +41,19 @@ def main(argv=None):
     args = get_parser().parse_args(argv)
     data_dir = Path(args.data_dir)
     check_prepared(data_dir)
-    folders = {split: identity_folders(data_dir / split) for split in SPLITS}
+    splits = SPLITS
+    if has_no_train(data_dir):
+        splits = ("train_all", "val")
+        say("warning: no train, since each identity has one image, in val; train with --train_all")
+    folders = {split: identity_folders(data_dir / split) for split in splits}
     if int(folders["train_all"][0].name) < 0:
         raise UserError(f"{folders['train_all'][0]}: junk among the training images; take it out")
     index = class_index(folder.name for folder in folders["train_all"])
-    for split in SPLITS:
+    for split in splits:
         unknown = [folder for folder in folders[split] if folder.name not in index]
         if unknown:
             raise UserError(f"{unknown[0]}: identity not in train_all; run prepare.py again")
-    for split in SPLITS:
+    for split in splits:
         renumber(folders[split], data_dir / f"{split}_new", index)
     write_json(data_dir / INDEX_FILE, index)
     print(f"{data_dir / INDEX_FILE}: {len(index)} classes")
@@ -56,7 +67,8 @@ def class_index(identities):
 def renumber(folders, target, index):
     """Link identity folders into the new folder `target`, each named after its class.
 
-    Raises UserError where `target` is there and holds other images; generated ones don't count.
+    Raises UserError where `target` is there and holds other images, by names or sizes; generated
+    ones don't count.
     """
     sources = {
         Path(f"{index[folder.name]:04d}", path.name): path
@@ -74,7 +86,9 @@ def renumber(folders, target, index):
         generated = target / GENERATED_FOLDER
         if not present and generated.exists():  # generated before the classes were numbered
             raise UserError(f"{generated}: move it away, run this again, and move it back")
-        if present != sources.keys():
+        if present != sources.keys() or any(
+            size_of(target / relative) != size_of(source) for relative, source in sources.items()
+        ):
             raise UserError(f"{target}: holds something else; delete it and run this again")
         print(f"{target}: already there and complete")
         return

@@ -3,7 +3,8 @@
     python cross_test.py --runs market duke \
         --data_dirs data/Market-1501-v15.09.15/pytorch data/DukeMTMC-reID/pytorch
 
-Rows are runs, columns are datasets; scores of a run on the dataset that it was trained on are bold.
+Rows are runs, columns are datasets; scores of a run on the dataset that it was trained on are bold
+(the images decide, not where they lie).
 A second table tells how far other runs are from those, on the same test images. Features stay in
 model/<run>/cross_<dataset>.mat and are taken from there as long as neither the run nor the images
 change, so that after a stop the same command goes on.
@@ -21,8 +22,16 @@ from re_ranking import rerank
 from reid import report
 from reid.checkpoint import Run, load_trained
 from reid.curves import draw_matrix
-from reid.dataset import check_prepared, eval_fingerprint, eval_images, prepared_folders
-from reid.device import choose_device, dtype_for, dtype_name
+from reid.dataset import (
+    check_prepared,
+    classes_hash,
+    eval_fingerprint,
+    eval_images,
+    fingerprint,
+    prepared_folders,
+    training_splits,
+)
+from reid.device import GPUMemoryError, choose_device, dtype_for, dtype_name
 from reid.errors import UserError, run
 from reid.features import made_by
 from reid.files import write_json, write_text
@@ -135,14 +144,72 @@ def test_run(args, one, made, dataset, folder):
         extraction.main([str(word) for word in words])
         sets = load_mat(mat)
     query, gallery = sets.query, sets.gallery
-    reranked = (-distance for distance in rerank(query.features, gallery.features))
-    blocks = similarity_blocks(query, gallery), reranked
-    scores = [evaluate(some, query, gallery) for some in blocks]
-    trained_in = prepared_folders(one.opts().get("options", {}).get("data_dir", []))
-    own = folder.resolve() in [trained.resolve() for trained in trained_in]
-    intervals = [report.score_intervals(some, query.identities) for some in scores]
-    by_ranking = (dict(zip(RANKINGS, values, strict=True)) for values in (scores, intervals))
-    return Cell(own, *by_ranking, query.identities)
+    scores = scores_by_ranking(query, gallery, choose_device(args.gpu_ids)[0])
+    own = trained_on(one.opts(), folder)
+    intervals = {
+        ranking: report.score_intervals(some, query.identities) for ranking, some in scores.items()
+    }
+    return Cell(own, scores, intervals, query.identities)
+
+
+def scores_by_ranking(query, gallery, device):
+    """Return the Scores of each ranking. device: to re-rank on, where it is an NVIDIA GPU."""
+    device = device if device.type == "cuda" else "cpu"
+    try:
+        distances = rerank(query.features, gallery.features, device=device)
+        blocks = similarity_blocks(query, gallery), (-distance for distance in distances)
+        scores = [evaluate(some, query, gallery) for some in blocks]
+    except GPUMemoryError as error:
+        raise UserError(
+            "the GPU's memory is full in re-ranking; take the CPU with --gpu_ids -1"
+        ) from error
+    return dict(zip(RANKINGS, scores, strict=True))
+
+
+def trained_on(opts: dict, folder: Path) -> bool:
+    """Tell whether a run was trained on the images that a dataset has now, wherever they lie.
+
+    opts: the run's opts.json. Where that doesn't say enough, or the folder has no training images,
+    the paths of the run's --data_dir decide.
+    """
+    options = opts.get("options", {})
+    try:
+        found = trained_on_images(opts, options, folder)
+    except UserError:  # there are no training images
+        found = None
+    if found is None:
+        paths = prepared_folders(options.get("data_dir", []))
+        found = folder.resolve() in [path.resolve() for path in paths]
+    return found
+
+
+def trained_on_images(opts, options, folder):
+    """Tell by its images whether a run was trained on a dataset; None where this can't be told.
+
+    Raises UserError where the folder has no training images, or too few for the run's options.
+    """
+    train_all, val_ids = options.get("train_all", False), options.get("val_ids", 0)
+    num_ids, rows = options.get("num_ids"), opts.get("sources")
+    if rows:  # of several datasets, whose classes are numbered one after the other
+        known = sum(row["identities"] for row in rows) == opts["class_num"]
+        if val_ids or num_ids is not None or not known:
+            return None
+        images, first = training_splits(folder, train_all).train, 0
+        for row in rows:
+            found = fingerprint([s._replace(label=s.label + first) for s in images])
+            if found.items() <= row.items():
+                return True
+            first += row["identities"]
+        return False
+    splits = training_splits(folder, train_all, val_ids, num_ids, options.get("seed", 0))
+    if opts.get("classes_sha256") not in (None, classes_hash(splits.train + splits.validation)):
+        return False
+    parts = {"held_out": splits.validation}
+    if not opts.get("generated"):  # else these are in the fingerprint, too
+        parts["dataset"] = splits.train
+    told = {name: part for name, part in parts.items() if part and name in opts}
+    same = [opts[name] == fingerprint(part) for name, part in told.items()]
+    return all(same) if same else None
 
 
 def is_current(source, made, folder, arithmetic):
@@ -169,7 +236,7 @@ def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
     yield "Rank@1 / mAP in %, with 95 % intervals over other people to test on; bold: of the run"
     yield f"that was trained there. Made by `{command_line()}`."
     if not any(cell.own for cell in cells.values()):
-        yield "No run was trained in one of these folders: no differences to such a run."
+        yield "No run was trained on one of these datasets: no differences to such a run."
         return
     yield ""
     yield "| run | against the run trained there | " + " | ".join(datasets) + " |"

@@ -38,6 +38,7 @@ from reid.dataset import (
     check_copies,
     check_spelling,
     parse_name,
+    size_of,
 )
 from reid.datasets import cuhk03, layouts, own_photos
 from reid.datasets.layouts import LAYOUTS, RawImage
@@ -83,9 +84,8 @@ def get_parser():
     parser.add_argument(
         "--variant",
         choices=cuhk03.VARIANTS,
-        default="detected",
         help="cuhk03-np's boxes: found by a detector, or drawn by hand; a --download_path that "
-        "ends in one of these words decides instead",
+        f"ends in one of these words decides instead (default: {cuhk03.VARIANTS[0]})",
     )
 
     own = parser.add_argument_group("your own photos (--dataset folder)")
@@ -111,10 +111,14 @@ def get_parser():
     own.add_argument(
         "--test_fraction",
         type=rate,
-        default=0.5,
-        help="fraction of the identities for testing, where there are no folders query and gallery",
+        help="fraction of the identities for testing, where there are no folders query and gallery "
+        f"(default: {own_photos.TEST_FRACTION})",
     )
-    own.add_argument("--seed", type=seed, default=0, help="seed that draws these identities")
+    own.add_argument(
+        "--seed",
+        type=seed,
+        help=f"seed that draws these identities (default: {own_photos.SEED})",
+    )
     return parser
 
 
@@ -154,11 +158,13 @@ def main(argv=None):
 
 
 def check_flags(dataset, args):
-    """Raise UserError for flags that only own photos have, where the dataset is another."""
-    for name in ("id_regex", "camera_regex", "no_camera"):
-        if dataset != "folder" and getattr(args, name):
+    """Raise UserError for flags that only another dataset has."""
+    owners = dict.fromkeys("id_regex camera_regex no_camera test_fraction seed".split(), "folder")
+    for name, owner in (owners | {"variant": "cuhk03-np"}).items():
+        value = getattr(args, name)
+        if dataset != owner and value is not None and value is not False:
             raise UserError(
-                f"--{name}: only for --dataset folder, and this is {dataset}; leave it out"
+                f"--{name}: only for --dataset {owner}, and this is {dataset}; leave it out"
             )
 
 
@@ -228,8 +234,12 @@ def say_left_out(messages):
 
 
 def check_complete(target, splits, identities):
-    """Raise UserError unless `target` holds exactly the files to prepare."""
-    wanted = {prepared_path(split, image) for split, images in splits.items() for image in images}
+    """Raise UserError unless `target` holds exactly the files to prepare, as large as these are."""
+    wanted = {
+        prepared_path(split, image): image.source
+        for split, images in splits.items()
+        for image in images
+    }
     present = {
         path.relative_to(target)
         for split in splits
@@ -238,11 +248,18 @@ def check_complete(target, splits, identities):
     }
     path = target / IDENTITIES_FILE
     stored = read_json(path, f"delete {target}") if path.exists() else None
-    if present != wanted or stored != identities:
+    if present != wanted.keys() or stored != identities:
         raise UserError(
             f"{target}: holds something else, or was made of other images or with other flags; "
             "delete it or name another --save_path"
         )
+    for path, source in wanted.items():
+        # A hard link shows the picture from before the raw file was replaced by another.
+        if isinstance(source, Path) and size_of(target / path) != size_of(source):
+            raise UserError(
+                f"{target / path}: is another picture than {source} is now; delete {target} or "
+                "name another --save_path"
+            )
 
 
 def make(target, splits, identities, put):

@@ -523,8 +523,8 @@ def common_weight(queries, inverted):
 def query_rows(block, num_gallery):
     """Return how many queries' distances are computed at a time.
 
-    Their arrays stay under 32 MB, for which malloc reuses memory; larger ones would take as much
-    time for new memory as for the computation in it.
+    Their arrays stay under 32 MB with a gallery of up to 110,000 images (for a larger one they are
+    64 rows): malloc reuses that memory, while new memory would take as long as the computation.
     """
     return min(block, max(64, (7 << 20) // num_gallery))
 

@@ -11,6 +11,7 @@ called with --json model/<name>/results.json.
 from collections.abc import Iterable
 from pathlib import Path
 
+from reid.dataset import content_hash
 from reid.errors import UserError, run
 from reid.files import demand, is_a, read_json, read_results
 from reid.options import NETWORKS, RANKINGS, Parser, backbone_of
@@ -56,7 +57,8 @@ def read_run(folder: Path, sections: Iterable[str], scores: Iterable[str]) -> tu
     """Read a run folder's opts.json and results.json: two dicts.
 
     sections: names of the sections that results.json must have; scores: keys that each must have.
-    Raises UserError where the files are not as train_*.py and evaluate*.py write them.
+    Raises UserError where the files are not as train_*.py and evaluate*.py write them, or scores
+    are not of this run's weights.
     """
     opts_path, results_path = folder / "opts.json", folder / "results.json"
     opts = read_json(opts_path, ADVICE, options=dict)
@@ -67,7 +69,23 @@ def read_run(folder: Path, sections: Iterable[str], scores: Iterable[str]) -> tu
         demand(results[section], results_path, advice, **dict.fromkeys(scores, float))
         for score in scores:
             check_interval(results[section].get(f"{score}_interval"), results_path, advice)
+        check_weights(folder, section, results[section].get("made_by"))
     return opts, results
+
+
+def check_weights(folder, section, made_by):
+    """Raise UserError where scores are of weights that the run folder no longer has, or never had.
+
+    made_by: the section's; None where an older version or another code's features were scored. A
+    folder whose weights were deleted passes.
+    """
+    weights = sorted(folder.glob("net_*.pth"), reverse=True)  # the last first: mostly its own
+    wanted = made_by.get("weights_sha256") if isinstance(made_by, dict) else None
+    if wanted and weights and not any(content_hash(path) == wanted for path in weights):
+        raise UserError(
+            f"{folder / 'results.json'}: the scores of {section} are of other weights than "
+            f"{folder} has; run test.py, evaluate.py and evaluate_rerank.py again"
+        )
 
 
 def check_interval(bounds, source, advice):

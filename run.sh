@@ -27,6 +27,11 @@ install() {
   # shellcheck disable=SC1091
   source .venv/bin/activate
   if ! cmp -s requirements.txt .venv/installed.txt; then
+    if ! python -m pip --version >/dev/null 2>&1 && ! python -m ensurepip --upgrade >/dev/null; then
+      echo "error: .venv has no pip; put one there (uv pip install pip), or delete .venv, and" \
+        "call this again" >&2
+      exit 2
+    fi
     echo "installing requirements.txt into .venv (about 8 GB on Linux; a few minutes)"
     python -m pip install --quiet --disable-pip-version-check -r requirements.txt
     cp requirements.txt .venv/installed.txt
@@ -37,8 +42,7 @@ install() {
 usable_venv() (
   # shellcheck disable=SC1091
   source .venv/bin/activate 2>/dev/null || exit 1
-  prefix=$(python -c 'import sys; print(sys.prefix)' 2>/dev/null) && [ "$prefix" -ef .venv ] &&
-    python -m pip --version >/dev/null 2>&1
+  prefix=$(python -c 'import sys; print(sys.prefix)' 2>/dev/null) && [ "$prefix" -ef .venv ]
 )
 
 find_python() {

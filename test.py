@@ -19,10 +19,11 @@ from reid.dataset import (
     check_prepared,
     eval_fingerprint,
     eval_images,
+    has_no_train,
 )
 from reid.device import dtype_name, set_up
 from reid.distributed import join_world, leave_world
-from reid.errors import run
+from reid.errors import UserError, run
 from reid.features import (
     eval_transforms,
     extract,
@@ -134,6 +135,16 @@ def find_images(data_dir, args):
     Raises UserError where their names, or their pictures, would make the scores untrue.
     """
     check_prepared(data_dir)
+    if args.multi and not (data_dir / "multi-query").is_dir():
+        raise UserError(
+            f"--multi: {data_dir} has no multi-query images, which only Market-1501 brings along "
+            "(gt_bbox); leave it out"
+        )
+    if args.val and has_no_train(data_dir):
+        raise UserError(
+            f"--val: {data_dir} has one image of each training identity, and so no train; leave it "
+            "out"
+        )
     names = ["val", "train"] if args.val else ["query", "gallery"]
     names += ["multi-query"] if args.multi else []
     splits = {name: eval_images(data_dir / name) for name in names}

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.quality > 100:
         raise UserError(f"--quality: from 1 to 100, not {args.quality}")
     output = Path(args.output_path)
-    paths = utils.find_images(Path(args.input_path), "--input_path")
+    paths = utils.find_images(Path(args.input_path), "--input_path", generated=True)
     stems = {}
     for path in paths:
         if stems.setdefault(path.stem, path) != path:

@@ -133,23 +133,23 @@ def computes_bf16(device: str) -> bool:
 # ---- images in ---------------------------------------------------------------------------------
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, generated: bool = False) -> list[Path]:
     """Return the images in `folder` and one level of folders below it, sorted by path.
 
-    Folders called `gen_*` hold generated images (gen_0000) and are left out: a GAN must not
-    train on its own output.
+    Folders called `gen_*` hold generated images (gen_0000) and are left out unless `generated`: a
+    GAN must not train on its own output.
     """
-    below = [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("gen_")]
-    folders = [folder, *(d for d in below if not is_hidden(d.name))]
+    below = [d for d in folder.iterdir() if d.is_dir() and not is_hidden(d.name)]
+    folders = [folder, *(d for d in below if generated or not d.name.startswith("gen_"))]
     files = (file for each in folders for file in each.iterdir())
     return sorted(file for file in files if is_image(file) and not file.is_dir())
 
 
-def find_images(folder: Path, flag: str) -> list[Path]:
+def find_images(folder: Path, flag: str, generated: bool = False) -> list[Path]:
     """Return the images as `list_images`; raises UserError, naming `flag`, if there are none."""
     if not folder.is_dir():
         raise UserError(f"{flag}: there is no folder {folder}")
-    images = list_images(folder)
+    images = list_images(folder, generated)
     if not images:
         raise UserError(f"{flag}: no image in {folder} or one level below it")
     return images

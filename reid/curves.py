@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from reid.errors import printable
 from reid.files import write_picture
 
 MARKERS = "os^vDP*X<>phd8H"  # of cameras on a map; more of them share the last
@@ -84,8 +85,8 @@ def draw_matrix(
     for number, (title, values) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), number, title=title, xlabel="tested on")
         axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows if number == 1 else [""] * len(rows))
+        axes.set_xticks(range(len(columns)), map(printable, columns))
+        axes.set_yticks(range(len(rows)), map(printable, rows) if number == 1 else [""] * len(rows))
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 colour = "white" if value > 60 else "black"

@@ -206,6 +206,18 @@ def eval_images(split: str | Path) -> list[EvalImage]:
     ]
 
 
+def has_no_train(data_dir: str | Path) -> bool:
+    """Tell whether prepare.py made no `train`, since each identity has one image, in `val`."""
+    data_dir = Path(data_dir)
+    if (data_dir / "train").exists():
+        return False
+    train_all, val = (
+        [path.name for folder in identity_folders(data_dir / split) for path in list_images(folder)]
+        for split in ("train_all", "val")
+    )
+    return train_all == val
+
+
 def check_cameras(where: object, images: list[EvalImage]) -> None:
     """Raise UserError where EvalImages have so many cameras that these must be something else.
 

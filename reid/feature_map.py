@@ -40,7 +40,7 @@ def map_features(sets: EvalSets, number: int, path: str | Path) -> Neighbours:
     and gallery together; `check_map` tells whether there are so many.
     """
     images = join(sets.query, sets.gallery)
-    chosen = np.random.default_rng(0).permutation(seen_by_several(images))[:number]
+    chosen = np.random.default_rng(0).permutation(seen_by_several(sets))[:number]
     rows = np.flatnonzero(np.isin(images.identities, chosen))
     identities, cameras = images.identities[rows], images.cameras[rows]
     features = images.features[rows]
@@ -51,7 +51,7 @@ def map_features(sets: EvalSets, number: int, path: str | Path) -> Neighbours:
 
 def check_map(sets: EvalSets, number: int) -> None:
     """Raise UserError where fewer identities can be drawn."""
-    several = len(seen_by_several(join(sets.query, sets.gallery)))
+    several = len(seen_by_several(sets))
     if several < number:
         advice = "lower it" if several > 1 else "leave it out"
         raise UserError(
@@ -65,11 +65,16 @@ def join(query, gallery):
     return FeatureSet(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def seen_by_several(images):
-    """Return the identities, sorted, that two cameras or more have seen: persons, not 0 and -1."""
+def seen_by_several(sets):
+    """Return the identities, sorted, of persons that two cameras or more have seen.
+
+    Junk (-1) is none; 0 is one where there are queries of it, and not the distractors.
+    """
+    images = join(sets.query, sets.gallery)
     pairs = np.unique(np.stack([images.identities, images.cameras]), axis=1)
     identities, counts = np.unique(pairs[0], return_counts=True)
-    return identities[(counts > 1) & (identities > 0)]
+    least = 0 if 0 in sets.query.identities else 1
+    return identities[(counts > 1) & (identities >= least)]
 
 
 def neighbours(features, identities, cameras):

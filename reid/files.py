@@ -57,6 +57,7 @@ def replacing(path: str | Path, advice: str = "name another place") -> Iterator[
     path = Path(os.path.realpath(path))
     temporary = partial_name(path)
     try:
+        check_regular(path)
         with locked(path, PATIENCE):
             try:
                 temporary.unlink(missing_ok=True)
@@ -229,12 +230,22 @@ def check_writable(path: str | Path) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file")
+        check_regular(path)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
         with suppress(FileNotFoundError):
             os.lstat(partial_name(path))  # raises where the name is too long
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def check_regular(path):
+    """Raise UserError where `path` is a device or a pipe: a file would take its place.
+
+    Folders pass: the system lets no file take theirs.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is no regular file; name another")
 
 
 def cannot_write(path: str | Path, error: OSError, advice: str = "name another place") -> UserError:
@@ -287,9 +298,9 @@ def read_text(path: str | Path, advice: str = "check the path") -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all."""
+    """Write a file in UTF-8, whole or not at all; bytes of a path that are no text are escaped."""
     with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def read_json(path: str | Path, advice: str, **types) -> dict:

@@ -90,9 +90,9 @@ def evaluate(
     relevance = Relevance(gallery)
     ranks, nearest, junk_count, number = [], [], 0, 0
     for block in blocks:
-        if top:
-            nearest.append(most_similar(block, top))
         for row in block:
+            if top:
+                nearest.append(most_similar(row, top))
             good, junk = relevance.of(query.identities[number], query.cameras[number])
             row[junk] = row[relevance.always_junk] = -np.inf
             ranks.append(good_ranks(row, good))
@@ -104,7 +104,7 @@ def evaluate(
         ap_standard=np.array([average_precision_standard(r) for r in ranks]),
         inp=np.array([len(r) / (r[-1] + 1) if len(r) else 0.0 for r in ranks]),
         junk=junk_count / number,
-        top=np.concatenate(nearest) if top else None,
+        top=np.stack(nearest) if top else None,
     )
 
 
@@ -133,12 +133,11 @@ def similarity_blocks(query: FeatureSet, gallery: FeatureSet) -> Iterator[np.nda
         yield query.features[start : start + QUERY_BLOCK] @ gallery.features.T
 
 
-def most_similar(block, count):
-    """Return the indices of each row's highest values, highest first: [b, min(count, Ng)]."""
-    count = min(count, block.shape[1])
-    top = np.sort(np.argpartition(-block, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(block, top, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(top, order, axis=1)
+def most_similar(similarity, count):
+    """Return the indices of the highest of similarities [Ng], highest first: [min(count, Ng)]."""
+    count = min(count, len(similarity))
+    top = np.sort(np.argpartition(-similarity, count - 1)[:count])
+    return top[np.argsort(-similarity[top], kind="stable")]
 
 
 def good_ranks(similarity, good):

@@ -285,7 +285,13 @@ def warn_of_doubts(sets):
             f"warning: {number} cameras in {len(cameras)} images: are these numbers of frames? "
             "Then nothing is junk, and the scores are too good"
         )
-    if same := copies(sets.query, sets.gallery):
+    first = sets.query.features[0]
+    if all((one.features @ first).min() > 1 - SAME for one in (sets.query, sets.gallery)):
+        say(
+            "warning: all images have the same features: the network has collapsed; train it again "
+            "with a lower --lr"
+        )
+    elif same := copies(sets.query, sets.gallery):
         say(
             f"warning: {same} queries have a good image with the very same features: is "
             "it the same picture, in query and in gallery? Then the scores are too good"

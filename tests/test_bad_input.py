@@ -117,6 +117,18 @@ def test_train_new_missing(fails, prepared):
     fails(train_baseline.main, "--data_dir", prepared, says="make it with changeIndex.py")
 
 
+def test_images_that_a_dataset_has_none_of(fails, prepared, tmp_path):
+    """Which prepare.py can't make, either."""
+    flags = ("--data_dir", prepared, "--mat", tmp_path / "x.mat")
+    shutil.rmtree(prepared / "multi-query")
+    fails(extraction.main, *flags, "--multi", says=["--multi: ", "has no multi-query"])
+    shutil.rmtree(prepared / "train")
+    fails(extraction.main, *flags, "--val", says="train: no such folder; make it with prepare.py")
+    shutil.rmtree(prepared / "train_all")
+    shutil.copytree(prepared / "val", prepared / "train_all")
+    fails(extraction.main, *flags, "--val", says=["--val: ", "one image of each", "leave it out"])
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_prepare_stops_at_an_unreadable_image(fails, market, damage):
     path = sorted((market / "query").iterdir())[1]

@@ -1,11 +1,22 @@
 """cross_test.py: the table against single evaluations, what is kept and what is made anew."""
 
 import json
+import os
+import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import call, exit_code, make_market, run_script, save_image, tiny_network
+from conftest import (
+    call,
+    exit_code,
+    make_market,
+    make_prepared,
+    run_script,
+    save_image,
+    tiny_network,
+)
 from PIL import Image
 from test_features import lived_in, run_folder
 
@@ -14,6 +25,11 @@ import evaluate
 import evaluate_rerank
 import prepare
 import test as extraction
+from reid.curves import draw_matrix
+from reid.dataset import GENERATED_LABEL, Sample, training_splits
+from reid.device import GPUMemoryError
+from reid.distributed import World
+from reid.engine import measure
 from reid.files import write_json
 
 CPU = ("--gpu_ids", "-1", "--workers", 0, "--precision", "fp32")
@@ -66,6 +82,52 @@ def test_the_table_is_that_of_single_evaluations(flags, tmp_path, capsys):
     assert written in out
     with Image.open("model/cross_test/matrix.jpg") as picture:
         assert len(picture.getcolors(1 << 24)) > 20
+
+
+def test_the_images_decide_what_a_run_was_trained_on(tmp_path):
+    """Not where they lie, nor their names and identities, which x and y have in common."""
+    x, y = (make_prepared(make_market(tmp_path / name)) for name in "xy")
+    world = World(0, 1, torch.device("cpu"), [])
+    generated = [Sample(save_image(tmp_path / "gen.jpg"), GENERATED_LABEL, generated=1)]
+
+    def trained(*folders, train_all=False, more=(), **some):
+        options = {"data_dir": list(map(str, folders)), "train_all": train_all, **some}
+        splits = training_splits(options["data_dir"], train_all, **some)
+        splits = splits._replace(train=[*splits.train, *more])
+        args = Namespace(**options, pretrained="none", label_run=None)
+        return {"options": options, **measure(args, world, splits, print)}
+
+    only_x = [
+        trained(x),
+        trained(x, train_all=True),
+        trained(x, num_ids=2, seed=1),
+        trained(x, val_ids=1),
+        trained(x, more=generated),
+    ]
+    unclear = [
+        trained(x, train_all=True, more=generated),  # of which no file tells real images alone
+        trained(x, y, num_ids=3),
+        {"options": {"data_dir": str(x)}},  # of an older version
+    ]
+    several = [trained(x, y), trained(x, y, train_all=True), trained(y, x, more=generated)]
+    for opts in [*only_x, *unclear, *several]:
+        assert cross_test.trained_on(opts, x)
+    for opts in only_x:
+        assert not cross_test.trained_on(opts, y)
+    for opts in several:
+        assert cross_test.trained_on(opts, y)
+    moved = x.rename(tmp_path / "elsewhere")
+    y.rename(x)
+    for opts in only_x:
+        assert cross_test.trained_on(opts, moved)
+        assert not cross_test.trained_on(opts, x)
+    for opts in several:
+        assert cross_test.trained_on(opts, moved)
+    for opts in unclear:  # where the path decides
+        assert not cross_test.trained_on(opts, moved)
+        assert cross_test.trained_on(opts, x)
+    shutil.rmtree(moved / "train_new")
+    assert not cross_test.trained_on(only_x[0], moved)
 
 
 def test_features_are_kept_as_long_as_they_are_true(flags, tmp_path, monkeypatch, capsys):
@@ -137,6 +199,22 @@ def test_a_stop_loses_no_whole_extraction(flags, tmp_path, monkeypatch):
     assert len(done) == 4
 
 
+def test_the_gpu_reranks(flags, monkeypatch, capsys):
+    card, rerank, devices = torch.device("cuda", 1), cross_test.rerank, []
+
+    def on_card(query_f, gallery_f, device):
+        devices.append(device)
+        if len(devices) == 3:
+            raise GPUMemoryError
+        return rerank(query_f, gallery_f)
+
+    monkeypatch.setattr(cross_test, "choose_device", lambda gpu_ids: (card, [1, 2]))
+    monkeypatch.setattr(cross_test, "rerank", on_card)
+    assert exit_code(cross_test.main, *flags) == 2
+    assert "re-ranking; take the CPU with --gpu_ids -1" in capsys.readouterr().err
+    assert devices == [card] * 3
+
+
 def test_differences_are_paired_by_query():
     rng = np.random.default_rng(0)
     identities = rng.integers(0, 9, 40)
@@ -147,6 +225,12 @@ def test_differences_are_paired_by_query():
     assert mean_ap.value == pytest.approx((ranks[0] - ranks[1]).mean())
     assert mean_ap.low < mean_ap.value < mean_ap.high
     assert cross_test.difference(cells[0], cells[0], "plain") == [(0, 0, 0)] * 2
+
+
+def test_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"\xff")
+    draw_matrix({"mAP, %": [[50.0]]}, [name], [name], [[False]], tmp_path / "matrix.jpg")
+    assert (tmp_path / "matrix.jpg").stat().st_size
 
 
 class Fixed:

@@ -17,8 +17,9 @@ import evaluate_rerank
 import reid
 from re_ranking import rerank
 from reid import metrics, pictures, report
-from reid.feature_map import caption, map_features, neighbours
+from reid.feature_map import caption, map_features, neighbours, seen_by_several
 from reid.mat import EvalSets, load_mat, save_mat
+from reid.metrics import FeatureSet
 
 BOTH = pytest.mark.parametrize("script", [evaluate, evaluate_rerank])
 
@@ -338,6 +339,15 @@ def test_queries_that_find_themselves_are_warned_of(tmp_path, capsys):
     assert scored(EvalSets(query, query), tmp_path, capsys).err == ""  # junk
 
 
+def test_a_collapsed_network_is_warned_of(tmp_path, capsys):
+    """Whose features are the same for all images: that is not the same picture twice."""
+    sets = random_sets()
+    same = [one._replace(features=np.full_like(one.features, 0.5)) for one in sets[:2]]
+    err = scored(EvalSets(*same), tmp_path, capsys).err
+    assert err.startswith("warning: all images have the same features: the network has collapsed")
+    assert "same picture" not in err
+
+
 # --- the map ------------------------------------------------------------------------------------
 
 
@@ -364,6 +374,17 @@ def test_the_map_says_whether_people_or_cameras_group(tmp_path, capsys):
     assert found["people"].same_person > 0.9 > found["people"].same_camera
     assert found["cameras"].same_camera == 1 > found["cameras"].same_person
     assert found["people"].by_chance == found["cameras"].by_chance
+
+
+def test_identity_0_is_a_person_where_it_is_a_query():
+    """As in MSMT17; in Market-1501 it is the distractors."""
+    query = FeatureSet(None, np.array([1, 0]), np.array([1, 1]))
+    gallery = FeatureSet(None, np.array([0, 1, -1, -1]), np.array([2, 2, 1, 2]))
+    query, gallery = (one._replace(features=np.ones((len(one[1]), 1))) for one in (query, gallery))
+    assert seen_by_several(EvalSets(query, gallery)).tolist() == [0, 1]
+    of_others = query._replace(identities=np.array([1, 2]))
+    distractors = gallery._replace(identities=np.array([0, 1, 0, -1]))
+    assert seen_by_several(EvalSets(of_others, distractors)).tolist() == [1]
 
 
 def test_neighbours_are_those_of_loops():

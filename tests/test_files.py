@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from conftest import ROOT
@@ -12,6 +13,8 @@ from conftest import ROOT
 from reid import files
 from reid.errors import UserError
 from reid.files import (
+    check_results,
+    check_writable,
     copy,
     link,
     locked,
@@ -180,6 +183,18 @@ def test_a_lock_that_was_left_is_taken(tmp_path):
     with locked(tmp_path / "x"):
         assert str(os.getpid()) in (tmp_path / ".x.lock").read_text()
     assert tree(tmp_path) == []
+
+
+def test_a_device_or_a_pipe_stays_one(tmp_path):
+    """As root, a file would take the place of /dev/null, too."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        for write in (check_writable, partial(write_json, content={}), check_results):
+            with pytest.raises(UserError, match=r"/pipe: is no regular file; name another"):
+                write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert tree(tmp_path) == ["link", "pipe"]
 
 
 def test_results_that_are_none(tmp_path):

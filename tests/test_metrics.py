@@ -1,5 +1,7 @@
 """Junk rules, CMC, AP and INP: cases to work out by hand, and the plain code as the truth."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,19 @@ def test_the_most_similar_are_kept_for_pictures():
             np.take_along_axis(similarity, scores.top, 1),
             np.take_along_axis(similarity, expected[:, :count], 1),
         )
+
+
+def test_pictures_take_the_memory_of_one_ranking():
+    """Not of a block of queries: of 520,000 gallery images that is 1.6 GB."""
+    number = 20_000
+    gallery = FeatureSet(None, np.arange(number), np.ones(number, int))
+    query = FeatureSet(None, np.arange(64), np.zeros(64, int))
+    block = np.random.default_rng(0).random((64, number), dtype=np.float32)
+    tracemalloc.start()
+    metrics.evaluate([block], query, gallery, top=10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < block.nbytes / 2
 
 
 def test_blocks_keep_the_order_of_queries(monkeypatch):

@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 import changeIndex
 import prepare
-from reid.dataset import eval_images, identity_folders, parse_name
+from reid.dataset import eval_images, identity_folders, parse_name, training_splits
 from reid.datasets import cuhk03
 from reid.datasets.layouts import LAYOUTS, Counts, find
 from reid.datasets.own_photos import NAME_BYTES, make_patterns, match_name, number_names
@@ -27,6 +27,7 @@ from reid.errors import UserError
 from reid.files import new_folder
 
 SIZE = (16, 32)
+SPLITS = ("train_all", "train", "val", "query", "gallery")
 
 
 def save_all(folder, names):
@@ -511,6 +512,8 @@ def test_own_photos_already_split(tmp_path, fails):
     fails(*flags, says="gallery: no such folder, though there is")
     save_all(tmp_path / "gallery" / "bob", ["cam_2.jpg"])
     save_all(tmp_path / "gallery" / "zoe", ["sub/cam_10.jpg"])
+    for drawing in (["--seed", 0], ["--test_fraction", 0.5]):
+        fails(*flags, *drawing, says=[drawing[0], "has query and gallery", "leave it out"])
     call(prepare.main, *flags)
     made = tmp_path / "pytorch"
     who = json.loads((made / "identities.json").read_text())
@@ -564,8 +567,11 @@ def test_own_photos_that_are_wrong(fails, tmp_path):
 
 def test_flags_of_another_dataset(fails, tmp_path):
     market(tmp_path)
-    for flag in (["--no_camera"], ["--camera_regex", "(x)"]):
+    own_only = ["--no_camera"], ["--camera_regex", "(x)"], ["--test_fraction", 0.3], ["--seed", 0]
+    for flag in own_only:
         fails("--download_path", tmp_path, *flag, says=[flag[0], "only for --dataset folder"])
+    says = "--variant: only for --dataset cuhk03-np, and this is market1501; leave it out"
+    fails("--download_path", tmp_path, "--variant", "detected", says=says)
     fails(
         "--download_path", tmp_path, "--copy", "--symlink", says=["--symlink", "not allowed with"]
     )
@@ -670,6 +676,44 @@ def test_an_identity_with_one_image_is_warned_of(tmp_path, capsys):
     save_image(root / "bounding_box_train" / "0009_c1s1_000001_01.jpg", size=SIZE)
     call(prepare.main, "--download_path", root)
     assert "warning: 1 training identities have one image" in capsys.readouterr().err
+
+
+def test_identities_with_one_image_each(tmp_path, capsys):
+    """There is nothing to put into train; all of it is there for --train_all."""
+    names = [f"000{n}_c1s1_000001_01.jpg" for n in range(2, 5)]
+    market_like(tmp_path, [names, ["0001_c1s1_000001_00.jpg"], ["0001_c2s1_000005_01.jpg"]])
+    made = tmp_path / "pytorch"
+    call(prepare.main, "--download_path", tmp_path)
+    for _ in range(2):
+        call(changeIndex.main, "--data_dir", made)
+        assert "train with --train_all" in capsys.readouterr().err
+    new = ["class_index.json", "train_all_new", "val_new"]
+    assert sorted(path.name for path in made.iterdir() if path.name not in SPLITS) == new
+    assert len(training_splits(made, train_all=True).train) == 3
+    next(made.glob("val/0002/*")).unlink()  # not as prepare.py makes it
+    (made / "val/0002").rmdir()
+    with pytest.raises(UserError, match=r"pytorch/train: no such folder; make it with prepare\.py"):
+        call(changeIndex.main, "--data_dir", made)
+
+
+@pytest.mark.parametrize("flags", [(), ("--copy",)])
+def test_a_raw_image_that_was_replaced(flags, tmp_path):
+    raw, _ = first_pair(market(tmp_path))
+    data = ("--data_dir", tmp_path / "pytorch")
+    call(prepare.main, "--download_path", tmp_path, *flags)
+    call(changeIndex.main, *data)
+    raw.unlink()
+    save_image(raw, size=(20, 40))
+    says = rf"{raw.name}: is another picture than .* is now; delete .*pytorch or name"
+    with pytest.raises(UserError, match=says):
+        call(prepare.main, "--download_path", tmp_path, *flags)
+    for split in SPLITS:
+        shutil.rmtree(tmp_path / "pytorch" / split)
+    call(prepare.main, "--download_path", tmp_path, "--save_path", tmp_path / "again", *flags)
+    for split in (tmp_path / "again").iterdir():
+        split.rename(tmp_path / "pytorch" / split.name)
+    with pytest.raises(UserError, match="_new: holds something else; delete it"):
+        call(changeIndex.main, *data)
 
 
 # Stopped half-way
@@ -876,6 +920,25 @@ def test_copies_without_cameras_are_junk(tmp_path):
         for image in eval_images(tmp_path / "pytorch" / "gallery"):
             if content[query.path] == content[image.path]:
                 assert query[1:] == image[1:]  # junk
+
+
+def test_copies_of_a_training_photo_without_cameras_are_left_out(tmp_path, capsys):
+    """Else a photo and its copies would have a camera of their own, and another be held out."""
+    save_all(tmp_path / "train" / "a", ["1.jpg", "3.jpg", "4.jpg"])
+    save_all(tmp_path / "train" / "b", ["2.jpg"])
+    shutil.copy(tmp_path / "train/a/1.jpg", tmp_path / "train/a/2.jpg")
+    shutil.copy(tmp_path / "train/a/1.jpg", tmp_path / "train/b/1.jpg")  # another person, by name
+    save_all(tmp_path / "query" / "c", ["1.jpg"])
+    save_all(tmp_path / "gallery" / "c", ["2.jpg"])
+    call(prepare.main, "--download_path", tmp_path, "--dataset", "folder", "--no_camera")
+    made = tmp_path / "pytorch"
+    assert names(made / "val") == ["0001_c1_0001_1.jpg", "0002_c1_0001_1.jpg"]
+    assert names(made / "train") == [
+        "0001_c2_0002_3.jpg",
+        "0001_c2_0003_4.jpg",
+        "0002_c2_0002_2.jpg",
+    ]
+    assert "train/a/2.jpg: is the same picture as" in capsys.readouterr().err
 
 
 def test_copies_with_cameras_are_left_out(tmp_path, capsys):

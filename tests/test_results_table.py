@@ -7,6 +7,7 @@ from conftest import call
 
 import results_table
 from reid.errors import UserError
+from reid.files import sha256
 
 SCORES = {"rank1": 0.9, "rank5": 0.95, "rank10": 0.96, "mAP": 0.7}
 
@@ -35,3 +36,22 @@ def test_an_interval_that_is_none(tmp_path):
     run = make_run(tmp_path / "a", True, rank1_interval=[0.8])
     with pytest.raises(UserError, match=r"results\.json: has an interval that is not two numbers"):
         call(results_table.main, run)
+
+
+def test_scores_of_other_weights(tmp_path, capsys):
+    """Such as a run's own before it was resumed, or those of another run."""
+    run = make_run(tmp_path / "a", True)
+    for name in ("last", "best", "8"):
+        (run / f"net_{name}.pth").write_text(name)
+    results = json.loads((run / "results.json").read_text())
+    of_best = {"made_by": {"weights_sha256": sha256(run / "net_best.pth")}}
+    results = {section: scores | of_best for section, scores in results.items()}
+    (run / "results.json").write_text(json.dumps(results))
+    call(results_table.main, run)
+    assert capsys.readouterr().out.count("| a |") == 2
+    (run / "net_best.pth").write_text("resumed")
+    with pytest.raises(UserError, match=r"scores of evaluate are of other weights than .*/a has"):
+        call(results_table.main, run)
+    for path in run.glob("net_*.pth"):
+        path.unlink()
+    call(results_table.main, run)  # nothing is left to compare with

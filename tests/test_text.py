@@ -20,6 +20,8 @@ def test_a_text_is_read_in_each_encoding_that_editors_write(encoding, tmp_path):
 def test_text_is_written_in_utf_8(tmp_path):
     write_text(tmp_path / "table.md", "– 数\n")
     assert (tmp_path / "table.md").read_bytes() == "– 数\n".encode()
+    write_text(tmp_path / "table.md", f"python a.py {os.fsdecode(b'x' + bytes([255]))}\n")
+    assert read_text(tmp_path / "table.md") == "python a.py x\\udcff\n"
 
 
 def test_what_is_no_text(tmp_path):

@@ -1,8 +1,11 @@
 """Images on their way from a file to the networks and back."""
 
+import os
+
 import numpy as np
 import pytest
 import utils
+from errors import UserError
 from PIL import Image
 
 
@@ -36,3 +39,10 @@ def test_crop_takes_the_middle(pale, tmp_path):
     Image.fromarray(framed).save(tmp_path / "framed.png")
     cropped = utils.read_resized(tmp_path / "framed.png", 32, 16, crop=(32, 16))
     np.testing.assert_array_equal(cropped, pale)
+
+
+def test_a_pipe_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: is no regular file; name another"):
+        utils.save_png(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]

@@ -25,6 +25,16 @@ def test_images_become_jpegs_of_the_size(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["gen_0000"]  # nothing temporary
 
 
+def test_folders_of_generated_images_are_input(tmp_path):
+    for number, name in enumerate(("gen_0000", "gen_1", "other")):
+        draw_people(tmp_path / "made" / name, 1)
+        only = tmp_path / "made" / name / "0000_c1s1_000151_00.jpg"
+        only.rename(only.with_name(f"{number}.jpg"))
+    call(resizeImage.main, "--input_path", tmp_path / "made", "--output_path", tmp_path / "new")
+    made = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert made == ["0.jpg", "1.jpg", "2.jpg", "manifest.json"]
+
+
 def test_other_sizes(tmp_path):
     draw_people(tmp_path / "made", 1, size=(16, 32))
     flags = ["--input_path", tmp_path / "made", "--output_path", tmp_path / "small"]

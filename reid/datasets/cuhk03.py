@@ -20,7 +20,7 @@ from reid.datasets.layouts import MARKET_FOLDERS, Counts, RawImage, folder_split
 from reid.errors import UserError, missing_package
 from reid.files import encoded
 
-VARIANTS = ("detected", "labeled")  # boxes of a detector, or drawn by hand
+VARIANTS = ("detected", "labeled")  # boxes of a detector, as is usual, or drawn by hand
 NAME = re.compile(r"\d+_\d+_(?P<view>[12])_\d+\.png")
 PUBLISHED = {  # Zhong et al. 2017
     "detected": {
@@ -55,10 +55,10 @@ class StoredImage:
         path.write_bytes(encoded(lambda file: image.save(file, "PNG")))
 
 
-def choose_variant(root: Path, variant: str) -> str:
-    """Return the variant that the folder `root` is named after, else `variant`."""
+def choose_variant(root: Path, variant: str | None) -> str:
+    """Return the variant that the folder `root` is named after, else `variant`, else the usual."""
     name = root.resolve().name
-    return name if name in VARIANTS and has_folders(root) else variant
+    return name if name in VARIANTS and has_folders(root) else variant or VARIANTS[0]
 
 
 def has_folders(root):

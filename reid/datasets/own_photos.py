@@ -29,9 +29,10 @@ SPLITS = ("train", "query", "gallery")
 NO_PERSONS = {*SPLITS, "test", "val", "valid", "validation", "probe", "training", "testing"}
 DIGITS = re.compile("[0-9]{1,9}")  # a name that is a number; longer ones are mere names
 NAME_BYTES = 100  # how much of a photo's own name is kept: a whole file name has 255 at most
+TEST_FRACTION, SEED = 0.5, 0  # of identities for testing; that draws them
 # Photos without cameras get these: queries one, the gallery another, so that nothing is junk; and
-# likewise the first training photo of each identity, which goes to val, and the others. A photo and
-# its copies get one that only they have, so that they are junk for one another.
+# likewise the first training photo of each identity, which goes to val, and the others. A query and
+# its copies in the gallery get one that only they have, so that they are junk for one another.
 QUERY_CAMERA, GALLERY_CAMERA, FIRST_OF_COPIES = 1, 2, 3
 
 
@@ -55,15 +56,23 @@ class PathPatterns(NamedTuple):
 
 
 def splits_of(
-    root: Path, patterns: PathPatterns, test_fraction: float, seed: int
+    root: Path, patterns: PathPatterns, test_fraction: float | None, seed: int | None
 ) -> tuple[dict[str, list[RawImage]], dict[str, dict], list[str]]:
     """Return the images, names and left-out files of the photos under a folder.
 
     These are {split: [RawImage, ...]}, {"identities": {name: number}, "cameras": {name: number}}
     (no cameras with --no_camera), and a line for each file or folder that is left out.
+    test_fraction, seed: None where the flags are not given. Raises UserError where they are, and
+    there is nothing to draw.
     """
     left_out = []
     if has_splits(root, patterns):
+        for name, value in (("test_fraction", test_fraction), ("seed", seed)):
+            if value is not None:
+                raise UserError(
+                    f"--{name}: {root} has query and gallery, so no identities for testing are "
+                    "drawn; leave it out"
+                )
         splits = {
             split: find_photos(root / split, patterns, left_out)
             for split in SPLITS
@@ -76,6 +85,8 @@ def splits_of(
             if not is_hidden(folder.name) and not is_prepared(folder)
         ]
     else:
+        test_fraction = TEST_FRACTION if test_fraction is None else test_fraction
+        seed = SEED if seed is None else seed
         splits = divide(find_photos(root, patterns, left_out), test_fraction, seed, left_out)
     photos = list(itertools.chain(*splits.values()))
     warn_of_two_people(photos)
@@ -93,6 +104,8 @@ def splits_of(
         cameras = {photo.path: numbers[photo.camera] for photo in photos}
     else:
         numbers = {}
+        if "train" in splits:
+            splits["train"] = without_repeats(splits["train"], left_out)
         cameras = made_up_cameras(*hold_out_first(splits.get("train", [])))
         cameras |= made_up_cameras(splits["query"], splits["gallery"])
     renamed = {split: named(photos, identities, cameras) for split, photos in splits.items()}
@@ -281,6 +294,18 @@ def without_copies(photos, pairs, left_out):
     return [photo for photo in photos if photo.path not in originals]
 
 
+def without_repeats(photos, left_out):
+    """Return the photos without second copies of one of the same identity; list those left out.
+
+    photos: sorted by identity.
+    """
+    different = []
+    for _, own in itertools.groupby(photos, lambda photo: photo.identity):
+        own = list(own)
+        different += without_copies(own, repeats(own), left_out)
+    return different
+
+
 def divide(photos, test_fraction, seed, left_out):
     """Divide photos into train, query and gallery: {split: [Photo, ...]}.
 
@@ -298,8 +323,7 @@ def divide(photos, test_fraction, seed, left_out):
     splits = {split: [] for split in SPLITS}
     for name in names:
         if name in tested:
-            own = by_identity[name]
-            different = without_copies(own, repeats(own), left_out)
+            different = without_repeats(by_identity[name], left_out)
             queries = choose_queries(different)
             splits["query"] += queries
             splits["gallery"] += [photo for photo in different if photo not in queries]
