@@ -24,12 +24,10 @@ from reid.checkpoint import Run, load_trained
 from reid.curves import draw_matrix
 from reid.dataset import (
     check_prepared,
-    classes_hash,
     eval_fingerprint,
     eval_images,
-    fingerprint,
     prepared_folders,
-    training_splits,
+    prepared_hash,
 )
 from reid.device import GPUMemoryError, choose_device, dtype_for, dtype_name
 from reid.errors import UserError, run
@@ -169,47 +167,12 @@ def scores_by_ranking(query, gallery, device):
 def trained_on(opts: dict, folder: Path) -> bool:
     """Tell whether a run was trained on the images that a dataset has now, wherever they lie.
 
-    opts: the run's opts.json. Where that doesn't say enough, or the folder has no training images,
-    the paths of the run's --data_dir decide.
+    opts: the run's opts.json. That of an older version knows paths alone, and these decide then.
     """
-    options = opts.get("options", {})
-    try:
-        found = trained_on_images(opts, options, folder)
-    except UserError:  # there are no training images
-        found = None
-    if found is None:
-        paths = prepared_folders(options.get("data_dir", []))
-        found = folder.resolve() in [path.resolve() for path in paths]
-    return found
-
-
-def trained_on_images(opts, options, folder):
-    """Tell by its images whether a run was trained on a dataset; None where this can't be told.
-
-    Raises UserError where the folder has no training images, or too few for the run's options.
-    """
-    train_all, val_ids = options.get("train_all", False), options.get("val_ids", 0)
-    num_ids, rows = options.get("num_ids"), opts.get("sources")
-    if rows:  # of several datasets, whose classes are numbered one after the other
-        known = sum(row["identities"] for row in rows) == opts["class_num"]
-        if val_ids or num_ids is not None or not known:
-            return None
-        images, first = training_splits(folder, train_all).train, 0
-        for row in rows:
-            found = fingerprint([s._replace(label=s.label + first) for s in images])
-            if found.items() <= row.items():
-                return True
-            first += row["identities"]
-        return False
-    splits = training_splits(folder, train_all, val_ids, num_ids, options.get("seed", 0))
-    if opts.get("classes_sha256") not in (None, classes_hash(splits.train + splits.validation)):
-        return False
-    parts = {"held_out": splits.validation}
-    if not opts.get("generated"):  # else these are in the fingerprint, too
-        parts["dataset"] = splits.train
-    told = {name: part for name, part in parts.items() if part and name in opts}
-    same = [opts[name] == fingerprint(part) for name, part in told.items()]
-    return all(same) if same else None
+    if known := opts.get("datasets"):
+        return prepared_hash(folder) in known
+    paths = prepared_folders(opts.get("options", {}).get("data_dir", []))
+    return folder.resolve() in [path.resolve() for path in paths]
 
 
 def is_current(source, made, folder, arithmetic):

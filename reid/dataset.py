@@ -484,6 +484,15 @@ def datasets_read(data_dirs: list[Path], samples: list[Sample]) -> list[dict]:
     return rows
 
 
+def prepared_hash(data_dir: str | Path) -> str | None:
+    """Return a hash of a prepared folder's training images, by class, name and size.
+
+    None where there are none, as in a dataset to test on.
+    """
+    split = Path(data_dir) / "train_all_new"
+    return fingerprint(labelled_images(split))["sha256"] if split.is_dir() else None
+
+
 def eval_fingerprint(images: list[EvalImage]) -> str:
     """Return a hash of the names and sizes of EvalImages' files, and of who is on them."""
     return fingerprint([Sample(image.path, image.identity) for image in images])["sha256"]

@@ -29,6 +29,7 @@ from reid.dataset import (
     fingerprint,
     manifest,
     prepared_folders,
+    prepared_hash,
 )
 from reid.device import (
     autocast,
@@ -141,6 +142,7 @@ def measure(args: Namespace, world: World, splits: Splits, loss_function: Callab
         "class_num": count_classes(real),
         "generated": sum(sample.generated for sample in splits.train),
         "dataset": fingerprint(splits.train),
+        "datasets": [found for found in map(prepared_hash, folders) if found],
         "sources": datasets_read(folders, splits.train) if len(folders) > 1 else None,
         "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),

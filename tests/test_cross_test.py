@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -26,10 +25,8 @@ import evaluate_rerank
 import prepare
 import test as extraction
 from reid.curves import draw_matrix
-from reid.dataset import GENERATED_LABEL, Sample, training_splits
+from reid.dataset import prepared_hash
 from reid.device import GPUMemoryError
-from reid.distributed import World
-from reid.engine import measure
 from reid.files import write_json
 
 CPU = ("--gpu_ids", "-1", "--workers", 0, "--precision", "fp32")
@@ -87,47 +84,18 @@ def test_the_table_is_that_of_single_evaluations(flags, tmp_path, capsys):
 def test_the_images_decide_what_a_run_was_trained_on(tmp_path):
     """Not where they lie, nor their names and identities, which x and y have in common."""
     x, y = (make_prepared(make_market(tmp_path / name)) for name in "xy")
-    world = World(0, 1, torch.device("cpu"), [])
-    generated = [Sample(save_image(tmp_path / "gen.jpg"), GENERATED_LABEL, generated=1)]
-
-    def trained(*folders, train_all=False, more=(), **some):
-        options = {"data_dir": list(map(str, folders)), "train_all": train_all, **some}
-        splits = training_splits(options["data_dir"], train_all, **some)
-        splits = splits._replace(train=[*splits.train, *more])
-        args = Namespace(**options, pretrained="none", label_run=None)
-        return {"options": options, **measure(args, world, splits, print)}
-
-    only_x = [
-        trained(x),
-        trained(x, train_all=True),
-        trained(x, num_ids=2, seed=1),
-        trained(x, val_ids=1),
-        trained(x, more=generated),
-    ]
-    unclear = [
-        trained(x, train_all=True, more=generated),  # of which no file tells real images alone
-        trained(x, y, num_ids=3),
-        {"options": {"data_dir": str(x)}},  # of an older version
-    ]
-    several = [trained(x, y), trained(x, y, train_all=True), trained(y, x, more=generated)]
-    for opts in [*only_x, *unclear, *several]:
-        assert cross_test.trained_on(opts, x)
-    for opts in only_x:
-        assert not cross_test.trained_on(opts, y)
-    for opts in several:
-        assert cross_test.trained_on(opts, y)
+    options = {"data_dir": str(x)}
+    on_x = {"options": options, "datasets": [prepared_hash(x)]}
+    on_both = {"options": options, "datasets": [prepared_hash(x), prepared_hash(y)]}
+    older = {"options": options}
+    for opts, expected in ((on_x, [True, False]), (on_both, [True, True]), (older, [True, False])):
+        assert [cross_test.trained_on(opts, folder) for folder in (x, y)] == expected
     moved = x.rename(tmp_path / "elsewhere")
     y.rename(x)
-    for opts in only_x:
-        assert cross_test.trained_on(opts, moved)
-        assert not cross_test.trained_on(opts, x)
-    for opts in several:
-        assert cross_test.trained_on(opts, moved)
-    for opts in unclear:  # where the path decides
-        assert not cross_test.trained_on(opts, moved)
-        assert cross_test.trained_on(opts, x)
-    shutil.rmtree(moved / "train_new")
-    assert not cross_test.trained_on(only_x[0], moved)
+    for opts, expected in ((on_x, [True, False]), (on_both, [True, True]), (older, [False, True])):
+        assert [cross_test.trained_on(opts, folder) for folder in (moved, x)] == expected
+    shutil.rmtree(moved / "train_all_new")
+    assert not cross_test.trained_on(on_x, moved)
 
 
 def test_features_are_kept_as_long_as_they_are_true(flags, tmp_path, monkeypatch, capsys):
