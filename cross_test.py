@@ -169,7 +169,7 @@ def trained_on(opts: dict, folder: Path) -> bool:
 
     opts: the run's opts.json. That of an older version knows paths alone, and these decide then.
     """
-    if known := opts.get("datasets"):
+    if known := opts.get("train_all_sha256"):
         return prepared_hash(folder) in known
     paths = prepared_folders(opts.get("options", {}).get("data_dir", []))
     return folder.resolve() in [path.resolve() for path in paths]

@@ -69,7 +69,7 @@ class RandomErasing:
     def erase(self, images: Tensor, rectangles: Tensor) -> Tensor:
         """Fill the rectangles of `images` [B, 3, H, W], on any device; returns the images.
 
-        They are filled in place, on a CPU only where they are channels_last.
+        On a CPU, where they are channels_last, they are filled in place.
         """
         if images.device.type == "cpu":
             # Views of the images row by row, where the fill is one long run of numbers: channel
@@ -81,9 +81,10 @@ class RandomErasing:
                 image[top : top + tall, 3 * left : 3 * (left + wide)] = fill[: 3 * wide]
             return torch.from_numpy(pixels).permute(0, 3, 1, 2)
         mask = self.masks(rectangles.to(images.device), *images.shape[2:])
-        for channel, fill in zip(images.unbind(1), self.mean, strict=True):
-            channel.masked_fill_(mask, fill)
-        return images
+        fill = torch.tensor(self.mean)[:, None, None]
+        if images.device.type == "cuda":  # it is not waited for
+            fill = fill.pin_memory().to(images.device, non_blocking=True)
+        return torch.where(mask[:, None], fill.to(images.device), images)
 
     @staticmethod
     def masks(rectangles, height, width):

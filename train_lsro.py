@@ -3,7 +3,7 @@
 A real image is taught its identity, a generated one the uniform distribution over all identities,
 or what another rule (--gan_label) gives it.
 
-    python train_lsro.py --data_dir data/Market-1501-v15.09.15/pytorch --num_generated 24000
+    python train_lsro.py --data_dir data/Market-1501-v15.09.15/pytorch --num_generated 12000
     python train_lsro.py --gan_label pseudo --gan_batch 16 --split_bn --name pseudo
     python train_lsro.py --gan_label sls --label_run ft_ResNet50 --name sls
 

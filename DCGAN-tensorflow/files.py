@@ -43,9 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     temporary = partial_name(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: is no regular file; name another")  # but a device or a pipe
     with writing(path), locked(path, wait=True):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"{path}: is no regular file; name another")  # but a device or a pipe
         try:
             temporary.unlink(missing_ok=True)
             yield temporary

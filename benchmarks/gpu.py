@@ -40,7 +40,7 @@ import train_lsro
 from re_ranking import rerank
 from reid import losses
 from reid.dataset import Sample
-from reid.device import device_name, dtype_for, faster_dtype, to_device
+from reid.device import device_name, dtype_for, faster_dtype, set_up, to_device
 from reid.distributed import World, join_world, leave_world
 from reid.engine import Learner
 from reid.features import extract_batches, fold_for_inference, view_features
@@ -362,6 +362,7 @@ class Setting:
         flags = ["--batchsize", str(batchsize), "--warm_epoch", "0", *flags]
         world = self.world()
         net = build_network(backbone, CLASSES, "none", self.size)
+        set_up(self.device)
         dtype = faster_dtype(net, self.device, self.size, batchsize, training=True)
         learner = self.learner(world, flags, backbone, dtype=dtype)
         learner.read(self.samples(), [])

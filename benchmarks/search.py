@@ -108,12 +108,12 @@ def measure(what, run, index, queries):
     """Make an index file, or time queries with it: seconds of each, and peak memory in GB."""
     if what == "make":
         return make_files(Path(run), Path(index))
-    from reid.device import set_up
+    from reid.device import choose_device, set_up
     from reid.features import Embedder
     from reid.gallery import Gallery
 
+    set_up(choose_device()[0])
     embed = Embedder(run)
-    set_up(embed.device)
     found = {"load": [], "query": [], "features": [], "search": []}
     with Gallery(embed.made_by, embed.dim, index) as gallery:
         if what == "memory":

@@ -1,4 +1,4 @@
-"""Decoded images in one file beside the dataset: every process maps it, the next run finds it.
+"""Decoded images in files beside the dataset: every process maps them, the next run finds them.
 
     <data_dir>/cache/<key>.bin     the pixels of all images, one image after the other
     <data_dir>/cache/<key>.json    the images' sizes and a checksum of the pixels, written last
@@ -29,7 +29,7 @@ from reid.errors import UserError
 from reid.files import CAN_LOCK, demand, locked, read_json, replacing, write_json
 
 VERSION = 2  # raise it when images are decoded otherwise, so that older files are not taken
-BUDGET = 8 * 1024**3  # bytes of all files in one folder; the oldest make room
+BUDGET = 8 * 1024**3  # bytes of all files in one folder; what was used longest ago makes room
 AHEAD = 256  # images that are decoded before their pixels are written
 
 
@@ -44,7 +44,10 @@ def shared_images(
     """
     stem = folder / key_of(paths, about, folder)
     images = stored_images(stem)
-    if images is None:
+    if images is not None:
+        with suppress(OSError):  # of a folder that may not be written
+            os.utime(stem.with_suffix(".bin"))  # `make_room` takes others first
+    else:
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -161,7 +164,7 @@ def read_ahead(
 
 
 def make_room(stem):
-    """Delete the files that were made longest ago while all of a folder are over the BUDGET.
+    """Delete the files that were used longest ago while all of a folder are over the BUDGET.
 
     Also what killed processes have left half-written; who still writes holds its lock.
     """

@@ -302,7 +302,8 @@ def training_splits(
     People and cameras of several are different ones, whatever their numbers. The first image of
     each identity is held out for validation (`val_new`); with `train_all` none is. val_ids: number
     of identities to hold out whole, evenly spaced. num_ids: number of the others to train on, drawn
-    by the seed (None: all); their classes are numbered anew.
+    by the seed (None: all); their classes are numbered anew. Raises UserError where there are too
+    few identities.
     """
     train, validation, count = [], [], 0
     for dataset, folder in enumerate(prepared_folders(data_dir)):
@@ -348,6 +349,8 @@ def labelled_splits(data_dir, train_all):
     check_prepared(data_dir)
     if train_all:
         return labelled_images(data_dir / "train_all_new"), []
+    if not (data_dir / "train_new").exists() and has_no_train(data_dir):
+        raise UserError(f"{data_dir}: has one image of each identity; add --train_all")
     return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
 
 
@@ -438,8 +441,8 @@ def unlabelled_images(gen_dir: str | Path, splits: Splits | None = None) -> list
             f"{gen_dir}: no such folder; generate images with DCGAN-tensorflow, or name --gen_dir"
         )
     whole = gen_dir.resolve()
-    of_prepared = is_prepared(whole.parent) and whole.name in ("query", "gallery", "multi-query")
-    if is_prepared(whole) or of_prepared:
+    tested = all((whole.parent / name).is_dir() for name in ("query", "gallery"))
+    if is_prepared(whole) or (tested and whole.name in ("query", "gallery", "multi-query")):
         raise UserError(f"{gen_dir}: has images to test on; name a folder such as train_all_new")
     left_out = []
     found = walk_images(gen_dir, left_out, lambda path: Path(path).name == GENERATED_FOLDER)

@@ -142,7 +142,7 @@ def measure(args: Namespace, world: World, splits: Splits, loss_function: Callab
         "class_num": count_classes(real),
         "generated": sum(sample.generated for sample in splits.train),
         "dataset": fingerprint(splits.train),
-        "datasets": [found for found in map(prepared_hash, folders) if found],
+        "train_all_sha256": [found for found in map(prepared_hash, folders) if found],
         "sources": datasets_read(folders, splits.train) if len(folders) > 1 else None,
         "gan_manifest": manifest(splits.train),
         "pretrained_sha256": weights_hash(args.pretrained),
@@ -166,11 +166,12 @@ def choose_dtype(args, world, net, opts):
                 "--gpu_ids: this run computes in bf16, which DataParallel can't; name one GPU"
             )
         if precision == "bf16" and not computes_bf16(world.device):
-            say("warning: --resume: this run computes in bf16, which is slow on this hardware")
+            say("warning: --resume: this run computes in bf16, which may be slow here")
     dtype = dtype_for(world.device, precision, world.gpus)
     if precision == "auto" and dtype:
         set_up(world.device)  # the trial's arithmetic is that of training
-        size, batchsize = (args.height, args.width), max(1, args.batchsize // world.size)
+        size = args.height, args.width
+        batchsize = max(2, args.batchsize // world.size)  # batch norm needs two images
         dtype = faster_dtype(net, world.device, size, batchsize, training=True)
         world.say(f"{dtype_name(dtype)} is the faster arithmetic for {net.backbone} here")
     return dtype

@@ -4,6 +4,7 @@ import importlib
 import runpy
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ from reid.checkpoint import Run
 from reid.dataset import Sample
 from reid.device import choose_device, dtype_for
 from reid.distributed import World, join_world
-from reid.engine import check_batchsize, choose_dtype, warn
-from reid.errors import UserError
+from reid.engine import check_batchsize, choose_dtype, leaving_clean, warn
+from reid.errors import Interrupted, UserError
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
 SMALL = (*CPU, "--pretrained", "none", "--height", "64", "--width", "32", "--use_dense")
@@ -219,7 +220,29 @@ def test_a_run_in_bf16_goes_on_elsewhere(capsys):
         patch.setattr("reid.engine.computes_bf16", lambda device: False)
         dtype = choose_dtype(args, World(0, 1, torch.device("cpu"), []), None, opts)
     assert dtype == torch.bfloat16
-    assert "bf16, which is slow on this hardware" in capsys.readouterr().err
+    assert "bf16, which may be slow here" in capsys.readouterr().err
+
+
+def test_the_trial_of_arithmetic_has_two_images_or_more(monkeypatch):
+    """Also where each process gets one image of a batch: batch norm takes no single one."""
+    tried = []
+    monkeypatch.setattr("reid.device.computes_bf16", lambda device: True)
+    monkeypatch.setattr("reid.engine.faster_dtype", lambda *some, **kinds: tried.append(some[3]))
+    args = train_baseline.get_parser().parse_args(["--batchsize", "8"])
+    net = Namespace(backbone="resnet50")
+    for processes in (8, 2):
+        choose_dtype(args, World(0, processes, torch.device("cpu"), []), net, {})
+    assert tried == [2, 4]
+
+
+def test_each_of_several_machines_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    says = r"go on with: the same command and --resume, on each machine"
+    with (
+        pytest.raises(Interrupted, match=says),
+        leaving_clean(Run(tmp_path), World(0, 8, torch.device("cpu"), [])),
+    ):
+        raise KeyboardInterrupt
 
 
 def test_gpus_are_torchruns_to_give(monkeypatch):

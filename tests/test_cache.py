@@ -127,14 +127,21 @@ def test_the_oldest_files_make_room(paths, monkeypatch):
     size = sum(read(path).nbytes for path in paths)
     monkeypatch.setattr(cache, "BUDGET", 2 * size)
     folder = paths[0].parent / "cache"
-    for number in range(4):
-        shared(paths, about=number)
+
+    def age():
         for file in folder.glob("*.bin"):  # a second older than it is
             facts = os.stat(file)
             os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns - 10**9))
+
+    for number in range(4):
+        shared(paths, about=number)
+        age()
     assert len(list(folder.iterdir())) == 4
-    for number in (2, 3):
+    for number in (3, 2):
         shared(paths, must_not_read, about=number)
+        age()
+    shared(paths, about=4)
+    shared(paths, must_not_read, about=2)  # it was used after 3
     monkeypatch.setattr(cache, "BUDGET", size - 1)  # never the one that is asked for
     shared(paths, about=5)
     shared(paths, must_not_read, about=5)
@@ -232,11 +239,11 @@ def test_runs_with_and_without_generated_images_share_the_real_ones(prepared, tm
     places = ("--data_dir", prepared, "--model_dir", tmp_path, *FLAGS, "--cache", "file")
     call(train_baseline.main, *places, "--name", "baseline")
     [real] = (prepared / "cache").glob("*.bin")
-    made = real.stat().st_mtime_ns
+    made = real.stat().st_ino
     save_image(prepared / "train_new" / "gen_0000" / "a.png")
     call(train_lsro.main, *places, "--name", "lsro")
     assert len(list((prepared / "cache").glob("*.bin"))) == 2
-    assert real.stat().st_mtime_ns == made
+    assert real.stat().st_ino == made
 
 
 def test_a_folder_that_cannot_be_written(prepared, tmp_path, capsys):

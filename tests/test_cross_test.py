@@ -85,8 +85,8 @@ def test_the_images_decide_what_a_run_was_trained_on(tmp_path):
     """Not where they lie, nor their names and identities, which x and y have in common."""
     x, y = (make_prepared(make_market(tmp_path / name)) for name in "xy")
     options = {"data_dir": str(x)}
-    on_x = {"options": options, "datasets": [prepared_hash(x)]}
-    on_both = {"options": options, "datasets": [prepared_hash(x), prepared_hash(y)]}
+    on_x = {"options": options, "train_all_sha256": [prepared_hash(x)]}
+    on_both = {"options": options, "train_all_sha256": [prepared_hash(x), prepared_hash(y)]}
     older = {"options": options}
     for opts, expected in ((on_x, [True, False]), (on_both, [True, True]), (older, [True, False])):
         assert [cross_test.trained_on(opts, folder) for folder in (x, y)] == expected

@@ -7,8 +7,8 @@ also refuses kernels that CUDA has not.
 
 Not to be had this way: backward passes (autograd asks the driver for a stream), so that steps get
 made gradients; pinned memory, drivers and what is asked of them; re-ranking's sparse product
-(FakeTensorMode has no sparse tensors), so that pairs are multiplied densely here; reading a state
-onto a device, and saving it from there; --compile, DataParallel and NCCL; the digits of CUDA's own
+(FakeTensorMode has no sparse tensors), so that pairs are multiplied densely here; saving a state
+from a device; --compile, DataParallel and NCCL; the digits of CUDA's own
 kernels. A training step's numbers stop at the first batch norm, which is cuDNN's.
 """
 

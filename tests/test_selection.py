@@ -98,7 +98,8 @@ def test_unlabelled_images_are_those_of_others(six_people, tmp_path):
         save_image(again / hidden / "x.jpg", seed=7)
     assert len(generated_images(again)) == 3
     (tmp_path / "pytorch" / "train_all").mkdir()
-    (six_people / "gallery").mkdir(exist_ok=True)
+    for name in ("query", "gallery"):
+        (six_people / name).mkdir(exist_ok=True)
     for folder in (six_people, six_people / "gallery"):
         with pytest.raises(UserError, match=r"pytorch.*: has images to test on"):
             generated_images(folder)

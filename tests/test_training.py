@@ -82,7 +82,7 @@ def test_run_folder(finished):
     assert opts["class_num"] == 3
     assert opts["generated"] == 0
     assert opts["dataset"]["images"] == 9
-    assert {"command", "versions", "git", "device", "arithmetic", "datasets"} <= opts.keys()
+    assert {"command", "versions", "git", "device", "arithmetic", "train_all_sha256"} <= opts.keys()
     log = log_of(run)
     assert [line["epoch"] for line in log] == [1, 2, 3, 4]
     assert {"train_loss", "train_top1err", "val_loss", "val_top1err", "lr"} <= log[0].keys()
