@@ -33,6 +33,7 @@ from pathlib import Path
 import torch
 
 import train_lsro
+from reid.batches import batch_options, check_batchsize
 from reid.checkpoint import FREE_ON_RESUME, Run, changed_option
 from reid.comparison import (
     Cell,
@@ -53,7 +54,6 @@ from reid.dataset import (
 )
 from reid.device import choose_device, dtype_for
 from reid.distributed import World
-from reid.engine import batch_options, check_batchsize
 from reid.errors import Interrupted, UserError, run
 from reid.files import demand, read_results, write_json, write_text
 from reid.losses import needs_a_run

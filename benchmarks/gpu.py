@@ -42,8 +42,8 @@ from reid import losses
 from reid.dataset import Sample
 from reid.device import device_name, dtype_for, faster_dtype, set_up, to_device
 from reid.distributed import World, join_world, leave_world
-from reid.engine import Learner
 from reid.features import extract_batches, fold_for_inference, view_features
+from reid.learner import Learner
 from reid.loading import Batch, EvalBatches
 from reid.options import parse_training
 from reid.transforms import EvalTransform, TrainTransform, enlarged

@@ -37,8 +37,8 @@ from reid import losses
 from reid.dataset import labelled_images
 from reid.device import choose_device, device_name, dtype_for, to_device
 from reid.distributed import World
-from reid.engine import Learner
 from reid.features import extract_batches, fold_for_inference
+from reid.learner import Learner
 from reid.loading import EvalBatches
 from reid.optimizer import sgd
 from reid.transforms import EvalTransform

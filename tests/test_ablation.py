@@ -19,8 +19,8 @@ from PIL import Image
 from scipy import stats
 
 import ablation
+from reid.batches import batch_options
 from reid.dataset import Sample
-from reid.engine import batch_options
 from reid.files import sha256
 from reid.intervals import (
     adjusted,

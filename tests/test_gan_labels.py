@@ -18,12 +18,13 @@ import train_baseline
 import train_lsro
 from model import IMAGENET, ft_net_dense
 from reid import losses
+from reid.batches import batch_options, check_batchsize, check_data_parallel
 from reid.checkpoint import Run
 from reid.dataset import Sample, generated_images, labelled_images, training_splits
 from reid.distributed import BatchKinds, WholeBatchNorm, World, distribute
-from reid.engine import Learner, batch_options, check_batchsize, check_data_parallel
 from reid.errors import UserError
 from reid.gan_labels import Teacher, nearest_centres
+from reid.learner import Learner
 from reid.loading import Batch, StepSampler, TrainBatches
 from reid.weights import load_network
 

@@ -30,7 +30,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 import evaluate_gan
 import re_ranking
 import train_lsro
-from reid import engine, gan_labels, losses
+from reid import gan_labels, losses
 from reid.checkpoint import Run, load_trained
 from reid.dataset import Sample
 from reid.device import faster_dtype, to_device
@@ -38,6 +38,7 @@ from reid.distributed import BatchKinds, WholeBatchNorm, World
 from reid.explain import explain
 from reid.features import Embedder, extract, fold_for_inference, view_features
 from reid.files import update_results
+from reid.learner import Learner
 from reid.loading import Batch
 from reid.transforms import EvalTransform, TrainTransform, normalise
 from reid.weights import build_network
@@ -344,7 +345,7 @@ def test_step(card, made_gradients, recipe, backbone, dtype):
     args = options_of(recipe)
     net = network(backbone, args)
     with card() as numbers:
-        learner = engine.Learner(args, ALONE, net, dtype, losses.label_rule("lsro"))
+        learner = Learner(args, ALONE, net, dtype, losses.label_rule("lsro"))
         made_gradients.learner = learner
         learner.net.train()
         loss, counts = learner.step(batch(numbers))
@@ -403,7 +404,7 @@ def test_losses_over_features(card, loss):
 def test_step_with_targets_of_the_mean_network(card, made_gradients, recipe):
     args = options_of(f"{recipe} --gan_label consistency --ema 0.9")
     with card() as numbers:
-        learner = engine.Learner(
+        learner = Learner(
             args, ALONE, network("resnet18", args), BF16, losses.label_rule("consistency")
         )
         made_gradients.learner = learner
@@ -418,7 +419,7 @@ def test_step_with_targets_of_the_mean_network(card, made_gradients, recipe):
 def test_step_with_split_batch_norm(card, made_gradients, backbone, dtype):
     args = options_of("--split_bn --gan_batch 2 --num_generated 2")
     with card() as numbers:
-        learner = engine.Learner(args, ALONE, network(backbone), dtype, losses.label_rule("lsro"))
+        learner = Learner(args, ALONE, network(backbone), dtype, losses.label_rule("lsro"))
         made_gradients.learner = learner
         learner.net.train()
         loss, _ = learner.step(batch(numbers))
@@ -493,9 +494,7 @@ def test_epoch(card, made_gradients, tmp_path, flags):
     args = options_of(f"{flags} --num_generated 6")
     real, generated = samples(tmp_path)
     with card():
-        learner = engine.Learner(
-            args, ALONE, network("resnet18", args), None, losses.label_rule("lsro")
-        )
+        learner = Learner(args, ALONE, network("resnet18", args), None, losses.label_rule("lsro"))
         made_gradients.learner = learner
         learner.read(real + generated, real[:4])
         line = learner.epoch(1)

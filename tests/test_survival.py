@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, TINY, call, exit_code, make_market, make_prepared, tiny_network
 
 import train_baseline
-from reid import engine
+from reid import learner
 from reid.checkpoint import Run
 from reid.errors import Interrupted, UserError
 
@@ -162,7 +162,7 @@ def test_interrupted_in_the_first_epoch(prepared, tmp_path, monkeypatch):
     start_from = ["--epochs", 2, "--pretrained", tmp_path / "net_last.pth"]
     words = flags(prepared, tmp_path, "early", *start_from)
     with monkeypatch.context() as patch:
-        patch.setattr("reid.engine.Learner.step", interrupt)
+        patch.setattr("reid.learner.Learner.step", interrupt)
         with pytest.raises(Interrupted, match="--resume"):
             call(train_baseline.main, *words)
     call(train_baseline.main, *words, "--resume")
@@ -278,14 +278,14 @@ def test_a_diverged_epoch_is_not_saved(prepared, tmp_path, monkeypatch):
     words = flags(prepared, tmp_path, "r", "--epochs", 3, "--batchsize", 9)
     with pytest.raises(UserError, match="epoch 1: the validation loss is infinite or NaN"):
         call(train_baseline.main, *words, "--lr", "1e30")
-    step = engine.Learner.step
+    step = learner.Learner.step
 
     def overflowing(learner, *batch):
         done = step(learner, *batch)
         next(learner.net.parameters()).data[0] = float("inf")
         return done
 
-    monkeypatch.setattr(engine.Learner, "step", overflowing)
+    monkeypatch.setattr(learner.Learner, "step", overflowing)
     with pytest.raises(UserError, match="epoch 1: the weights are infinite or NaN"):
         call(train_baseline.main, *words)
     assert not (tmp_path / "r").exists()

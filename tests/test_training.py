@@ -18,7 +18,7 @@ from PIL import Image
 import train_baseline
 import train_lsro
 from model import IMAGENET, ft_net
-from reid import engine, optimizer
+from reid import engine, learner, optimizer
 from reid.checkpoint import Run
 from reid.dataset import labelled_images
 from reid.errors import UserError
@@ -116,8 +116,8 @@ def test_validation_is_that_of_the_saved_weights(finished, shared):
 
 def test_rate_of_each_step(shared, tmp_path, monkeypatch):
     """Two steps an epoch: it rises from step to step of the first, and is a tenth in the second."""
-    seen, set_rate = [], engine.set_rate
-    monkeypatch.setattr(engine, "set_rate", lambda *a: seen.append(a[1]) or set_rate(*a))
+    seen, set_rate = [], learner.set_rate
+    monkeypatch.setattr(learner, "set_rate", lambda *a: seen.append(a[1]) or set_rate(*a))
     flags = ("--epochs", 2, "--warm_epoch", 1, "--lr_step", 1)
     run = train(train_baseline.main, shared, tmp_path, "r", *flags)
     assert seen == pytest.approx([0.1, 0.55, 0.1, 0.1])
@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_is_not_finished(shared, tmp_path, begun, monkeypatch
         raise KeyboardInterrupt
 
     update_results(begun / "results.json", "evaluate", {"mAP": 0.5})
-    monkeypatch.setattr(engine.Learner, "step", interrupt)
+    monkeypatch.setattr(learner.Learner, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(train_baseline.main, shared, tmp_path, "r", "--epochs", 2, "--resume")
     assert read_results(begun / "results.json") == {"evaluate": {"mAP": 0.5}}

@@ -16,8 +16,8 @@ from reid import losses
 from reid.checkpoint import unwrap
 from reid.dataset import generated_images, labelled_images
 from reid.distributed import join_world, leave_world
-from reid.engine import Learner
 from reid.gan_labels import Teacher
+from reid.learner import Learner
 from reid.options import parse_training
 from reid.weights import build_network
 
