@@ -202,8 +202,8 @@ def start_backend() -> str:
     # one where there is none. The same command should do the same for everyone, so Keras gets a
     # home that is no folder: it can neither read nor make a file there.
     os.environ["KERAS_HOME"] = os.devnull
-    # On CPUs without AVX-512 TensorFlow leaves out oneDNN, with which a step takes two thirds of the
-    # time.
+    # By itself TensorFlow leaves out oneDNN on CPUs without AVX-512, where a step takes two thirds
+    # of the time with it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend not in ("tensorflow", "torch"):
