@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from reid.dataset import Sample, prepared_folders
 from reid.distributed import World
-from reid.errors import UserError, say
+from reid.errors import UserError
 
 
 def check_data_parallel(args: Namespace, world: World) -> None:
@@ -76,18 +76,3 @@ def check_balance(args, samples):
 def compares(args):
     """Tell whether the recipe has a loss that compares images of a batch."""
     return args.triplet > 0 or args.circle > 0
-
-
-def warn(args: Namespace, world: World) -> None:
-    """Say on standard error what is allowed, but hardly meant: DataParallel, an endless warm-up."""
-    if world.first and args.warm_epoch >= args.epochs:
-        say(
-            f"warning: --warm_epoch {args.warm_epoch}: the learning rate still rises in the last "
-            f"of {args.epochs} epochs; lower it"
-        )
-    number = len(world.gpus)
-    if number:
-        say(
-            f"warning: DataParallel: batch norm sees 1/{number} of each batch, which cost the 2018 "
-            f"code 8 points of Rank@1 on three GPUs; torchrun --nproc_per_node {number} does not"
-        )

@@ -21,12 +21,12 @@ import test as extraction
 import train_baseline
 import train_lsro
 from model import ft_net, ft_net_dense
-from reid.batches import check_batchsize, warn
+from reid.batches import check_batchsize
 from reid.checkpoint import Run
 from reid.dataset import Sample
 from reid.device import choose_device, dtype_for
 from reid.distributed import World, join_world
-from reid.engine import choose_dtype, leaving_clean
+from reid.engine import choose_dtype, leaving_clean, warn
 from reid.errors import Interrupted, UserError
 
 CPU = ("--gpu_ids", "-1", "--workers", "0")
