@@ -41,7 +41,7 @@ from reid.dataset import (
     list_images,
     manifest,
 )
-from reid.device import dtype_name, set_up
+from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
 from reid.features import eval_transforms, extract, inference_dtype, ready
@@ -302,7 +302,6 @@ def features_of(images, args, world):
         trained, source = feature_space(args)
         dtype = None
         if world.first:
-            set_up(world.device)  # the trial's arithmetic is that of the work
             dtype = inference_dtype(
                 trained, world.device, args.precision, args.batchsize, world.gpus
             )

@@ -21,7 +21,7 @@ from reid.dataset import (
     eval_images,
     has_no_train,
 )
-from reid.device import dtype_name, set_up
+from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
 from reid.features import (
@@ -88,7 +88,6 @@ def main(argv=None):
         check_storable(args.mat, data_dir.resolve(), splits, trained.net.dim(trained.layer))
         dtype = None
         if world.first:
-            set_up(world.device)  # the trial's arithmetic is that of the work
             dtype = inference_dtype(
                 trained, world.device, args.precision, args.batchsize, world.gpus
             )

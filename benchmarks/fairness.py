@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model import ft_net_dense
 from reid import metrics
 from reid.dataset import eval_images
-from reid.device import choose_device, dtype_for, to_device
+from reid.device import choose_device, dtype_for, set_up, to_device
 from reid.errors import run
 from reid.features import extract_batches
 from reid.images import read_image
@@ -46,6 +46,7 @@ def main(argv=None):
     data_dir = Path(args.data_dir)
     splits = [eval_images(data_dir / name) for name in ("query", "gallery")]
     device, _ = choose_device()
+    set_up(device)
     torch.manual_seed(args.seed)
     net = to_device(ft_net_dense(1), device)
     transform = EvalTransform(enlarged(args.height, args.width))

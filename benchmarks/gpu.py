@@ -415,6 +415,7 @@ class Setting:
 
     def extract(self, backbone):
         """Measure extraction as test.py does it, images decoded by processes on the way."""
+        set_up(self.device)
         dtype = dtype_for(self.device)
         size = enlarged(*self.size)
         transform, paths = EvalTransform(size), [sample.path for sample in self.samples()]

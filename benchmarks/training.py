@@ -35,7 +35,7 @@ from torchvision import transforms
 import train_baseline
 from reid import losses
 from reid.dataset import labelled_images
-from reid.device import choose_device, device_name, dtype_for, to_device
+from reid.device import choose_device, device_name, dtype_for, set_up, to_device
 from reid.distributed import World
 from reid.features import extract_batches, fold_for_inference
 from reid.learner import Learner
@@ -153,6 +153,7 @@ class Ours:
     """The project's own code, part by part."""
 
     def __init__(self, args, device, classes, samples):
+        set_up(device)
         flags = ["--pretrained", "none", "--cache", "ram", "--batchsize", str(args.batchsize)]
         self.options = train_baseline.get_parser().parse_args(flags)
         self.world = World(0, 1, device, [])

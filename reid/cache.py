@@ -1,7 +1,6 @@
 """Decoded images in files beside the dataset: every process maps them, the next run finds them.
 
-    <data_dir>/cache/<key>.bin     the pixels of all images, one image after the other
-    <data_dir>/cache/<key>.json    the images' sizes and a checksum of the pixels, written last
+    <data_dir>/cache/<key>.npy    NumPy's format, uint8 [N, h, w, 3], and behind it a checksum
 
 The key is a hash of all that the pixels depend on: names, sizes and times of the files, what is
 done to them, Pillow's version. So a file of other images or sizes is never taken; nor is one whose
@@ -9,6 +8,7 @@ checksum is wrong. The operating system keeps one copy in memory, whatever the n
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 
@@ -26,27 +27,28 @@ import PIL
 from tqdm import tqdm
 
 from reid.errors import UserError
-from reid.files import CAN_LOCK, demand, locked, read_json, replacing, write_json
+from reid.files import CAN_LOCK, locked, replacing
 
 VERSION = 2  # raise it when images are decoded otherwise, so that older files are not taken
 BUDGET = 8 * 1024**3  # bytes of all files in one folder; what was used longest ago makes room
 AHEAD = 256  # images that are decoded before their pixels are written
+CHECKSUM = 4  # bytes
 
 
 def shared_images(
     paths: list[Path], read: Callable, about: object, folder: Path, threads: int, label: str
-) -> list[np.ndarray]:
-    """Return the arrays of images, uint8 [h, w, 3], as views of the file in `folder` that has them.
+) -> np.ndarray:
+    """Return images, uint8 [N, h, w, 3], as a view of the file in `folder` that has them.
 
     The file is made where there is none; other processes wait for it meanwhile. read: decodes an
-    image; about: what `read` does, as JSON can hold it. Raises UserError for an image that can't be
-    read, or where the file can't be written.
+    image to [h, w, 3], the same for all; about: what `read` does, as JSON can hold it. Raises
+    UserError for an image that can't be read, or where the file can't be written.
     """
-    stem = folder / key_of(paths, about, folder)
-    images = stored_images(stem)
+    file = cache_file(paths, about, folder)
+    images = stored_images(file)
     if images is not None:
         with suppress(OSError):  # of a folder that may not be written
-            os.utime(stem.with_suffix(".bin"))  # `make_room` takes others first
+            os.utime(file)  # `make_room` takes others first
     else:
         try:
             folder.mkdir(exist_ok=True)
@@ -54,28 +56,28 @@ def shared_images(
             raise UserError(
                 f"{folder}: can't be made ({error.strerror}); take --cache ram"
             ) from None
-        with locked(stem, patience=math.inf):
-            images = stored_images(stem)  # another process may have made it
+        with locked(file.with_suffix(""), patience=math.inf):
+            images = stored_images(file)  # another process may have made it
             if images is None:
-                store(stem, decoded(paths, read, threads, label))
-                make_room(stem)
-                images = stored_images(stem)
+                store(file, len(paths), decoded(paths, read, threads, label))
+                make_room(file)
+                images = stored_images(file)
     return images
 
 
 def is_stored(paths: list[Path], about: object, folder: Path) -> bool:
     """Tell whether there is a file of these images, be it damaged or not."""
-    return (folder / key_of(paths, about, folder)).with_suffix(".json").exists()
+    return cache_file(paths, about, folder).exists()
 
 
-def key_of(paths, about, folder):
-    """Return the name of the file for these images: a hash."""
+def cache_file(paths, about, folder):
+    """Return the path of the file for these images, named by a hash."""
     digest = hashlib.sha256(json.dumps([VERSION, about, PIL.__version__]).encode())
     for path in paths:
         facts = os.stat(path)
         digest.update(os.fsencode(f"\n{name_of(path, folder)}"))
         digest.update(f" {facts.st_size} {facts.st_mtime_ns}".encode())
-    return digest.hexdigest()[:24]
+    return folder / f"{digest.hexdigest()[:24]}.npy"
 
 
 def name_of(path, folder):
@@ -86,40 +88,29 @@ def name_of(path, folder):
         return os.path.abspath(path)
 
 
-def stored_images(stem):
-    """Return the images of a file as arrays; None where it is missing or damaged."""
+def stored_images(file):
+    """Return the images of a file as an array; None where it is missing or damaged."""
     try:
-        facts = read_json(stem.with_suffix(".json"), "")
-        demand(facts, stem, "", shapes=list, crc32=int)
-        pixels = np.memmap(stem.with_suffix(".bin"), np.uint8, "r").view(np.ndarray)
-    except (UserError, OSError, ValueError):
+        content = np.memmap(file, np.uint8, "r").view(np.ndarray)
+        if zlib.crc32(content[:-CHECKSUM]) != int.from_bytes(content[-CHECKSUM:], "little"):
+            return None
+        return np.load(file, mmap_mode="r").view(np.ndarray)
+    except (OSError, ValueError):
         return None
-    if checksum(facts["shapes"], zlib.crc32(pixels)) != facts["crc32"]:
-        return None
-    sizes = [height * width * 3 for height, width in facts["shapes"]]
-    ends = np.cumsum(sizes)
-    return [
-        pixels[end - size : end].reshape(*shape, 3)
-        for end, size, shape in zip(ends, sizes, facts["shapes"], strict=True)
-    ]
 
 
-def store(stem, images):
-    """Write arrays [h, w, 3] into a file, whole or not at all."""
-    shapes, crc32 = [], 0
-    path = stem.with_suffix(".bin")
-    with replacing(path, "take --cache ram") as temporary, open(temporary, "wb") as file:
-        for image in images:
-            file.write(image.data)
-            crc32 = zlib.crc32(image, crc32)
-            shapes.append(image.shape[:2])
-    content = {"shapes": shapes, "crc32": checksum(shapes, crc32)}
-    write_json(stem.with_suffix(".json"), content)
-
-
-def checksum(shapes, crc32):
-    """Return the checksum of a file: its pixels', `crc32`, continued over the images' sizes."""
-    return zlib.crc32(json.dumps(shapes).encode(), crc32)
+def store(file, number, images):
+    """Write that many arrays [h, w, 3] into a file, whole or not at all."""
+    images = iter(images)
+    first = next(images)
+    header, about = io.BytesIO(), np.lib.format.header_data_from_array_1_0(first)
+    np.lib.format.write_array_header_1_0(header, about | {"shape": (number, *first.shape)})
+    crc32 = 0
+    with replacing(file, "take --cache ram") as temporary, open(temporary, "wb") as output:
+        for part in chain([header.getbuffer(), first.data], (image.data for image in images)):
+            output.write(part)
+            crc32 = zlib.crc32(part, crc32)
+        output.write(crc32.to_bytes(CHECKSUM, "little"))
 
 
 def decoded(paths: list[Path], read: Callable, threads: int, label: str) -> Iterator[np.ndarray]:
@@ -163,27 +154,26 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def make_room(stem):
+def make_room(newest):
     """Delete the files that were used longest ago while all of a folder are over the BUDGET.
 
     Also what killed processes have left half-written; who still writes holds its lock.
     """
-    for part in stem.parent.glob(".*.bin.partial"):
-        key = part.name[1:].removesuffix(".bin.partial")
-        if CAN_LOCK and key != stem.name:
-            with suppress(UserError, OSError), locked(stem.with_name(key)):
+    for part in newest.parent.glob(".*.npy.partial"):
+        key = part.name[1:].removesuffix(".npy.partial")
+        if CAN_LOCK and key != newest.stem:
+            with suppress(UserError, OSError), locked(newest.with_name(key)):
                 part.unlink()
     files = []
-    for file in stem.parent.glob("*.bin"):
+    for file in newest.parent.glob("*.npy"):
         with suppress(OSError):  # another process makes room, too
             files.append((file.stat().st_mtime_ns, file.stat().st_size, file))
     total = 0
     for _, size, file in sorted(files, reverse=True):
         total += size
-        if total > BUDGET and file.stem != stem.name:
-            for half in (file.with_suffix(".json"), file):
-                with suppress(OSError):
-                    half.unlink()
+        if total > BUDGET and file != newest:
+            with suppress(OSError):
+                file.unlink()
 
 
 def has_room(folder: Path, size: float) -> bool:

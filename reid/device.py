@@ -68,8 +68,7 @@ def set_up(device: torch.device) -> None:
 
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to the device, in its layout, and set the process up for it."""
-    set_up(device)
+    """Move a network to the device, in its layout."""
     return net.to(device, memory_format=layout(device))
 
 
@@ -128,10 +127,10 @@ def faster_dtype(
 
     Depthwise convolutions are slower in bf16 on some processors, though others are twice
     as fast. size: height and width of the images. batchsize: of the work that follows, which the
-    trial does not exceed. training: whether gradients are computed, too. Scripts call `set_up`
-    before. Chance must not decide, so fp32 has to win clearly. The network stays as it is.
+    trial does not exceed. training: whether gradients are computed, too. Chance must not decide, so
+    fp32 has to win clearly. The network stays as it is.
     """
-    net = copy.deepcopy(net).to(device, memory_format=layout(device)).train(training)
+    net = to_device(copy.deepcopy(net), device).train(training)
     number = min(TRIAL_IMAGES[device.type == "cuda"], batchsize)
     images = torch.zeros(number, 3, *size, device=device)
     images = images.contiguous(memory_format=layout(device))

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reid.device import choose_device
+from reid.device import choose_device, set_up
 from reid.errors import UserError, by_torchrun, explanation
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may read the dataset much slower than the others
@@ -121,11 +121,14 @@ class World(NamedTuple):
 def join_world(gpu_ids: str | None = None) -> World:
     """Return the World of this process, joined with the others where torchrun started several.
 
+    The process is set up for its device: see `reid.device.set_up`.
+
     gpu_ids: as `reid.device.choose_device`; under torchrun, each process takes the GPU of its
     number, or the one named, or "-1" the CPU.
     """
     if not by_torchrun():
         device, gpus = choose_device(gpu_ids)
+        set_up(device)
         return World(0, 1, device, gpus)
     local, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     if gpu_ids is not None:
@@ -142,6 +145,7 @@ def join_world(gpu_ids: str | None = None) -> World:
         )
     else:
         device = torch.device("cuda", local)
+    set_up(device)
     shared = gpu_ids is not None and size > 1  # NCCL can't have one GPU twice; gloo can
     if device.type == "cuda":
         torch.cuda.set_device(device)

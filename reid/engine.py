@@ -25,7 +25,7 @@ from reid.dataset import (
     prepared_folders,
     prepared_hash,
 )
-from reid.device import computes_bf16, device_name, dtype_for, dtype_name, faster_dtype, set_up
+from reid.device import computes_bf16, device_name, dtype_for, dtype_name, faster_dtype
 from reid.distributed import World, leave_world
 from reid.errors import Interrupted, UserError, first_line, missing_package, say
 from reid.files import sha256, update_results
@@ -164,7 +164,6 @@ def choose_dtype(args, world, net, opts):
             say("warning: --resume: this run computes in bf16, which may be slow here")
     dtype = dtype_for(world.device, precision, world.gpus)
     if precision == "auto" and dtype:
-        set_up(world.device)  # the trial's arithmetic is that of training
         size = args.height, args.width
         batchsize = max(2, args.batchsize // world.size)  # batch norm needs two images
         dtype = faster_dtype(net, world.device, size, batchsize, training=True)

@@ -31,7 +31,6 @@ from reid.device import (
     choose_device,
     dtype_for,
     faster_dtype,
-    layout,
     send,
     to_device,
 )
@@ -157,7 +156,7 @@ class Embedder(ImageModel):
         self.transforms = eval_transforms(trained, scales)
         self.made_by = made_by(trained, scales)
         net = fold_for_inference(trained.net, self.dtype)
-        self.net = net.to(self.device, memory_format=layout(self.device))
+        self.net = to_device(net, self.device)
 
     def to_input(self, image: Image.Image) -> list[np.ndarray]:
         """Resize a PIL image to each scale: list of uint8 [h, w, 3]."""
