@@ -111,7 +111,7 @@ def named_folders(words):
     """Return {name: folder} of --data_dirs."""
     folders = {}
     for word in words:
-        name, equals, text = word.partition("=")
+        name, equals, text = ("", "", "") if Path(word).is_dir() else word.partition("=")
         if equals and not text:
             raise UserError(f"--data_dirs {word}: needs a name and a folder; write {word}FOLDER")
         folder = Path(text if equals else word)
@@ -182,8 +182,8 @@ def is_current(source, made, folder, arithmetic):
     """
     if source is None or (arithmetic and source.get("arithmetic") != arithmetic):
         return False
-    images = [image for split in ("query", "gallery") for image in eval_images(folder / split)]
-    return source.get("images") == eval_fingerprint(images) and source.items() >= made.items()
+    splits = {name: eval_images(folder / name) for name in ("query", "gallery")}
+    return source.get("images") == eval_fingerprint(splits) and source.items() >= made.items()
 
 
 def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:

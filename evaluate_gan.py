@@ -180,8 +180,6 @@ def main(argv=None):
     if not world.first:
         return
     real, generated, held_out = features
-    if not all(np.isfinite(some).all() for some in features):
-        raise UserError(f"{source['weights']}: makes features that are no numbers; take others")
 
     # Copies are looked for among all real images: one that is not compared may have been copied.
     distances, neighbours = gan_metrics.nearest(real, generated, NEIGHBOURS)

@@ -12,8 +12,6 @@ features added and L2-normalised. Before it is kept, it is compared with PyTorch
 import copy
 from pathlib import Path
 
-import numpy as np
-
 from reid.checkpoint import load_asked
 from reid.dataset import check_prepared, eval_images, identity_folders, list_images
 from reid.errors import UserError, run
@@ -127,7 +125,8 @@ def main(argv=None):
     paths = [entry.path for entry in queries + shown]
     facts = metadata(trained, source.name, args.precision, args.preprocess)
     expected = Eager(trained)(paths, "PyTorch")
-    plain = copy.deepcopy(trained.net)
+    score = args.precision != "fp32" and not args.skip_accuracy
+    plain = copy.deepcopy(trained.net) if score else None
     content = make(trained, facts, **calibration)  # changes the network
 
     result = {"file": str(output), "format": args.format, "metadata": facts}
@@ -136,10 +135,6 @@ def main(argv=None):
         compute, written = open_file(temporary)
         file = File(compute, written)
         exported = file(paths, "exported")
-        if not np.isfinite(exported).all():
-            raise UserError(
-                f"{output}: not written, for its features are no numbers; take a higher --precision"
-            )
         tie = TIES[args.preprocess]
         result["agreement"] = agreement(expected, exported, len(queries), tie)
         if args.precision == "fp32" and not agrees(result["agreement"]):
@@ -149,7 +144,7 @@ def main(argv=None):
                 f"{LEAST_COSINE} without swapped pairs"
             )
         result |= {"bytes": len(content), "sha256": sha256(temporary)}
-        if args.precision != "fp32" and not args.skip_accuracy:
+        if score:
             pytorch = Embedder(trained._replace(net=plain), precision="fp32")
             result["accuracy"] = {
                 name: accuracy(model, query, gallery, data_dir, name)
@@ -166,8 +161,11 @@ def default_output(args, source):
     Of a weights file the other is named after that, and lies beside it.
     """
     epoch = None if args.which_epoch == "last" else args.which_epoch
+    stride = "stride_1" if args.weights and args.last_stride == 1 else None
     inside = None if args.preprocess == "outside" else args.preprocess
-    words = ["features", epoch, args.which_layer, args.test_size, args.precision, inside]
+    sides = [f"{name}{side}" for name in ("height", "width") if (side := getattr(args, name))]
+    words = ["features", epoch, stride, args.which_layer, *sides, args.test_size]
+    words += [args.precision, inside]
     name = "_".join(word.replace(" ", "_") for word in words if word) + SUFFIXES[args.format]
     return source.with_name(f"{source.stem}_{name}") if args.weights else source / name
 

@@ -95,7 +95,3 @@ class RandomErasing:
         in_rows = (rows >= top) & (rows < top + tall)
         in_columns = (columns >= left) & (columns < left + wide)
         return in_rows[:, :, None] & in_columns[:, None, :]
-
-    def __repr__(self):
-        shape = f"area {self.sl}..{self.sh}, aspect {self.r1}..{1 / self.r1:.2f}"
-        return f"RandomErasing(p {self.probability}, {shape})"

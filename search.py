@@ -16,7 +16,6 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -117,8 +116,6 @@ def main(argv=None):
     embed = load_embedder(args, device)
     threshold, origin = find_threshold(args, folder, embed)
     queries = embed(args.query)
-    if not np.isfinite(queries).all():
-        raise UserError(f"{embed.weights}: makes features that are no numbers; take another epoch")
     if args.explain:  # better now than after the search
         embed.explain(args.query[0], args.query[0])
     with Gallery(embed.made_by, embed.dim, args.index) as gallery:

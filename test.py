@@ -98,8 +98,7 @@ def main(argv=None):
         f"{dtype_name(dtype)}"
     )
     source = locations(None if args.weights else run_folder, data_dir, args.mat)
-    images = [image for entries in splits.values() for image in entries]
-    source |= {"split": next(iter(splits)), "images": eval_fingerprint(images)}
+    source |= {"split": next(iter(splits)), "images": eval_fingerprint(splits)}
     source |= {"arithmetic": dtype_name(dtype)}
     source |= made_by(trained, args.ms)
     net = ready(trained.net, dtype, world)

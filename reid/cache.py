@@ -62,6 +62,8 @@ def shared_images(
                 store(file, len(paths), decoded(paths, read, threads, label))
                 make_room(file)
                 images = stored_images(file)
+            if images is None:
+                raise UserError(f"{file}: can't be read again once written; take --cache ram")
     return images
 
 

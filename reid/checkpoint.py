@@ -109,6 +109,7 @@ class Run:
         """Make the folder with its opts.json: `options` from the command line, `facts` measured."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.file(TESTING).unlink(missing_ok=True)  # of a run whose weights were deleted
         except OSError as error:
             raise cannot_write(self.path, error) from error
         write_json(self.file("opts.json"), {"options": options, **facts, **provenance()})

@@ -145,8 +145,10 @@ def walk_images(
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Tell whether prepare.py made a folder, from training images or from own photos."""
-    return any(os.path.exists(os.path.join(folder, n)) for n in ("train_all", IDENTITIES_FILE))
+    """Tell whether prepare.py made a folder, from a dataset or from own photos."""
+    there = {n for n in ("train_all", "gallery", IDENTITIES_FILE) if (Path(folder) / n).exists()}
+    for_testing = Path(folder).name == "pytorch" and "gallery" in there  # others may have one, too
+    return bool(there - {"gallery"}) or for_testing
 
 
 def identity_folders(split: str | Path) -> list[Path]:
@@ -496,9 +498,13 @@ def prepared_hash(data_dir: str | Path) -> str | None:
     return fingerprint(labelled_images(split))["sha256"] if split.is_dir() else None
 
 
-def eval_fingerprint(images: list[EvalImage]) -> str:
-    """Return a hash of the names and sizes of EvalImages' files, and of who is on them."""
-    return fingerprint([Sample(image.path, image.identity) for image in images])["sha256"]
+def eval_fingerprint(splits: dict[str, list[EvalImage]]) -> str:
+    """Return a hash of EvalImages by their split: the files' names and sizes, who is on them."""
+    digest = hashlib.sha256()
+    for name, images in splits.items():
+        found = fingerprint([Sample(image.path, image.identity) for image in images])
+        digest.update(f"{name} {found['sha256']}\n".encode())
+    return digest.hexdigest()
 
 
 def classes_hash(samples: list[Sample]) -> str:

@@ -70,8 +70,8 @@ def seen_by_several(sets):
 
     Junk (-1) is none; 0 is one where there are queries of it, and not the distractors.
     """
-    images = join(sets.query, sets.gallery)
-    pairs = np.unique(np.stack([images.identities, images.cameras]), axis=1)
+    facts = [(one.identities, one.cameras) for one in (sets.query, sets.gallery)]
+    pairs = np.unique(np.concatenate(facts, axis=1), axis=1)
     identities, counts = np.unique(pairs[0], return_counts=True)
     least = 0 if 0 in sets.query.identities else 1
     return identities[(counts > 1) & (identities >= least)]

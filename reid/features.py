@@ -67,7 +67,8 @@ class ImageModel:
 
         images: a list of uint8 RGB arrays [H, W, 3] of any sizes, or of paths; or one array
         [N, H, W, 3]. label: name of a progress bar, None for no bar.
-        Raises ValueError for anything else, UserError for a file that can't be read.
+        Raises ValueError for anything else, UserError for a file that can't be read, and for an
+        image whose feature is not finite.
         """
         single = isinstance(images, str | PathLike)
         paths = set() if single else {isinstance(image, str | PathLike) for image in images}
@@ -89,22 +90,25 @@ class ImageModel:
         for start in range(0, len(images), self.batchsize):
             batch = list(enumerate(images[start : start + self.batchsize], start))
             features = self.of_batch([self.to_input(as_picture(*item)) for item in batch])
-            yield from zip((number for number, _ in batch), features, strict=True)
+            for (number, _), feature in zip(batch, features, strict=True):
+                yield number, checked(f"image {number}", feature)
 
     def of_files(
         self, paths: Iterable[str | PathLike], threads: int = READERS
     ) -> Iterator[tuple[str | PathLike, np.ndarray | UserError]]:
         """Yield (path, its feature) for each path, in order.
 
-        In place of a feature comes the UserError of a file that can't be read. The next files are
-        decoded while a batch is in the network; `paths` may be a generator of millions.
+        In place of a feature comes the UserError of a file that can't be read, or whose feature is
+        not finite. The next files are decoded while a batch is in the network; `paths` may be a
+        generator of millions.
         """
         inputs = read_ahead(paths, self.read, threads, self.batchsize)
         while batch := list(islice(inputs, self.batchsize)):
             readable = [image for _, image in batch if not isinstance(image, UserError)]
             features = iter(self.of_batch(readable) if readable else ())
             for path, image in batch:
-                yield path, image if isinstance(image, UserError) else next(features)
+                unread = isinstance(image, UserError)
+                yield path, image if unread else checked(path, next(features))
 
     def read(self, path: str | PathLike) -> object:
         """Read an image file as one input of the network. Raises UserError where it is damaged."""
@@ -197,6 +201,15 @@ class Embedder(ImageModel):
         return mean_direction(scales)
 
 
+def checked(image: object, feature: np.ndarray) -> np.ndarray | UserError:
+    """Return the feature [D] of an image; in its place a UserError where it is not finite."""
+    if np.isfinite(feature).all():
+        return feature
+    return UserError(
+        f"{image}: its features are infinite or NaN; take a higher --precision, or other weights"
+    )
+
+
 def as_picture(number, image):
     """Convert image number `number`, a uint8 RGB array [H, W, 3], to a PIL image.
 
@@ -232,17 +245,22 @@ def extract(
     features, the others None.
     transforms: `EvalTransform`s, one for each scale of the images. dtype: autocast's, see
     `reid.device.dtype_for`. workers: processes that read images. label: name of the progress bar.
-    layer: see `model.ReIDNet.forward`. Raises UserError for a file that can't be read.
+    layer: see `model.ReIDNet.forward`. Raises UserError for a file that can't be read, or whose
+    feature is not finite.
     """
-    scales = []
+    scales, own_paths = [], world.shard(paths)
     for transform in transforms:
         size = f", {transform}" if len(transforms) > 1 else ""
-        batches = EvalBatches(world.shard(paths), transform, batchsize, workers, world.device)
+        batches = EvalBatches(own_paths, transform, batchsize, workers, world.device)
         with world.together():
             bar = label + size if world.first else None
             own = extract_batches(net, batches, dtype, bar, layer)
         scales.append(own)
-    parts = world.collect(mean_direction(scales))
+    own = mean_direction(scales)
+    with world.together():
+        for row in np.flatnonzero(~np.isfinite(own).all(axis=1)):
+            raise checked(own_paths[row], own[row])
+    parts = world.collect(own)
     return np.concatenate(parts) if world.first else None
 
 

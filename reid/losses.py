@@ -164,7 +164,7 @@ def needs_a_run(rule: str) -> bool:
 
 
 def own_class(classes: Sequence[int], class_num: int) -> Tensor:
-    """Return the `FixedTargets` of the rule `own`: float32 [N, K], of the classes of N images."""
+    """Return weights of `FixedTargets` by the rule `own`, of N images' classes: float32 [N, K]."""
     rows = F.one_hot(torch.as_tensor(classes, dtype=torch.long), class_num)
     return (1 - OWN_SMOOTHING) * rows + OWN_SMOOTHING / class_num
 

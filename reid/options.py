@@ -137,8 +137,8 @@ def image_size(text: str) -> str:
 
 def amount(text: str) -> int | str:
     """Parse an argument: a number of images, or a multiple of the real ones like "3x"."""
-    if re.fullmatch(r"\d+(\.\d+)?x", text) and float(text[:-1]):
-        return f"{float(text[:-1]):g}x"
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?x", text) and float(text[:-1]):
+        return f"{float(text[:-1]):.15g}x"
     return at_least(0)(text)
 
 

@@ -12,14 +12,14 @@ from reid.dataset import too_many_cameras
 from reid.errors import UserError, printable, say
 from reid.files import check_results, check_writable, update_results
 from reid.intervals import FEW, Interval, interval, mean_intervals, p_value
-from reid.mat import EvalSets, load_mat, load_multi
+from reid.mat import UNIT, EvalSets, load_mat, load_multi
 from reid.options import SCORES, Parser, add_results_option, at_least
 from reid.pictures import draw_rankings
 from reid.provenance import provenance
 from reid.verification import run_weights
 
 RANKS = (1, 5, 10)
-SAME = 1e-6  # how far from 1 the similarity of one picture with itself may be, for rounding
+SAME = 3 * UNIT  # how far from 1 the similarity of one picture with itself may be
 CURVE = 50  # ranks in the CMC curve
 TOP = 10  # images of a ranking in its picture
 LARGEST_SHOW = 300  # queries in a picture: a JPEG is 65,500 pixels high at most

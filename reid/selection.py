@@ -51,8 +51,8 @@ def choose_testing(
 ) -> dict | None:
     """Return the layer and the size with the best mAP on `people`, and all scores: a dict.
 
-    args: options of `reid.options.add_training_options`; its test_size, where given, is the only
-    one tried. Prints a table. All processes of `world` must call it; the first gets the dict.
+    args: options of a training script; its test_size, where given, is the only one tried.
+    Prints a table. All processes of `world` must call it; the first gets the dict.
     """
     parts = queries_and_gallery(people)
     kinds = [args.test_size] if args.test_size else ["same", "center", "enlarged"]

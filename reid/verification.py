@@ -259,7 +259,7 @@ class Impostors:
         pairs_with_one = weights * (images.sum() - images) + images * (weights.sum() - weights)
         left = (reaching.sum() - with_one) / (total - pairs_with_one).clip(1e-12)
         low, high = bca(draws[:, None], reaching.sum() / total, left[drawn, None])
-        return [float(low[0]), float(high[0])]
+        return np.clip([low[0], high[0]], 0, 1).tolist()
 
 
 def rates_line(rates: dict) -> str:
@@ -286,6 +286,6 @@ def pairs(query, gallery):
     rows = (row for block in similarity_blocks(query, gallery) for row in block)
     for row, identity, camera in zip(rows, query.identities, query.cameras, strict=True):
         good, junk = relevance.of(identity, camera)
-        impostor = np.ones(len(row), bool)
+        impostor = np.full(len(row), identity != JUNK_IDENTITY)
         impostor[good] = impostor[junk] = impostor[relevance.always_junk] = False
         yield impostor, good, row

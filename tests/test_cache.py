@@ -241,6 +241,13 @@ def test_runs_with_and_without_generated_images_share_the_real_ones(prepared, tm
     assert real.stat().st_ino == made
 
 
+def test_a_file_that_cannot_be_read_again(paths, monkeypatch):
+    """As when another process has made room for its own at that moment."""
+    monkeypatch.setattr(cache, "stored_images", lambda file: None)
+    with pytest.raises(UserError, match=r"npy: can't be read again once written; take --cache ram"):
+        shared(paths)
+
+
 def test_a_folder_that_cannot_be_written(prepared, tmp_path, capsys):
     (prepared / "cache").write_text("a file")
     flags = ("--data_dir", prepared, "--model_dir", tmp_path / "model", *FLAGS, "--cache", "file")

@@ -123,10 +123,13 @@ def test_features_are_kept_as_long_as_they_are_true(flags, tmp_path, monkeypatch
     call(cross_test.main, *flags)
     assert len(extracted) == 8
     assert table() != first
+    changed.rename(changed.parents[2] / "gallery" / changed.parent.name / changed.name)
+    call(cross_test.main, *flags)
+    assert len(extracted) == 10
     call(cross_test.main, *flags, "--precision", "bf16")
-    assert len(extracted) == 12
+    assert len(extracted) == 14
     call(cross_test.main, *flags, "--precision", "auto")
-    assert len(extracted) == 12
+    assert len(extracted) == 14
     capsys.readouterr()
 
 
@@ -232,6 +235,18 @@ def test_bad_input(flags, tmp_path, capsys):
         assert len(lines) == 1, lines
         assert says in lines[0]
         assert sorted(tmp_path.rglob("*")) == before, says
+
+
+def test_folders_with_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a=b", "b"):
+        (tmp_path / name / "pytorch").mkdir(parents=True)
+    found = cross_test.named_folders(["a=b/pytorch", "c=b/pytorch", "d=a=b/pytorch"])
+    assert {name: str(folder) for name, folder in found.items()} == {
+        "a=b": "a=b/pytorch",
+        "c": "b/pytorch",
+        "d": "a=b/pytorch",
+    }
 
 
 @pytest.mark.slow

@@ -229,6 +229,21 @@ def test_spread_out():
     assert spread_out(list("ab"), 3) == ["a", "b"]
 
 
+def test_other_features_get_another_file(tmp_path):
+    parser = export.get_parser()
+
+    def name(*flags):
+        return export.default_output(parser.parse_args(flags), tmp_path / "t.pth").name
+
+    of_weights = ("--weights", "t.pth")
+    names = [
+        name(*of_weights, *more)
+        for more in ([], ["--last_stride", "1"], ["--height", "128"], ["--width", "128"])
+    ]
+    assert names[0] == "t_features_fp32.onnx"
+    assert len({*names}) == 4
+
+
 def flags(folder, data_dir):
     return ("--name", folder.name, "--model_dir", folder.parent, "--data_dir", data_dir)
 
@@ -327,7 +342,7 @@ def test_features_that_are_no_numbers_are_not_kept(folder, prepared, capsys, mon
 
     monkeypatch.setattr(export, "tools", lambda args: (torch_file, overflowed))
     good = (*flags(folder, prepared), "--format", "torch", "--precision", "fp16")
-    fails(folder, capsys, *good, says="features are no numbers")
+    fails(folder, capsys, *good, says="its features are infinite or NaN")
 
 
 def test_mistakes(folder, prepared, capsys, monkeypatch):

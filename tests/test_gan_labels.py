@@ -486,6 +486,7 @@ def test_mistakes(folder, tmp_path, capsys):
         (("--num_generated", "x3"), "--num_generated: invalid amount value: 'x3'"),
         (("--num_generated", 6), "--num_generated 6: only 5 images"),
         (("--num_generated", "0.01x"), "--num_generated 0.01x: that is not one image"),
+        (("--num_generated", f"{10**310}x"), "--num_generated: invalid amount value"),
     ]
     image = folder / "train_new" / "gen_0000" / "gen_3.png"
 

@@ -380,10 +380,11 @@ def test_folders_side_by_side_and_within_one_another(tmp_path):
         assert len(found) == 3
 
 
-def test_a_prepared_folder_inside_keeps_its_images(tmp_path):
+@pytest.mark.parametrize("kind", ["train_all", "gallery"])
+def test_a_prepared_folder_inside_keeps_its_images(kind, tmp_path):
     """Only an update of its own enters it; one of the folder above says nothing about it."""
     query = crops(tmp_path / "market" / "pytorch" / "query", 3)
-    (tmp_path / "market" / "pytorch" / "train_all").mkdir()
+    (tmp_path / "market" / "pytorch" / kind).mkdir()
     crops(tmp_path / "market", 1)
     with open_gallery(tmp_path / "all.index") as found:
         found.update(query, FakeEmbed())
@@ -828,13 +829,28 @@ def test_without_faiss(flags, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: searching: needs faiss-cpu; pip install faiss-cpu\n"
 
 
+def test_an_image_whose_feature_is_no_number_is_named(tmp_path):
+    folder = crops(tmp_path / "a", 3)
+
+    class Overflows(FakeEmbed):
+        def of_batch(self, batch):
+            features = super().of_batch(batch)
+            features[1] = np.inf
+            return features
+
+    with open_gallery(None) as found:
+        extracted, _, left_out, lines = found.update(folder, Overflows())
+        assert (extracted, left_out, len(found)) == (2, 1, 2)
+    assert "its features are infinite or NaN" in lines[0]
+
+
 def test_a_network_that_diverged(flags, run, tmp_path, capsys):
     net = ft_net_dense(3)
     net.model.features.norm5.bias.data.fill_(float("nan"))
     diverged = run_folder(tmp_path / "runs" / "diverged")
     Run(diverged).save_weights(net, "last")
     assert exit_code(search.main, *flags, *of_run(diverged)) == 2
-    assert "makes features that are no numbers" in capsys.readouterr().err
+    assert "its features are infinite or NaN; take a higher" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -177,6 +177,10 @@ def test_what_is_found_best_is_the_runs(main, six_people, tmp_path, capsys):
     results = json.loads((tmp_path / "s" / "testing.json").read_text())
     assert [score["test_size"] for score in results["scores"]] == ["80x40"] * 2
     assert load_trained(tmp_path / "s").transform.size == (80, 40)
+    for weights in (tmp_path / "s").glob("*.pth"):
+        weights.unlink()
+    call(main, *flags[:-2], "--name", "s")  # another run, which has held out nobody
+    assert not (tmp_path / "s" / "testing.json").exists()
     (tmp_path / "s" / "testing.json").write_text('{"layer": "pool"}')
     with pytest.raises(UserError, match="has no test_size; restore or delete it"):
         load_trained(tmp_path / "s")

@@ -57,6 +57,16 @@ def test_threshold_against_plain_counting(rate):
         assert low <= found[f"{name}_rate"] <= high
 
 
+def test_junk_queries_make_no_pairs():
+    sets = random_sets(noise=0.8)
+    found = verification.rates_at(0.1, sets.query, sets.gallery)
+    junk = sets.query._replace(identities=np.append(sets.query.identities[:-1], -1))
+    fewer = verification.rates_at(0.1, junk, sets.gallery)
+    last = plain_pairs(FeatureSet(*(part[-1:] for part in sets.query)), sets.gallery)
+    assert fewer["impostors"] == found["impostors"] - len(last[0])
+    assert fewer["genuine"] == found["genuine"] - len(last[1])
+
+
 def test_the_interval_of_false_matches_draws_both_people(monkeypatch):
     """Draws and jackknife against loops over all pairs; distractors stay as they are."""
     seen, real = [], verification.bca

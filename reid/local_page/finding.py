@@ -20,7 +20,7 @@ from PIL import Image
 from reid.dataset import parse_name
 from reid.errors import UserError, printable
 from reid.explain import Explanation
-from reid.features import Embedder
+from reid.features import Embedder, checked
 from reid.files import sha256
 from reid.gallery import Gallery, Hit
 from reid.images import read_image
@@ -92,9 +92,9 @@ class Finder:
         except UserError as error:  # where the upload lies is nobody's business
             raise UserError(str(error).replace(printable(path), path.name)) from error
         inputs = self.embed.to_input(image)
-        feature = self.embed.of_batch([inputs])[0]
-        if not np.isfinite(feature).all():
-            raise UserError(f"{path.name}: the network makes of it features that are no numbers")
+        feature = checked(path.name, self.embed.of_batch([inputs])[0])
+        if isinstance(feature, UserError):
+            raise feature
         picture = scaled(image, *SHOWN)
         return Crop(path.name, camera_of(path), inputs, feature, picture, size, digest)
 

@@ -1,7 +1,6 @@
 """HTML of the page: rankings, pairs with heat maps, sentences. Images are part of it, as JPEGs."""
 
 import base64
-import io
 import os
 from html import escape
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from reid.errors import printable
+from reid.files import encoded
 from reid.local_page.finding import CAMERA, ITSELF, OUTSIDE, Crop, Ranking
 from reid.pictures import heated, largest, legend
 from reid.verification import FEWEST, KNOWN_PEOPLE, rate_at
@@ -243,6 +243,5 @@ def pair(crop: Crop, ranking: Ranking, number: int, why: "Explanation") -> str:
 
 def as_url(image: Image.Image) -> str:
     """Return an image as the address of its own data."""
-    file = io.BytesIO()
-    image.save(file, format="jpeg", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = encoded(lambda file: image.save(file, "JPEG", quality=90))
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
