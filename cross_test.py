@@ -201,14 +201,18 @@ def table_lines(cells: dict[tuple[str, str], Cell]) -> Iterator[str]:
     if not any(cell.own for cell in cells.values()):
         yield "No run was trained on one of these datasets: no differences to such a run."
         return
-    yield ""
-    yield "| run | against the run trained there | " + " | ".join(datasets) + " |"
-    yield "|---|---|" + "---:|" * len(datasets)
+    rows = []
     for ranking in RANKINGS:
         for name in runs:
             texts = [difference_text(cells, name, dataset, ranking) for dataset in datasets]
             if any(texts):
-                yield f"| {name} | {ranking} | {' | '.join(texts)} |"
+                rows.append(f"| {name} | {ranking} | {' | '.join(texts)} |")
+    if not rows:  # each run was trained on all that it is compared on
+        return
+    yield ""
+    yield "| run | against the run trained there | " + " | ".join(datasets) + " |"
+    yield "|---|---|" + "---:|" * len(datasets)
+    yield from rows
     yield ""
     yield "Differences of Rank@1 / mAP in points, on the same queries."
 

@@ -20,7 +20,7 @@ MAT = "pytorch_result.mat"
 
 
 def get_parser():
-    parser = Parser("Score extracted features: Rank@1/5/10 and mAP.")
+    parser = Parser("Score extracted features: Rank@1/5/10, mAP and mINP, with 95 %% intervals.")
     report.add_options(parser, MAT)
     parser.add_argument(
         "--map",

@@ -135,8 +135,8 @@ def get_parser():
         "--pretrained",
         default="none",
         metavar="{imagenet,none,FILE}",
-        help="take features not of the run but of --backbone's ImageNet weights (downloaded on "
-        "first use), or of a weights file with such a backbone, for training at 256x128",
+        help="take features not of the run (none) but of --backbone's ImageNet weights (downloaded "
+        "on first use), or of a weights file with such a backbone, at 256x128",
     )
     add_backbone_options(group, None)
     group.add_argument("--batchsize", type=at_least(1), default=64, help="images in a batch")

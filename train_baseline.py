@@ -25,7 +25,7 @@ NAME = "ft_ResNet50"
 
 
 def get_parser():
-    parser = Parser("Train a re-ID network on real images with cross-entropy.")
+    parser = Parser("Train a re-ID network on real images.")
     add_run_options(parser, NAME, MODEL_DIR)
     add_training_options(parser, DATA_DIR)
     add_device_options(parser)

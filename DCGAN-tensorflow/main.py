@@ -95,7 +95,7 @@ def get_parser() -> utils.Parser:
     add(
         "output_width",
         size,
-        "width of the generated images, a multiple of 16 (default: the height)",
+        "width of the generated images, a multiple of 16, for people 64 (default: the height)",
     )
     add("z_dim", size, "length of the noise vector")
     add("gf_dim", size, "filters of the generator's layer next to the image; fewer are faster")

@@ -1,4 +1,4 @@
-"""Scale generated images to the size of the training images: JPEGs of 64x128 in gen_0000.
+"""Scale generated images to the size of the training images: JPEGs of 128x64 in gen_0000.
 
     python resizeImage.py --input_path generated \\
         --output_path ../data/Market-1501-v15.09.15/pytorch/train_new/gen_0000
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
         utils.in_threads(resize, paths, "resizing")
         write_json(folder / utils.MANIFEST, manifest)
-    print(f"{len(paths)} images of {args.width}x{args.height} in {output}")
+    print(f"{len(paths)} images of {args.height}x{args.width} in {output}")
 
 
 def build_manifest(args: argparse.Namespace, count: int) -> dict:

@@ -342,7 +342,7 @@ def load_trained(
 
 def load_weights(
     path: str | Path,
-    backbone: str = "resnet50",
+    backbone: str | None = None,
     last_stride: int = 2,
     height: int | None = None,
     width: int | None = None,
@@ -352,21 +352,24 @@ def load_weights(
     """Load a weights file of another code, or one of ours without its run, as `Trained`.
 
     Prints what was found in it, and what was left out. The arguments: of the other code's network
-    (one of ours tells its own), and as for `load_trained`. Features of another code's network with
-    a batch norm neck are by default those after it, as that code takes them.
+    (by default resnet50; one of ours tells its own), and as for `load_trained`. Features of another
+    code's network with a batch norm neck are by default those after it, as that code takes them.
     """
-    height, width = height or HEIGHT, width or WIDTH
+    size = height or HEIGHT, width or WIDTH
     if is_ours(path):
-        net = load_network(path)
-        return as_trained(net, Path(path), height, width, layer, test_size)
+        net = load_network(path, backbone)
+        if not height and not width and is_first():
+            shown = f"{HEIGHT}x{WIDTH} (else add --height and --width, or name the run with --name)"
+            print(f"{path}: doesn't tell the size of its training images; taken for {shown}")
+        return as_trained(net, Path(path), *size, layer, test_size)
     test_size = test_size or "same"
-    net, lines = foreign_network(path, backbone, last_stride, (height, width))
+    net, lines = foreign_network(path, backbone or "resnet50", last_stride, size)
     for line in lines if is_first() else ():
         print(f"{path}: {line}")
     if layer == "bottleneck" and not net.bnneck:
         raise UserError(f"--which_layer bottleneck: {path} has no batch norm neck; leave it out")
     layer = layer or ("bottleneck" if net.bnneck else "pool")
-    return as_trained(net, Path(path), height, width, layer, test_size)
+    return as_trained(net, Path(path), *size, layer, test_size)
 
 
 def as_trained(
@@ -393,7 +396,7 @@ def load_asked(args: Namespace) -> Trained:
     """Load the network that the options of `add_run_options` and `add_feature_options` name."""
     how = args.height, args.width, args.which_layer, args.test_size
     if args.weights:
-        return load_weights(args.weights, args.backbone or "resnet50", args.last_stride, *how)
+        return load_weights(args.weights, args.backbone, args.last_stride, *how)
     return load_trained(Path(args.model_dir) / args.name, args.which_epoch, args.backbone, *how)
 
 

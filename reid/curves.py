@@ -1,6 +1,7 @@
 """Draw with matplotlib: a run's loss and error, a CMC curve, an ablation, maps and heat tables."""
 
 import os
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def draw_map(
     """Draw images at `places` [N, 2] into a JPEG: a colour for each identity, a mark a camera."""
     figure = Figure(figsize=(8, 7.2), layout="constrained")
     axes = figure.add_subplot(xticks=[], yticks=[])
-    axes.set_title(title, fontsize="medium")
+    figure.suptitle(textwrap.fill(title, 90), fontsize="medium")
     colours = colormaps["tab20"](np.unique(identities, return_inverse=True)[1] % 20)
     legend = []
     for number, camera in enumerate(np.unique(cameras)):

@@ -246,7 +246,8 @@ def add_results_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--json",
         metavar="FILE",
-        help="also write the results here, as a section of the file (model/<name>/results.json)",
+        help="add the results to this file, such as model/<name>/results.json, as a section of it "
+        "(default: none is written)",
     )
 
 
@@ -271,7 +272,8 @@ def add_weights_options(parser: Parser) -> None:
         group.add_argument(
             f"--{side}",
             type=at_least(SMALLEST),
-            help=f"image {side} in training (default: the run's, or {usual})",
+            help=f"{side} of the images that the network was trained on (default: the run's, of "
+            f"other weights {usual})",
         )
 
 
@@ -292,7 +294,7 @@ def add_backbone_options(group: argparse._ArgumentGroup, default: str | None) ->
         const="densenet121",
         dest="backbone",
         default=argparse.SUPPRESS,
-        help="--backbone densenet121",
+        help="the same as --backbone densenet121",
     )
 
 

@@ -53,7 +53,7 @@ def add_options(parser: Parser, mat: str) -> None:
         "--show",
         type=at_least(1),
         metavar="N",
-        help="draw the 10 most similar images of N queries, *_rankings.jpg (default: of none)",
+        help="draw the 10 most similar images of N queries, *_rankings.jpg (default: 0)",
     )
     group.add_argument(
         "--show_which",
@@ -74,7 +74,7 @@ def add_options(parser: Parser, mat: str) -> None:
         "by the network that made the features; with re-ranking, too, of their cosine",
     )
     group.add_argument(
-        "--output_dir", help="folder for the pictures (default: that of the .mat file)"
+        "--output_dir", help="existing folder for the pictures (default: that of the .mat file)"
     )
     group.add_argument(
         "--data_dir", help="the `pytorch` folder of the images to draw (default: the .mat file's)"

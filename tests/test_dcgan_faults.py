@@ -154,7 +154,7 @@ def test_streams(tmp_path):
     line = f'"$PY" resizeImage.py --input_path {tmp_path}/in --output_path {tmp_path}/'
     for number, encoding in enumerate(("ascii", "cp932", "latin-1")):
         done = bash(f"{line}{number}$'\\xff'", PYTHONIOENCODING=encoding)
-        assert done.returncode == 0 and b"1 images of 64x128" in done.stdout, done.stderr
+        assert done.returncode == 0 and b"1 images of 128x64" in done.stdout, done.stderr
         made = tmp_path / f"{number}{os.fsdecode(bytes([255]))}"
         assert (made / f"{name}.jpg").exists()
     for number, closed in enumerate((">&-", "2>&-", "<&- >&- 2>&-"), 3):

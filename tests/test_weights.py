@@ -283,6 +283,15 @@ def test_our_own_file_tells_its_network(tmp_path, capsys):
         assert torch.equal(trained.net.eval()(IMAGES, return_features=True), expected)
     build_network("tf_efficientnet_lite0", 3, tmp_path / "net.pth", SIZE)
     assert "_extra_state" not in capsys.readouterr().out
+    trained = load_weights(tmp_path / "net.pth")
+    assert (trained.height, trained.width) == (256, 128)
+    assert (
+        "doesn't tell the size of its training images; taken for 256x128" in capsys.readouterr().out
+    )
+    with pytest.raises(
+        UserError, match="holds a tf_efficientnet_lite0, not the expected ResNet-50"
+    ):
+        load_weights(tmp_path / "net.pth", "resnet50")
 
 
 def test_two_copies(tmp_path):

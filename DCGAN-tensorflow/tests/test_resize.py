@@ -15,7 +15,7 @@ def test_images_become_jpegs_of_the_size(tmp_path, capsys):
     output = tmp_path / "new/gen_0000"
     call(resizeImage.main, "--input_path", tmp_path / "made", "--output_path", output)
     stdout, stderr = capsys.readouterr()
-    assert stdout.startswith("10 images of 64x128 in ") and stderr == ""
+    assert stdout.startswith("10 images of 128x64 in ") and stderr == ""
     files = sorted(output.glob("*.jpg"))
     assert [f.stem for f in files] == sorted(f.stem for f in (tmp_path / "made").iterdir())
     assert {(Image.open(f).format, Image.open(f).size) for f in files} == {("JPEG", (64, 128))}
