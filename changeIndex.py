@@ -13,9 +13,11 @@ from pathlib import Path
 
 from reid.dataset import (
     GENERATED_FOLDER,
+    check_filed,
     check_prepared,
     has_no_train,
     identity_folders,
+    identity_in_name,
     list_images,
     size_of,
 )
@@ -53,8 +55,13 @@ def main(argv=None):
         unknown = [folder for folder in folders[split] if folder.name not in index]
         if unknown:
             raise UserError(f"{unknown[0]}: identity not in train_all; run prepare.py again")
-    for split in splits:
-        renumber(folders[split], data_dir / f"{split}_new", index)
+    wanted = {data_dir / f"{split}_new": linked(folders[split], index) for split in splits}
+    there = {target: is_complete(target, images) for target, images in wanted.items()}
+    for target, images in wanted.items():
+        if there[target]:
+            print(f"{target}: already there and complete")
+        else:
+            make(target, images)
     write_json(data_dir / INDEX_FILE, index)
     print(f"{data_dir / INDEX_FILE}: {len(index)} classes")
 
@@ -64,40 +71,53 @@ def class_index(identities):
     return {identity: number for number, identity in enumerate(sorted(identities, key=int))}
 
 
-def renumber(folders, target, index):
-    """Link identity folders into the new folder `target`, each named after its class.
+def linked(folders, index):
+    """Return {path below a new folder, which is named after the class: image} of identity folders.
 
-    Raises UserError where `target` is there and holds other images, by names or sizes; generated
-    ones don't count.
+    Raises UserError where an image lies in another identity's folder.
     """
-    sources = {
-        Path(f"{index[folder.name]:04d}", path.name): path
-        for folder in folders
-        for path in list_images(folder)
+    images = {}
+    for folder in folders:
+        for path in list_images(folder):
+            check_filed(path, identity_in_name(path))
+            images[Path(f"{index[folder.name]:04d}", path.name)] = path
+    return images
+
+
+def is_complete(target, images):
+    """Tell whether a folder is there with these images, by names and sizes; False where it is not.
+
+    Raises UserError where it holds others; generated ones don't count.
+    """
+    if not target.exists() or not any(target.iterdir()):
+        return False
+    present = {
+        path.relative_to(target)
+        for path in target.glob("*/*")
+        if is_image(path)
+        and path.parent.name != GENERATED_FOLDER
+        and not is_hidden(path.parent.name)  # resizeImage.py may be writing there
     }
-    if target.exists() and any(target.iterdir()):
-        present = {
-            path.relative_to(target)
-            for path in target.glob("*/*")
-            if is_image(path)
-            and path.parent.name != GENERATED_FOLDER
-            and not is_hidden(path.parent.name)  # resizeImage.py may be writing there
-        }
-        generated = target / GENERATED_FOLDER
-        if not present and generated.exists():  # generated before the classes were numbered
-            raise UserError(f"{generated}: move it away, run this again, and move it back")
-        if present != sources.keys() or any(
-            size_of(target / relative) != size_of(source) for relative, source in sources.items()
-        ):
-            raise UserError(f"{target}: holds something else; delete it and run this again")
-        print(f"{target}: already there and complete")
-        return
+    generated = target / GENERATED_FOLDER
+    if not present and generated.exists():  # generated before the classes were numbered
+        raise UserError(f"{generated}: move it away, run this again, and move it back")
+    if present != images.keys() or any(
+        size_of(target / relative) != size_of(source) for relative, source in images.items()
+    ):
+        kept = f"move {generated} out of it, " if generated.exists() else ""
+        raise UserError(f"{target}: holds something else; {kept}delete it and run this again")
+    return True
+
+
+def make(target, images):
+    """Link images into a new folder: {path below it: image}."""
     with new_folder(target) as temporary:
-        for relative, source in sources.items():
+        for relative, source in images.items():
             (temporary / relative.parent).mkdir(exist_ok=True)
             put = symlink if source.is_symlink() else link
             put(source, temporary / relative)
-    print(f"{target}: {len(sources)} images of {len(folders)} classes")
+    classes = {relative.parent for relative in images}
+    print(f"{target}: {len(images)} images of {len(classes)} classes")
 
 
 if __name__ == "__main__":

@@ -135,11 +135,10 @@ def test_run(args, one, made, dataset, folder):
     if args.precision != "auto":  # which takes features of either arithmetic
         wanted = dtype_name(dtype_for(choose_device(args.gpu_ids)[0], args.precision))
     if sets is None or not is_current(sets.source, made, folder, wanted):
-        words = ["--model_dir", one.path.parent, "--name", one.path.name, "--data_dir", folder]
-        words += ["--mat", mat, "--which_epoch", args.which_epoch, "--batchsize", args.batchsize]
-        words += ["--precision", args.precision, "--workers", args.workers]
-        words += [] if args.gpu_ids is None else ["--gpu_ids", args.gpu_ids]
-        extraction.main([str(word) for word in words])
+        flags = {"model_dir": one.path.parent, "name": one.path.name, "data_dir": folder}
+        flags |= {"mat": mat, "which_epoch": args.which_epoch, "batchsize": args.batchsize}
+        flags |= {"precision": args.precision, "workers": args.workers, "gpu_ids": args.gpu_ids}
+        extraction.main([f"--{name}={value}" for name, value in flags.items() if value is not None])
         sets = load_mat(mat)
     query, gallery = sets.query, sets.gallery
     scores = scores_by_ranking(query, gallery, choose_device(args.gpu_ids)[0])

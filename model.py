@@ -266,7 +266,8 @@ class ft_net_timm(ReIDNet):
             if not hasattr(self.model, "set_input_size"):
                 size = "x".join(map(str, self.size))
                 raise ValueError(f"{self.backbone}: takes images of {size} only")
-            patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", (1, 1))
+            patch = getattr(getattr(self.model, "patch_embed", None), "patch_size", 1)
+            patch = (patch, patch) if isinstance(patch, int) else patch
             if height % patch[0] or width % patch[1]:  # timm would cut off what is left over
                 raise ValueError(
                     f"{self.backbone}: can't take images of {height}x{width}, only multiples of "

@@ -31,6 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from reid.dataset import (
+    GENERATED_FOLDER,
     IDENTITIES_FILE,
     STAND_IN,
     EvalImage,
@@ -246,20 +247,20 @@ def check_complete(target, splits, identities):
         for path in target.glob(f"{split}/*/*")
         if is_image(path)
     }
+    generated = target / "train_new" / GENERATED_FOLDER
+    kept = f"move {generated} out of it and " if generated.exists() else ""
+    advice = f"{kept}delete {target}, or name another --save_path"
     path = target / IDENTITIES_FILE
-    stored = read_json(path, f"delete {target}") if path.exists() else None
+    stored = read_json(path, advice) if path.exists() else None
     if present != wanted.keys() or stored != identities:
         raise UserError(
             f"{target}: holds something else, or was made of other images or with other flags; "
-            "delete it or name another --save_path"
+            f"{advice}"
         )
     for path, source in wanted.items():
         # A hard link shows the picture from before the raw file was replaced by another.
         if isinstance(source, Path) and size_of(target / path) != size_of(source):
-            raise UserError(
-                f"{target / path}: is another picture than {source} is now; delete {target} or "
-                "name another --save_path"
-            )
+            raise UserError(f"{target / path}: is another picture than {source} is now; {advice}")
 
 
 def make(target, splits, identities, put):

@@ -9,6 +9,7 @@ called with --json model/<name>/results.json.
 """
 
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from reid.dataset import content_hash
@@ -70,6 +71,14 @@ def read_run(folder: Path, sections: Iterable[str], scores: Iterable[str]) -> tu
         for score in scores:
             check_interval(results[section].get(f"{score}_interval"), results_path, advice)
         check_weights(folder, section, results[section].get("made_by"))
+    first, *others = sections
+    for other, fact in product(others, ("made_by", "images")):
+        one, another = results[first].get(fact), results[other].get(fact)
+        if one and another and one != another:  # older versions don't say
+            raise UserError(
+                f"{results_path}: the scores of {first} and {other} are of different features; run "
+                f"{first}.py and {other}.py on the same file of features"
+            )
     return opts, results
 
 

@@ -200,12 +200,33 @@ def labelled_images(split: str | Path) -> list[Sample]:
 
 
 def eval_images(split: str | Path) -> list[EvalImage]:
-    """Return the EvalImages of `query`, `gallery` or `multi-query`, from the files' names."""
-    return [
-        EvalImage(path, *parse_name(path))
-        for folder in identity_folders(split)
-        for path in list_images(folder)
-    ]
+    """Return the EvalImages of `query`, `gallery` or `multi-query`, from the files' names.
+
+    Raises UserError where a name and the folder disagree on who that is.
+    """
+    images = []
+    for folder in identity_folders(split):
+        for path in list_images(folder):
+            images.append(EvalImage(path, *parse_name(path)))
+            check_filed(path, images[-1].identity)
+    return images
+
+
+def check_filed(path: Path, identity: int | None) -> None:
+    """Raise UserError where an image lies in another identity's folder; None is unknown."""
+    if identity not in (None, int(path.parent.name)):
+        raise UserError(
+            f"{path}: its name says identity {identity}; rename it like others of its folder, or "
+            "move it back"
+        )
+
+
+def identity_in_name(path: Path) -> int | None:
+    """Return the identity in an image's name; None in a name of no known kind."""
+    try:
+        return parse_name(path)[0]
+    except UserError:
+        return None
 
 
 def has_no_train(data_dir: str | Path) -> bool:
@@ -350,10 +371,26 @@ def labelled_splits(data_dir, train_all):
     """Return the Samples to train and to validate on of one prepared folder."""
     check_prepared(data_dir)
     if train_all:
-        return labelled_images(data_dir / "train_all_new"), []
-    if not (data_dir / "train_new").exists() and has_no_train(data_dir):
-        raise UserError(f"{data_dir}: has one image of each identity; add --train_all")
-    return labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
+        splits = labelled_images(data_dir / "train_all_new"), []
+    else:
+        if not (data_dir / "train_new").exists() and has_no_train(data_dir):
+            raise UserError(f"{data_dir}: has one image of each identity; add --train_all")
+        splits = labelled_images(data_dir / "train_new"), labelled_images(data_dir / "val_new")
+    check_classes([*splits[0], *splits[1]])
+    return splits
+
+
+def check_classes(samples):
+    """Raise UserError where a class has images of two identities, by the images' names."""
+    firsts = {}
+    for sample in samples:
+        identity = identity_in_name(sample.path)
+        first, path = firsts.setdefault(sample.label, (identity, sample.path))
+        if identity != first:
+            raise UserError(
+                f"{path} and {sample.path}: class {sample.label} has images of two identities, by "
+                "their names; delete the folders *_new and run changeIndex.py again"
+            )
 
 
 def renumbered(samples, classes):

@@ -17,6 +17,7 @@ GPUMemoryError = torch.cuda.OutOfMemoryError
 # Of the trial that chooses between bf16 and fp32: images on a CPU and on a GPU, which a few would
 # not keep busy; steps, the first of which is slow and never counts; how much slower bf16 may be.
 TRIAL_IMAGES, TRIAL_STEPS, CLEARLY = (8, 64), 3, 1.2
+SAFE_CHANNELS = 8  # of a 1x1 convolution's input, see `avoid_crash`
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h's names for mallopt
 
 
@@ -69,7 +70,24 @@ def set_up(device: torch.device) -> None:
 
 def to_device(net: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to the device, in its layout."""
+    if device.type == "cpu":
+        for part in net.modules():
+            if isinstance(part, nn.Conv2d):
+                avoid_crash(part)
     return net.to(device, memory_format=layout(device))
+
+
+def avoid_crash(convolution):
+    """Take the stride out of a 1x1 convolution of few channels: its input is thinned out before.
+
+    The sums are the same. With strides, PyTorch 2.14's gradients of such a layer in channels_last
+    (of RepVGG, MobileOne, FastViT) write beyond their memory on a CPU.
+    """
+    few = convolution.in_channels // convolution.groups < SAFE_CHANNELS
+    if convolution.kernel_size == (1, 1) and few and max(convolution.stride) > 1:
+        down, across = convolution.stride
+        convolution.stride = (1, 1)
+        convolution.register_forward_pre_hook(lambda _, x: (x[0][:, :, ::down, ::across],))
 
 
 def layout(device: torch.device) -> torch.memory_format:

@@ -254,7 +254,8 @@ def unit_length(features, what):
     Prints a line where they had another length. Raises UserError that names the first row without
     a direction: zeros, NaN or infinite values.
     """
-    features = np.ascontiguousarray(features, dtype=np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, which is said below
+        features = np.ascontiguousarray(features, dtype=np.float32)
     length = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
     wrong = ~np.isfinite(length) | (length == 0)
     if wrong.any():

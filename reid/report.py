@@ -130,7 +130,9 @@ def score(args: Namespace, sets: EvalSets, section: str, rank: Callable, setting
         curves.append((printable(args.against), other_scores))
     chosen = chosen_queries(args, named, scores, sets) if rankings_path else None
     if args.json:
-        source = {"mat": args.mat, "made_by": sets.made_by, **settings, **provenance()}
+        images = (sets.source or {}).get("images")
+        source = {"mat": args.mat, "made_by": sets.made_by, "images": images, **settings}
+        source |= provenance()
         update_results(args.json, section, results | source)
     if curve_path:
         from reid.curves import draw_cmc  # matplotlib: half a second that others needn't wait

@@ -1,12 +1,13 @@
 """Any backbone: timm's models as networks of ours, from making them to a file for others."""
 
+import copy
 import json
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import call, exit_code
+from conftest import TINY, call, exit_code, run_script
 from PIL import Image
 from torch import nn
 
@@ -16,6 +17,7 @@ import train_baseline
 from model import IMAGENET, ft_net, make_network
 from reid import optimizer
 from reid.checkpoint import Run, as_trained, load_trained
+from reid.device import to_device
 from reid.distributed import WholeDropPath, World
 from reid.errors import UserError
 from reid.features import Embedder, fold_for_inference
@@ -188,6 +190,33 @@ def test_nothing_is_folded_where_the_order_deceives(monkeypatch):
     expected = net(images, return_features=True)
     assert torch.equal(fold_for_inference(net)(images, return_features=True), expected)
     assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def test_strided_convolutions_of_few_channels_compute_the_same():
+    """The layer whose gradients make PyTorch crash in channels_last, without its stride."""
+    images = torch.randn(2, 3, 31, 20)
+    for stride in (2, (3, 1)):
+        plain = nn.Conv2d(3, 5, 1, stride)
+        moved = to_device(copy.deepcopy(plain), torch.device("cpu"))
+        torch.testing.assert_close(moved(images), plain(images))
+        assert moved.stride == (1, 1)
+        again = to_device(copy.deepcopy(moved), torch.device("cpu"))
+        torch.testing.assert_close(again(images), plain(images))
+
+
+@pytest.mark.slow
+def test_a_backbone_with_such_convolutions_trains(prepared, tmp_path):
+    flags = f"{TINY} --backbone mobileone_s0 --batchsize 4 --epochs 1 --workers 0 --train_all"
+    where = ("--data_dir", prepared, "--model_dir", tmp_path)
+    code, _, err = run_script("train_baseline.py", *where, *flags.split())
+    assert (code, err) == (0, "")
+
+
+def test_patches_whose_size_is_one_number():
+    net = build_network("efficientvit_m0", 3, size=(64, 32))
+    assert net.size == (64, 32)
+    with pytest.raises(UserError, match="only multiples of 16x16"):
+        build_network("efficientvit_m0", 3, size=(64, 40))
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """File names, splits, class numbers, generated images."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import call, save_image
+from conftest import call, exit_code, save_image
 
 import changeIndex
 import prepare
@@ -195,6 +196,56 @@ def test_baseline_never_sees_generated_images(prepared):
 def test_test_images(prepared):
     found = {(entry.identity, entry.camera) for entry in eval_images(prepared / "gallery")}
     assert found == {(-1, 1), (0, 2), (1, 1), (1, 2), (3, 1)}
+
+
+def test_an_image_in_another_persons_folder(prepared, capsys):
+    """As where a label was corrected by moving the file alone: folder and name disagree."""
+    image = next((prepared / "gallery" / "0001").iterdir())
+    image.rename(prepared / "gallery" / "0003" / image.name)
+    with pytest.raises(UserError, match=f"{image.name}: its name says identity 1; rename it"):
+        eval_images(prepared / "gallery")
+    for split in changeIndex.SPLITS:
+        shutil.rmtree(prepared / f"{split}_new")
+    image = next((prepared / "train" / "0002").iterdir())
+    image.rename(prepared / "train" / "0007" / image.name)
+    assert exit_code(changeIndex.main, "--data_dir", prepared) == 2
+    assert "its name says identity 2; rename it" in capsys.readouterr().err
+    assert not list(prepared.glob("*_new"))
+    image = prepared / "train" / "0007" / image.name
+    image.rename(image.with_name(image.name.replace("0002", "0007")))  # to another one's name
+    (prepared / "train" / "0007" / "crop.jpg").hardlink_to(save_image(prepared / "x.jpg", 1))
+    call(changeIndex.main, "--data_dir", prepared)  # whose name of no known kind says nothing
+
+
+def test_classes_are_numbered_anew_all_or_none(prepared, capsys):
+    save_image(prepared / "train_new" / "gen_0000" / "gen_0.jpg")
+    for split in changeIndex.SPLITS:
+        shutil.rmtree(prepared / split / "0002")
+    assert exit_code(changeIndex.main, "--data_dir", prepared) == 2
+    says = "move .*train_new/gen_0000 out of it, delete it and run this again"
+    assert re.search(says, capsys.readouterr().err)
+    shutil.rmtree(prepared / "train_new")
+    assert exit_code(changeIndex.main, "--data_dir", prepared) == 2
+    assert "_new: holds something else; delete it and run this" in capsys.readouterr().err
+    assert not (prepared / "train_new").exists()
+
+
+def test_classes_of_two_numberings(prepared):
+    """train_new numbers three people, val_new others: class 0 would be two people."""
+    shutil.rmtree(prepared / "val_new" / "0000")
+    for label in (1, 2):
+        (prepared / "val_new" / f"{label:04d}").rename(prepared / "val_new" / f"{label - 1:04d}")
+    with pytest.raises(UserError, match="class 0 has images of two identities"):
+        training_splits(prepared, train_all=False)
+    training_splits(prepared, train_all=True)
+
+
+def test_preparing_again_keeps_generated_images(market, prepared):
+    save_image(prepared / "train_new" / "gen_0000" / "gen_0.jpg")
+    save_image(market / "bounding_box_train" / "0002_c1s1_000009_01.jpg")
+    says = "holds something else.*; move .*train_new/gen_0000 out of it and delete"
+    with pytest.raises(UserError, match=says):
+        call(prepare.main, "--download_path", market)
 
 
 def test_generated_images_are_chosen_by_the_seed(tmp_path):

@@ -275,6 +275,12 @@ def test_rows_are_normalised_and_it_is_said(dtype, capsys):
     assert capsys.readouterr().out == ""  # nothing to say of rows of length 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_beyond_fp32_end_in_one_line():
+    with pytest.raises(UserError, match=r"row 0 .* has NaN or infinite values"):
+        unit_length(np.full((2, 3), 1e300), "r.mat: query_f")
+
+
 @pytest.mark.parametrize(
     ("value", "says"), [(0, "all zeros"), (np.nan, "NaN or infinite"), (np.inf, "NaN or infinite")]
 )

@@ -704,7 +704,7 @@ def test_a_raw_image_that_was_replaced(flags, tmp_path):
     call(changeIndex.main, *data)
     raw.unlink()
     save_image(raw, size=(20, 40))
-    says = rf"{raw.name}: is another picture than .* is now; delete .*pytorch or name"
+    says = rf"{raw.name}: is another picture than .* is now; delete .*pytorch, or name"
     with pytest.raises(UserError, match=says):
         call(prepare.main, "--download_path", tmp_path, *flags)
     for split in SPLITS:

@@ -133,6 +133,21 @@ def test_links_lead_somewhere():
                 assert title in anchors, (page, link)
 
 
+def test_papers_have_their_titles():
+    """Each that code or manual names by author and year."""
+    listed = re.findall(r"^\| ([^|]+ \d{4}) \|", texts()["docs/references.md"], re.MULTILINE)
+    code = [
+        path for part in (".", "reid", "DCGAN-tensorflow") for path in (ROOT / part).glob("*.py")
+    ]
+    text = " ".join([*texts().values(), *(path.read_text() for path in code)])
+    named = re.findall(r"\b([A-Z]\w+) et\s+al\.,? (\d{4})", text.replace("# ", ""))
+    named = {f"{author} et al. {year}" for author, year in named}
+    assert len(named) > 25
+    plain = {name.translate(str.maketrans("äć", "ac")) for name in listed}
+    assert {name.translate(str.maketrans("äć", "ac")) for name in named} <= plain
+    assert listed == sorted(listed, key=str.lower)
+
+
 def test_the_readme_is_short():
     assert len(texts()["README.md"].splitlines()) <= 200
 

@@ -55,3 +55,14 @@ def test_scores_of_other_weights(tmp_path, capsys):
     for path in run.glob("net_*.pth"):
         path.unlink()
     call(results_table.main, run)  # nothing is left to compare with
+
+
+def test_scores_of_different_features(tmp_path):
+    """As of two datasets, whose rows would look like a gain by re-ranking."""
+    run = make_run(tmp_path / "a", True, images="one")
+    results = json.loads((run / "results.json").read_text())
+    results["evaluate_rerank"]["images"] = "another"
+    (run / "results.json").write_text(json.dumps(results))
+    says = "of evaluate and evaluate_rerank are of different features; run evaluate.py and"
+    with pytest.raises(UserError, match=says):
+        call(results_table.main, run)
