@@ -44,7 +44,7 @@ from reid.dataset import (
 from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
-from reid.features import eval_transforms, extract, inference_dtype, ready
+from reid.features import agreed_dtype, eval_transforms, extract, ready
 from reid.files import (
     check_results,
     check_writable,
@@ -298,12 +298,7 @@ def features_of(images, args, world):
     """
     with world.together():
         trained, source = feature_space(args)
-        dtype = None
-        if world.first:
-            dtype = inference_dtype(
-                trained, world.device, args.precision, args.batchsize, world.gpus
-            )
-    dtype = world.of_first(dtype)
+    dtype = agreed_dtype(trained, world, args.precision, args.batchsize)
     source["arithmetic"] = dtype_name(dtype)
     world.say(
         f"features of {source['weights']}: {source['backbone']}, {trained.transform}, on "

@@ -25,9 +25,9 @@ from reid.device import dtype_name
 from reid.distributed import join_world, leave_world
 from reid.errors import UserError, run
 from reid.features import (
+    agreed_dtype,
     eval_transforms,
     extract,
-    inference_dtype,
     made_by,
     ready,
 )
@@ -86,12 +86,7 @@ def main(argv=None):
         trained = load_asked(args)
         transforms = eval_transforms(trained, args.ms)
         check_storable(args.mat, data_dir.resolve(), splits, trained.net.dim(trained.layer))
-        dtype = None
-        if world.first:
-            dtype = inference_dtype(
-                trained, world.device, args.precision, args.batchsize, world.gpus
-            )
-    dtype = world.of_first(dtype)
+    dtype = agreed_dtype(trained, world, args.precision, args.batchsize)
     world.say(
         f"{trained.weights}: {trained.net.backbone}, trained at {trained.height}x{trained.width}, "
         f"layer {trained.layer} at {trained.transform}, on {world.device} in "

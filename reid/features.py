@@ -326,14 +326,22 @@ def inference_dtype(
     batchsize: int,
     gpus: Sequence[int] = (),
 ) -> torch.dtype | None:
-    """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one.
-
-    Of several processes the first alone finds it, so that none disturbs its trial.
-    """
+    """Return the dtype to extract features in, see `reid.device`; "auto" takes the faster one."""
     dtype = dtype_for(device, precision, gpus)
     if precision == "auto" and dtype:
         dtype = faster_dtype(trained.net, device, trained.transform.size, batchsize)
     return dtype
+
+
+def agreed_dtype(
+    trained: Trained, world: World, precision: str, batchsize: int
+) -> torch.dtype | None:
+    """Return `inference_dtype` as the first process finds it; others would disturb its trial."""
+    dtype = None
+    with world.together():
+        if world.first:
+            dtype = inference_dtype(trained, world.device, precision, batchsize, world.gpus)
+    return world.of_first(dtype)
 
 
 def made_by(trained: Trained, scales: tuple[float, ...]) -> dict:
