@@ -131,8 +131,8 @@ demo() {
     "python test.py --name demo_baseline --test_dir $data --val --mat model/demo_baseline/val.mat && \
 python evaluate.py model/demo_baseline/val.mat --calibrate 0.001"
   step "false" \
-    "python search.py --name demo_baseline --query data/demo/query/0225_c6s5_036117_00.jpg \
-data/demo/query/0001_c3s1_028002_00.jpg --gallery data/demo/bounding_box_test \
+    "python search.py --name demo_baseline --query data/demo/query/0359_c6s6_015957_00.jpg \
+data/demo/query/0225_c6s5_036117_00.jpg --gallery data/demo/bounding_box_test \
 --index model/demo_baseline/gallery.index --top 5 --output model/demo_baseline/search.jpg"
 
   printf '\n$ %s\n\n' "python results_table.py model/demo_baseline model/demo_lsro"

@@ -161,7 +161,7 @@ def runs(tmp_path_factory):
     from reid.exporting.onnx_format import onnx_file
 
     folder = tmp_path_factory.mktemp("readme")
-    save_image(folder / "data/demo/query/0001_c3s1_028002_00.jpg", 0, (50, 120))
+    save_image(folder / "data/demo/query/0359_c6s6_015957_00.jpg", 0, (50, 120))
     run = Run(folder / "model/demo_baseline")
     run.start({"height": 64, "width": 32}, {})
     torch.manual_seed(0)
