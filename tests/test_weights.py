@@ -435,7 +435,7 @@ def test_scripts_take_features_of_other_codes(prepared, tmp_path, monkeypatch, c
     assert "features of 512 numbers" in capsys.readouterr().out
     call(export.main, "--data_dir", prepared, *flags, "--format", "torch", "--check_images", 10)
     capsys.readouterr()
-    file = File(*torch_compute(tmp_path / "theirs_features_fp32.pt2"))
+    file = File(*torch_compute(tmp_path / "theirs_features_height64_width32_fp32.pt2"))
     np.testing.assert_allclose(file(images), query.features, atol=1e-4)
     assert exit_code(extraction.main, *flags[:2], "--data_dir", prepared, "--backbone", "vit") == 2
     assert "--backbone vit: not resnet50, densenet121 or" in capsys.readouterr().err
