@@ -146,9 +146,10 @@ def walk_images(
 
 def is_prepared(folder: str | Path) -> bool:
     """Tell whether prepare.py made a folder, from a dataset or from own photos."""
-    there = {n for n in ("train_all", "gallery", IDENTITIES_FILE) if (Path(folder) / n).exists()}
-    for_testing = Path(folder).name == "pytorch" and "gallery" in there  # others may have one, too
-    return bool(there - {"gallery"}) or for_testing
+    signs = ["train_all", IDENTITIES_FILE]
+    if os.path.basename(folder) == "pytorch":  # elsewhere "gallery" may be anybody's
+        signs.append("gallery")
+    return any(os.path.exists(os.path.join(folder, sign)) for sign in signs)
 
 
 def identity_folders(split: str | Path) -> list[Path]:

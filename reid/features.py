@@ -258,7 +258,8 @@ def extract(
         scales.append(own)
     own = mean_direction(scales)
     with world.together():
-        for row in np.flatnonzero(~np.isfinite(own).all(axis=1)):
+        if not np.isfinite(own).all():
+            row = np.isfinite(own).all(axis=1).argmin()
             raise checked(own_paths[row], own[row])
     parts = world.collect(own)
     return np.concatenate(parts) if world.first else None
